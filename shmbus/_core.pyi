@@ -1,0 +1,228 @@
+"""Memory: layout, rings, claims. The contract of the C core; `tests/model.py` says the same in executable Python.
+
+Never blocks, never creates an OS object, never trusts a number that it reads from a segment: what cannot be raises
+CorruptSegmentError, and a segment of another layout LayoutMismatchError. Any object with a writable buffer can be a
+segment; read-only ones serve the reading methods.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Generic, TypedDict, TypeVar
+
+T = TypeVar("T")
+
+LAYOUT_VERSION: Final[int]
+MAX_TOPICS: Final[int]
+MAX_GROUPS: Final[int]
+MAX_SUBSCRIBERS: Final[int]
+MAX_WORKERS: Final[int]
+MAX_CONSUMERS: Final[int]
+MAX_ATTEMPT: Final[int]
+MAX_HEADERS: Final[int]
+MIN_CAPACITY: Final[int]
+MAX_CAPACITY: Final[int]
+BUS_BYTES: Final[int]
+BUS_MAGIC: Final[int]
+BUS_BOOT_ID: Final[int]
+BUS_PID_NAMESPACE: Final[int]
+BUS_LAYOUT_VERSION: Final[int]
+BUS_CREATED: Final[int]
+BUS_VERSION: Final[int]
+BUS_HOLDER: Final[int]
+BUS_SUPERVISOR_PID: Final[int]
+BUS_SUPERVISOR_START: Final[int]
+BUS_SUPERVISOR_BEAT: Final[int]
+BUS_REMOVED: Final[int]
+TOPIC_LINES: Final[int]
+TOPIC_EPOCH: Final[int]
+TOPIC_PARKED: Final[int]
+TOPIC_AWAITING: Final[int]
+GROUP_LINES: Final[int]
+GROUP_PARKED: Final[int]
+GROUP_AWAITING: Final[int]
+CONSUMER_LINES: Final[int]
+CONSUMER_STALLED: Final[int]
+LINE: Final[int]
+DOCUMENTS: Final[int]
+DOCUMENT_BYTES: Final[int]
+DOCUMENT_LENGTH: Final[int]
+DOCUMENT_CHECKSUM: Final[int]
+DOCUMENT_BODY: Final[int]
+RING_WAITING: Final[int]
+RING_NEED: Final[int]
+NOTHING: Final[object]
+
+def load(buffer: Any, offset: int, /) -> int:
+    """The 64-bit word at `offset`, sequentially consistent. IndexError when there is none."""
+
+def store(buffer: Any, offset: int, value: int, /) -> None: ...
+def fetch_add(buffer: Any, offset: int, value: int, /) -> int: ...
+def fetch_or(buffer: Any, offset: int, bits: int, /) -> int: ...
+def fetch_and(buffer: Any, offset: int, bits: int, /) -> int: ...
+
+class RingInfo(TypedDict):
+    """The publisher's words: positions in bytes, `sequence` of the next event, bitmaps of slots, bytes of need and room."""
+
+    tail: int
+    sequence: int
+    oldest: int
+    intent: int
+    members: int
+    reliable: int
+    need: int
+    waiting: int
+    unrouted: int
+    room: int
+
+class RingTerms(TypedDict):
+    """One slot's books, in events; `oldest_ns` is CLOCK_REALTIME of the first event not received, 0 when there is none."""
+
+    offered: int
+    delivered: int
+    depth: int
+    overrun: int
+    refused: int
+    undecodable: int
+    oldest_ns: int
+
+class WorkTerms(TypedDict):
+    """A group's books on one ring, in events; `claimed` is part of `depth`. `need` and `room` are bytes."""
+
+    offered: int
+    delivered: int
+    depth: int
+    claimed: int
+    refused: int
+    rejected: int
+    undecodable: int
+    oldest_ns: int
+    need: int
+    room: int
+
+LossTuple = tuple[int, int, int, int, int]
+"""(count, first sequence, last sequence, first time, last time); times are CLOCK_REALTIME in ns."""
+
+class BroadcastRing:
+    """A checked view of one broadcast segment; keeps the mapping alive."""
+
+    def __new__(cls, segment: Any, /) -> BroadcastRing: ...
+    ring_id: int
+    capacity: int
+    @staticmethod
+    def format(segment: Any, capacity: int, ring_id: int, sequence: int = 1, position: int = 0) -> None:
+        """Lay out an empty ring. Counters may start anywhere. ValueError for a capacity that cannot be."""
+
+    @staticmethod
+    def size(capacity: int, /) -> int:
+        """Bytes of the segment, 0 if the capacity cannot be."""
+
+    @staticmethod
+    def maximum(capacity: int, /) -> int:
+        """Largest body of a record in bytes: headers, rounded up to 8, and payload."""
+
+    def join(self, slot: int, lossy: bool = False, oldest: bool = False) -> None: ...
+    def leave(self, slot: int, /) -> None: ...
+    def info(self) -> RingInfo: ...
+    def terms(self, slot: int, /) -> RingTerms: ...
+    def losses(self, slot: int, /) -> dict[str, LossTuple]: ...
+    def blocking(self, need: int, /) -> int: ...
+    def release_publisher(self) -> bool: ...
+
+class WorkRing:
+    """A checked view of one work segment; keeps the mapping alive."""
+
+    def __new__(cls, segment: Any, /) -> WorkRing: ...
+    ring_id: int
+    capacity: int
+    @staticmethod
+    def format(segment: Any, capacity: int, ring_id: int, sequence: int = 1, position: int = 0) -> None: ...
+    @staticmethod
+    def size(capacity: int, /) -> int: ...
+    def reclaim(self, owner: int, generation: int, /) -> int:
+        """Make READY what a dead worker held; how many records."""
+
+    def held(self, owner: int, generation: int, /) -> int: ...
+    def terms(self) -> WorkTerms: ...
+    def losses(self) -> dict[str, LossTuple]: ...
+    def release_publisher(self) -> bool: ...
+
+class Tap:
+    """Reads a broadcast ring without a slot, and leaves no trace."""
+
+    def __new__(cls, ring: BroadcastRing, oldest: bool = False, /) -> Tap: ...
+    def read(self) -> tuple[int, int, bytes | None, bytes | None] | None:
+        """(sequence, time_ns, headers, payload); (first, last, None, None) for a gap; None when there is nothing."""
+
+class Producer(Generic[T]):
+    """The path of an event into its rings; Publisher adds the hooks that it calls when something is out of the ordinary."""
+
+    def __init__(
+        self,
+        segment: Any,
+        topic: int,
+        ring: BroadcastRing,
+        encode: Callable[[Any], bytes] | None,
+        accepts: tuple[type, ...],
+        expected: str,
+    ) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    _batch: int
+    def publish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None: ...
+    def publish_many(self, events: Iterable[T], /) -> int: ...
+    def _set_groups(self, routed: bool, groups: list[tuple[WorkRing, int]], /) -> None: ...
+    def _seen_epoch(self) -> None: ...
+    def _full(self, length: int, /) -> tuple[bool, int, list[int]]: ...
+    def _unblock(self) -> None: ...
+    def _release(self) -> None: ...
+
+class Consumer(Generic[T]):
+    """The path of an event out of the broadcast rings of a topic."""
+
+    def __init__(self, segment: Any, topic: int, decode: Callable[[Any], Any] | None) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    _spin_ns: int
+    def __iter__(self) -> Iterator[T]: ...
+    def __next__(self) -> T: ...
+    def try_receive(self) -> T | None: ...
+    def receive(self, timeout: float | None = None) -> T: ...
+    def _poll(self) -> Any: ...
+    def _take(self, maximum: int, /) -> list[T]: ...
+    def _poll_message(self) -> Any: ...
+    def _ready(self) -> bool: ...
+    def _add_source(self, ring: BroadcastRing, slot: int, publisher: str, /) -> None: ...
+    def _drop_source(self, ring_id: int, /) -> None: ...
+    def _seen_epoch(self) -> None: ...
+    def _release(self) -> None: ...
+
+class Claimer(Generic[T]):
+    """The path of an event to one of a group's workers."""
+
+    def __init__(
+        self,
+        segment: Any,
+        topic: int,
+        decode: Callable[[Any], Any] | None,
+        owner: int,
+        generation: int,
+        max_deliver: int,
+        prefetch: int,
+    ) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    _spin_ns: int
+    def __iter__(self) -> Iterator[T]: ...
+    def __next__(self) -> T: ...
+    def try_receive(self) -> T | None: ...
+    def receive(self, timeout: float | None = None) -> T: ...
+    def ack(self) -> None: ...
+    def _poll(self) -> Any: ...
+    def _take(self, maximum: int, /) -> list[T]: ...
+    def _poll_message(self) -> Any: ...
+    def _settle(self, ring_id: int, sequence: int, word: int, how: int, /) -> bool: ...
+    def _payload(self, ring_id: int, sequence: int, word: int, /) -> bytes | None: ...
+    def _ready(self) -> bool: ...
+    def _add_source(self, ring: WorkRing, publisher: str, /) -> None: ...
+    def _drop_source(self, ring_id: int, /) -> None: ...
+    def _seen_epoch(self) -> None: ...
+    def _release(self) -> None: ...

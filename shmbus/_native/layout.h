@@ -1,0 +1,216 @@
+/* Layout of all segments: the one place that knows an offset. Python reads the constants from _core.
+ *
+ * Layout      A bus segment (header, topic lines, group lines, consumer lines, two document slots), and ring segments:
+ *             broadcast (header, cursor slots, records) and work (header, descriptors, records).
+ * Writers     Each word names its writer below: P the publisher, S one subscriber, W any worker by CAS, V the
+ *             supervisor, L whoever holds the bus lock.
+ * Invariants  Sizes and offsets are ABI: LAYOUT_VERSION changes with any of them.
+ * Crash order A segment is initialised whole before it gets its name, so no reader sees half a header.
+ */
+#ifndef SHMBUS_LAYOUT_H
+#define SHMBUS_LAYOUT_H
+
+#include "atomics.h"
+
+#define LAYOUT_VERSION 1u
+#define BUS_MAGIC 0x3173756273756d68ull  /* "hmsubsu1" in memory: no other program's first eight bytes */
+#define RING_MAGIC 0x31676e6972756d68ull /* "hmuring1" */
+
+#define LINE 64 /* bytes in a cache line of x86-64 and of most aarch64 */
+#define PAGE 4096
+
+#define RING_BROADCAST 1u
+#define RING_WORK 2u
+
+#define MIN_CAPACITY 4096ull
+#define MAX_CAPACITY (1ull << 40)
+
+/* Bus segment. The registry is one document, kept twice: slot `version & 1` is the valid one, the other is scratch for the
+ * next change. Fixed words beside it are those that change too often, or too lock-free, for a document. */
+#define MAX_TOPICS 128
+#define MAX_GROUPS 64
+#define MAX_SUBSCRIBERS 64 /* of one topic: one word of `parked` */
+#define MAX_WORKERS 256    /* of one group: four words of `parked`, eight bits in a claim word */
+#define MAX_CONSUMERS 512
+#define DOCUMENT_BYTES (1u << 20)
+
+typedef struct bus_header {
+    /*   off  field          writer  order */
+    uint64_t magic;          /*  0   creator */
+    uint64_t layout_version; /*  8   creator */
+    uint64_t boot_id[2];     /* 16   creator; a PID means nothing after a reboot */
+    uint64_t pid_namespace;  /* 32   creator; inode number; a PID means nothing across it */
+    uint64_t created_ns;     /* 40   creator; CLOCK_REALTIME */
+    uint64_t reserved[2];
+    word version;        /* 64   L  release after the document slot: SYNC document */
+    word holder;         /* 72   L  PID of the lock's holder, 0 when free; non-zero on entry says that it died inside */
+    word supervisor_pid; /* 80   V */
+    word supervisor_start; /* 88   V  clock ticks since boot */
+    word supervisor_beat;  /* 96   V  CLOCK_MONOTONIC ns of its last round */
+    word removed;          /* 104  L  1 once the bus is unlinked: handles that still map it must let go */
+} bus_header;
+
+typedef struct topic_line { /* one cache line that every publish reads */
+    word epoch;             /*  0  L  add after the document: SYNC epoch */
+    word parked;            /*  8  S sets, whoever clears posts: SYNC park */
+    word awaiting;          /* 16  S  bits whose owner sleeps on its FIFO instead of its semaphore */
+    word reserved[5];
+} topic_line;
+
+typedef struct group_line {
+    word parked[MAX_WORKERS / 64];   /*  0  W sets, whoever clears posts: SYNC park */
+    word awaiting[MAX_WORKERS / 64]; /* 32  W */
+} group_line;
+
+typedef struct consumer_line {
+    word stalled_since_ns; /*  0  V  CLOCK_MONOTONIC, 0 when it makes progress */
+    word reserved[7];
+} consumer_line;
+
+typedef struct document_slot {
+    word length;   /*  0  L */
+    word checksum; /*  8  L  crc32 of the bytes */
+    unsigned char bytes[DOCUMENT_BYTES - 16];
+} document_slot;
+
+typedef struct bus_segment {
+    bus_header header;
+    unsigned char pad[PAGE - sizeof(bus_header)];
+    topic_line topics[MAX_TOPICS];
+    group_line groups[MAX_GROUPS];
+    consumer_line consumers[MAX_CONSUMERS];
+    document_slot documents[2];
+} bus_segment;
+
+/* Record: 24 bytes of header, then headers, then payload; the next record begins at the next multiple of eight.
+ *
+ *   0               8           12    13    14          16              24
+ *   +---------------+-----------+-----+-----+-----------+---------------+----------+---------+
+ *   | sequence      | length    |kind |flags| headers   | time_ns       | headers  | payload |
+ *   +---------------+-----------+-----+-----+-----------+---------------+----------+---------+
+ *
+ * `length` counts headers and payload, `headers` the first of the two. `sequence` stands first because the publisher
+ * writes the next one ahead of its tail (the frontier), so that every boundary in [oldest, tail] tells its sequence. */
+#define RECORD_HEADER 24
+#define RECORD_ALIGN 8
+#define RECORD_EVENT 1u
+#define RECORD_PAD 2u /* fills the ring up to its end; carries the sequence of the record that follows */
+#define MAX_HEADERS 0xffffu
+
+typedef struct ring_header {
+    /*   off  field          writer  order */
+    uint64_t magic;          /*   0  creator */
+    uint32_t layout_version; /*   8  creator */
+    uint32_t kind;           /*  12  creator; RING_BROADCAST or RING_WORK */
+    uint64_t capacity;       /*  16  creator; bytes of records, a power of two */
+    uint64_t slots;          /*  24  creator; cursor slots, or descriptors (a power of two) */
+    uint64_t ring_id;        /*  32  creator; never used twice on a bus */
+    uint64_t reserved0[3];
+
+    word tail;     /*  64  P  seq_cst after the record: SYNC tail. Broadcast: a position; work: the last sequence + 1 */
+    word intent;   /*  72  P  seq_cst before the records that it covers: SYNC intent */
+    word oldest;   /*  80  P  release before intent: SYNC oldest */
+    word position; /*  88  P  work: end of the last record in bytes */
+    word reserved1[4];
+
+    word gate_version; /* 128  L  add after a slot is taken: SYNC join */
+    word waiting;      /* 136  P sets, whoever clears posts: SYNC room */
+    word need;         /* 144  P  bytes that it could not get, 0 when it could */
+    word members;      /* 152  L  bitmap of cursor slots in use */
+    word reliable;     /* 160  L  those of them that gate the publisher */
+    word reserved2[3];
+
+    word refused;          /* 192  P  events that did not get in */
+    word refused_first;    /* 200  P  sequence that the next event got after the first refusal */
+    word refused_last;     /* 208  P */
+    word refused_first_ns; /* 216  P  CLOCK_REALTIME */
+    word refused_last_ns;  /* 224  P */
+    word unrouted;         /* 232  P  events published while nobody was there */
+    word reserved3[2];
+
+    word next; /* 256  W  CAS; hint {sequence 48, tag 16}: where to look for READY first */
+    word reserved4[7];
+
+    word gate; /* 320  W  CAS; first sequence that is not DONE: SYNC gate */
+    word reserved5[7];
+
+    word rejected;    /* 384  W  add before DONE; splits `delivered`, never enters a sum */
+    word undecodable; /* 392  W  the same */
+    word loss_first;  /* 400  W  advisory: first sequence rejected or undecodable */
+    word loss_last;   /* 408  W */
+    word loss_first_ns;
+    word loss_last_ns;
+    word reserved6[2];
+} ring_header;
+
+typedef struct loss_record { /* events that one consumer will not get, for one cause */
+    word count;
+    word first; /* sequences, both inclusive */
+    word last;
+    word first_ns; /* CLOCK_REALTIME */
+    word last_ns;
+} loss_record;
+
+typedef struct loss_pair {
+    loss_record overrun;
+    loss_record undecodable;
+} loss_pair;
+
+typedef struct cursor_slot {
+    word
+        cursor; /*   0  S  release after the event is out: SYNC cursor. Reliable: a position; lossy: the next sequence */
+    word position; /*   8  S  lossy: where it stands; advisory, for lag alone */
+    word reserved0[6];
+    word join_position; /*  64  L */
+    word join_sequence; /*  72  L  first sequence on this consumer's books */
+    word refused_base;  /*  80  L  refused before it joined */
+    word lossy;         /*  88  L */
+    word reserved1[4];
+    loss_pair losses[2]; /* 128  S  slot `flip & 1` is valid, the other is scratch */
+    word flip;           /* 288  S  release after the scratch slot: SYNC losses */
+    word reserved2[3];
+} cursor_slot;
+
+/* Descriptor of a work ring, one per sequence (`sequence & (slots - 1)`).
+ *
+ *   claim:  63        39 38   36 35          24 23        16 15               0
+ *           +-----------+-------+--------------+------------+------------------+
+ *           | lap 25    |state 3| attempt 12   | owner 8    | owner generation |
+ *           +-----------+-------+--------------+------------+------------------+
+ *
+ * `lap` is `sequence / slots`: a worker that slept through a lap fails its CAS. `attempt` only grows within a lap, so no
+ * word ever comes back. */
+typedef struct descriptor {
+    word position; /*  0  P  before the claim word */
+    word claim;    /*  8  P at first (release: SYNC claim), then W and L by CAS */
+} descriptor;
+
+#define CLAIM_FREE 0u
+#define CLAIM_READY 1u
+#define CLAIM_CLAIMED 2u
+#define CLAIM_DONE 3u
+#define MAX_ATTEMPT 4095u
+
+typedef struct broadcast_segment {
+    ring_header header;
+    unsigned char pad[PAGE - sizeof(ring_header)];
+    cursor_slot cursors[MAX_SUBSCRIBERS];
+    /* records from here */
+} broadcast_segment;
+
+#define WORK_DESCRIPTORS(capacity) ((capacity) / 64) /* a record of 64 bytes fills both tables at once */
+
+_Static_assert(offsetof(bus_header, version) == LINE, "layout is ABI");
+_Static_assert(sizeof(topic_line) == LINE && sizeof(group_line) == LINE && sizeof(consumer_line) == LINE,
+               "layout is ABI");
+_Static_assert(offsetof(bus_segment, topics) == PAGE, "layout is ABI");
+_Static_assert(sizeof(document_slot) == DOCUMENT_BYTES, "layout is ABI");
+_Static_assert(offsetof(ring_header, tail) == 64 && offsetof(ring_header, gate_version) == 128, "layout is ABI");
+_Static_assert(offsetof(ring_header, refused) == 192 && offsetof(ring_header, next) == 256, "layout is ABI");
+_Static_assert(offsetof(ring_header, gate) == 320 && offsetof(ring_header, rejected) == 384, "layout is ABI");
+_Static_assert(sizeof(ring_header) == 448, "layout is ABI");
+_Static_assert(offsetof(cursor_slot, losses) == 128 && sizeof(cursor_slot) == 320, "layout is ABI");
+_Static_assert(sizeof(broadcast_segment) % PAGE == 0, "records begin on a page");
+_Static_assert(sizeof(descriptor) == 16, "layout is ABI");
+
+#endif

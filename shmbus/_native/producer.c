@@ -1,0 +1,449 @@
+/* Producer: what Publisher inherits. Encode, reserve in every ring, write, commit, look who is parked, with no Python
+ * frame in between unless something is out of the ordinary: then one of the hooks is called, and the attempt starts again.
+ *
+ *   _refresh()            membership of the topic changed
+ *   _make_room(length)    a ring is full: True to try again, False to write where there is room; may raise Full
+ *   _wake(parked)         subscribers sleep
+ *   _wake_group(g, n)     workers of the g-th group sleep, n records came
+ *   _encode_headers(h)    bytes for the headers of one event
+ *
+ * Between the last hook and the commit nothing runs but this code under the GIL, so threads may share a Producer. */
+#include "python.h"
+
+typedef struct group_out {
+    Ring *ring;
+    work_writer writer;
+    unsigned line;
+    bool fits;
+} group_out;
+
+typedef struct Producer {
+    PyObject_HEAD guard guard;
+    bus_lines lines;
+    PyObject *encode;  /* callable, or None for raw bytes */
+    PyObject *accepts; /* tuple of exact types; empty: unchecked */
+    PyObject *type_error;
+    Ring *ring;
+    ring_writer writer;
+    group_out groups[MAX_GROUPS];
+    unsigned group_count;
+    bool routed, fits;
+    uint64_t batch; /* events of the running publish_many that are in */
+} Producer;
+
+/* ---- rings ---- */
+
+static int producer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"segment", "topic", "ring", "encode", "accepts", "expected", NULL};
+    Producer *self = (Producer *)object;
+    PyObject *segment, *ring, *encode, *accepts, *expected;
+    unsigned topic;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOOO!O", names, &segment, &topic, &ring, &encode, &PyTuple_Type,
+                                     &accepts, &expected))
+        return -1;
+    if (self->ring) {
+        PyErr_SetString(PyExc_RuntimeError, "a producer is made once");
+        return -1;
+    }
+    if (!ring_checked(ring, RING_BROADCAST, true) || lines_bind(&self->lines, segment, topic) < 0)
+        return -1;
+    self->guard = (guard){.fork_generation = fork_generation};
+    self->encode = Py_NewRef(encode);
+    self->accepts = Py_NewRef(accepts);
+    self->type_error = Py_NewRef(expected);
+    self->ring = (Ring *)Py_NewRef(ring);
+    return ring_writer_open(&self->writer, &self->ring->view) == RING_OK ? 0 : corrupt(self->ring, "tail cannot be");
+}
+
+static int producer_traverse(PyObject *object, visitproc visit, void *arg) {
+    Producer *self = (Producer *)object;
+    Py_VISIT(Py_TYPE(object));
+    Py_VISIT(self->encode);
+    Py_VISIT(self->accepts);
+    Py_VISIT(self->type_error);
+    return 0;
+}
+
+static void drop_rings(Producer *self) {
+    for (unsigned i = 0; i < self->group_count; i++)
+        Py_DECREF((PyObject *)self->groups[i].ring);
+    self->group_count = 0;
+    PyObject *ring = (PyObject *)self->ring;
+    self->ring = NULL;
+    Py_XDECREF(ring);
+    lines_unbind(&self->lines);
+}
+
+static int producer_clear(PyObject *object) {
+    Producer *self = (Producer *)object;
+    self->guard.closed = true;
+    drop_rings(self);
+    Py_CLEAR(self->encode);
+    Py_CLEAR(self->accepts);
+    Py_CLEAR(self->type_error);
+    return 0;
+}
+
+static void producer_dealloc(PyObject *object) {
+    PyObject_GC_UnTrack(object);
+    producer_clear(object);
+    object_free(object);
+}
+
+/* _set_groups(routed, [(WorkRing, line), ...]): the groups from now on; writers of rings that stay are kept. */
+static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
+    Producer *self = (Producer *)object;
+    PyObject *list;
+    int routed;
+    if (!PyArg_ParseTuple(args, "pO!:_set_groups", &routed, &PyList_Type, &list) ||
+        guard_check(&self->guard, "publisher") < 0)
+        return NULL;
+    Py_ssize_t count = PyList_Size(list);
+    if (count > MAX_GROUPS)
+        return PyErr_Format(PyExc_ValueError, "%zd groups, at most %d", count, MAX_GROUPS);
+    group_out fresh[MAX_GROUPS];
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *ring;
+        unsigned line;
+        if (!PyArg_ParseTuple(PyList_GetItem(list, i), "OI", &ring, &line) || !ring_checked(ring, RING_WORK, true))
+            return NULL;
+        if (!lines_group(&self->lines, line))
+            return PyErr_Format(PyExc_IndexError, "no group line %u", line);
+        fresh[i] = (group_out){.ring = (Ring *)ring, .line = line};
+        unsigned old = 0;
+        while (old < self->group_count && self->groups[old].ring != (Ring *)ring)
+            old++;
+        if (old < self->group_count)
+            fresh[i].writer = self->groups[old].writer;
+        else if (work_writer_open(&fresh[i].writer, &((Ring *)ring)->view) != RING_OK) {
+            corrupt((Ring *)ring, "gate and tail cannot be");
+            return NULL;
+        }
+    }
+    for (Py_ssize_t i = 0; i < count; i++)
+        Py_INCREF((PyObject *)fresh[i].ring);
+    for (unsigned i = 0; i < self->group_count; i++)
+        Py_DECREF((PyObject *)self->groups[i].ring);
+    memcpy(self->groups, fresh, sizeof(group_out) * (size_t)count);
+    self->group_count = (unsigned)count;
+    self->routed = routed || count;
+    Py_RETURN_NONE;
+}
+
+/* _seen_epoch(): the epoch that the membership about to be read belongs to, or a later one. */
+static PyObject *producer_seen_epoch(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Producer *self = (Producer *)object;
+    if (guard_check(&self->guard, "publisher") < 0)
+        return NULL;
+    self->lines.epoch = LOAD_SEQ(&self->lines.topic->epoch); /* SYNC epoch: before the document is read */
+    Py_RETURN_NONE;
+}
+
+/* ---- one event ---- */
+
+static int check_type(Producer *self, PyObject *event) {
+    Py_ssize_t count = PyTuple_Size(self->accepts);
+    for (Py_ssize_t i = 0; i < count; i++)
+        if ((PyObject *)Py_TYPE(event) == PyTuple_GetItem(self->accepts, i))
+            return 0;
+    if (!count)
+        return 0;
+    PyObject *name = PyObject_GetAttrString((PyObject *)Py_TYPE(event), "__qualname__");
+    if (name)
+        PyErr_Format(EventTypeError, "%S, got %U", self->type_error, name);
+    Py_XDECREF(name);
+    return -1;
+}
+
+/* The event's payload as bytes; a new reference. Raw topics pass bytes through. */
+static PyObject *encode_event(Producer *self, PyObject *event, uint64_t headers) {
+    if (check_type(self, event) < 0)
+        return NULL;
+    PyObject *payload = self->encode == Py_None ? Py_NewRef(event) : call_one(self->encode, event);
+    if (!payload)
+        return NULL;
+    uint64_t maximum = record_maximum(self->ring->view.capacity), size = headers;
+    if (!PyBytes_Check(payload))
+        PyErr_Format(EventTypeError, "%S, got no bytes from its encoder", self->type_error);
+    else if ((size += (uint64_t)PyBytes_Size(payload)) <= maximum)
+        return payload;
+    else { /* the subclass raises EventTooLargeError, which carries the values */
+        PyObject *result = PyObject_CallMethod((PyObject *)self, "_too_large", "KK", (unsigned long long)size,
+                                               (unsigned long long)maximum);
+        Py_XDECREF(result);
+    }
+    Py_DECREF(payload);
+    return NULL;
+}
+
+static int reserve_all(Producer *self, uint64_t length) {
+    int status = ring_reserve(&self->writer, length);
+    self->fits = status == RING_OK;
+    for (unsigned i = 0; i < self->group_count && status >= 0; i++) {
+        int one = work_reserve(&self->groups[i].writer, length);
+        self->groups[i].fits = one == RING_OK;
+        if (one != RING_OK)
+            status = one;
+    }
+    if (status < 0)
+        corrupt(self->ring, "cursors, gate or records cannot be");
+    return status;
+}
+
+static void commit_all(Producer *self) {
+    ring_commit(&self->writer);
+    for (unsigned i = 0; i < self->group_count; i++)
+        work_commit(&self->groups[i].writer);
+}
+
+static int wake_all(Producer *self, uint64_t records) {
+    uint64_t parked = LOAD_SEQ(&self->lines.topic->parked); /* SYNC park */
+    PyObject *result = Py_None;
+    if (parked) {
+        result = PyObject_CallMethod((PyObject *)self, "_wake", "K", (unsigned long long)parked);
+        Py_XDECREF(result);
+    }
+    for (unsigned i = 0; i < self->group_count && result; i++) {
+        group_line *line = lines_group(&self->lines, self->groups[i].line);
+        uint64_t any = 0;
+        for (int w = 0; line && w < MAX_WORKERS / 64; w++)
+            any |= LOAD_SEQ(&line->parked[w]); /* SYNC park */
+        if (!any)
+            continue;
+        result = PyObject_CallMethod((PyObject *)self, "_wake_group", "IK", self->groups[i].line,
+                                     (unsigned long long)records);
+        Py_XDECREF(result);
+    }
+    return result ? 0 : -1;
+}
+
+/* Writes where there is room, and counts a refusal where there is none. */
+static bool write_all(Producer *self, const part *part) {
+    bool all = self->fits;
+    if (self->fits)
+        ring_write(&self->writer, part);
+    else
+        ring_refuse(&self->ring->view, self->writer.sequence, 1, part->time_ns);
+    for (unsigned i = 0; i < self->group_count; i++) {
+        group_out *g = &self->groups[i];
+        if (g->fits)
+            work_write(&g->writer, part);
+        else
+            ring_refuse(&g->ring->view, g->writer.sequence, 1, part->time_ns);
+        all = all && g->fits;
+    }
+    if (!self->routed)
+        STORE_RELAXED(&self->ring->view.header->unrouted, LOAD_RELAXED(&self->ring->view.header->unrouted) + 1);
+    return all;
+}
+
+/* Room for one record in every ring: 1; 0: where `fits` says; -1: an exception. `pending` uncommitted records go out
+ * before any hook runs. */
+static int acquire(Producer *self, uint64_t length, uint64_t *pending) {
+    for (;;) {
+        bool stale = LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch; /* SYNC epoch */
+        int status = stale ? RING_EMPTY : reserve_all(self, length);
+        if (status == RING_OK)
+            return 1;
+        if (*pending) {
+            commit_all(self);
+            self->batch += *pending;
+            int woken = wake_all(self, *pending);
+            *pending = 0;
+            if (woken < 0 && status >= 0)
+                return -1;
+        }
+        if (status < 0)
+            return -1;
+        PyObject *result = stale ? PyObject_CallMethod((PyObject *)self, "_refresh", NULL)
+                                 : PyObject_CallMethod((PyObject *)self, "_make_room", "K", (unsigned long long)length);
+        int again = result ? stale || PyObject_IsTrue(result) : -1;
+        Py_XDECREF(result);
+        if (again < 0 || guard_check(&self->guard, "publisher") < 0)
+            return -1;
+        if (!again) { /* the policy is to drop; another thread may have changed anything while it was asked */
+            if (LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch)
+                continue;
+            status = reserve_all(self, length);
+            return status < 0 ? -1 : status == RING_OK;
+        }
+    }
+}
+
+static PyObject *publish_bytes(Producer *self, PyObject *payload, const void *headers, uint32_t headers_length) {
+    part p = {.headers = headers,
+              .headers_length = headers_length,
+              .payload = PyBytes_AsString(payload),
+              .payload_length = (uint64_t)PyBytes_Size(payload)};
+    uint64_t pending = 0;
+    if (acquire(self, p.payload_length + ((headers_length + 7u) & ~(uint64_t)7), &pending) < 0)
+        return NULL;
+    p.time_ns = realtime_ns();
+    bool all = write_all(self, &p);
+    commit_all(self);
+    uint64_t sequence = self->writer.sequence - 1;
+    if (wake_all(self, 1) < 0)
+        return NULL;
+    return all ? PyLong_FromUnsignedLongLong(sequence) : Py_NewRef(Py_None);
+}
+
+static PyObject *publish(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+    Producer *self = (Producer *)object;
+    Py_ssize_t keywords = names ? PyTuple_Size(names) : 0;
+    if (guard_check(&self->guard, "publisher") < 0)
+        return NULL;
+    if (count != 1 || keywords > 1 ||
+        (keywords && PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "headers") != 0)) {
+        PyErr_SetString(PyExc_TypeError, "publish(event, *, headers=None)");
+        return NULL;
+    }
+    PyObject *headers = NULL, *payload, *result = NULL;
+    if (keywords && args[1] != Py_None) {
+        headers = PyObject_CallMethod(object, "_encode_headers", "O", args[1]);
+        if (!headers)
+            return NULL;
+    }
+    uint32_t length = headers ? (uint32_t)PyBytes_Size(headers) : 0;
+    payload = encode_event(self, args[0], length);
+    if (payload)
+        result = publish_bytes(self, payload, headers ? PyBytes_AsString(headers) : NULL, length);
+    Py_XDECREF(payload);
+    Py_XDECREF(headers);
+    return result;
+}
+
+static PyObject *encode_many(Producer *self, PyObject *events) {
+    PyObject *iterator = PyObject_GetIter(events), *payloads = iterator ? PyList_New(0) : NULL, *event;
+    while (payloads && (event = PyIter_Next(iterator))) {
+        PyObject *payload = encode_event(self, event, 0);
+        if (!payload || PyList_Append(payloads, payload) < 0)
+            Py_CLEAR(payloads);
+        Py_XDECREF(payload);
+        Py_DECREF(event);
+    }
+    Py_XDECREF(iterator);
+    if (PyErr_Occurred())
+        Py_CLEAR(payloads);
+    return payloads;
+}
+
+/* Everything is encoded before anything is written; one commit for as many as fit at once. */
+static PyObject *publish_many(PyObject *object, PyObject *events) {
+    Producer *self = (Producer *)object;
+    if (guard_check(&self->guard, "publisher") < 0)
+        return NULL;
+    PyObject *payloads = encode_many(self, events);
+    if (!payloads)
+        return NULL;
+    Py_ssize_t count = PyList_Size(payloads);
+    uint64_t pending = 0, missed = 0;
+    self->batch = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *payload = PyList_GetItem(payloads, i);
+        part p = {.payload = PyBytes_AsString(payload), .payload_length = (uint64_t)PyBytes_Size(payload)};
+        if (acquire(self, p.payload_length, &pending) < 0) {
+            Py_DECREF(payloads);
+            return NULL;
+        }
+        p.time_ns = realtime_ns();
+        missed += !write_all(self, &p);
+        pending++;
+    }
+    Py_DECREF(payloads);
+    if (pending) {
+        commit_all(self);
+        self->batch += pending;
+        if (wake_all(self, pending) < 0)
+            return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(self->batch - missed);
+}
+
+/* ---- what hooks use ---- */
+
+static void set_waiting(Producer *self, uint64_t need, uint64_t waiting) {
+    STORE_SEQ(&self->ring->view.header->need, need);
+    STORE_SEQ(&self->ring->view.header->waiting, waiting); /* SYNC room */
+    for (unsigned i = 0; i < self->group_count; i++) {
+        STORE_SEQ(&self->groups[i].ring->view.header->need, need);
+        STORE_SEQ(&self->groups[i].ring->view.header->waiting, waiting); /* SYNC room */
+    }
+}
+
+/* _full(length): (bitmap of the broadcast ring's blocking slots, [lines of groups without room]). Announces the need,
+ * raises the waiting flags, and looks again, so that whoever frees room afterwards sees the flag. */
+static PyObject *producer_full(PyObject *object, PyObject *arg) {
+    Producer *self = (Producer *)object;
+    unsigned long long length = PyLong_AsUnsignedLongLong(arg);
+    if (PyErr_Occurred() || guard_check(&self->guard, "publisher") < 0)
+        return NULL;
+    set_waiting(self, ring_need(&self->writer, length), 1);
+    if (reserve_all(self, length) < 0)
+        return NULL;
+    PyObject *lines = PyList_New(0);
+    for (unsigned i = 0; lines && i < self->group_count; i++) {
+        PyObject *line = self->groups[i].fits ? NULL : PyLong_FromUnsignedLong(self->groups[i].line);
+        if (line && PyList_Append(lines, line) < 0)
+            Py_CLEAR(lines);
+        Py_XDECREF(line);
+    }
+    uint64_t slots = self->fits ? 0 : ring_blocking(&self->ring->view, ring_need(&self->writer, length));
+    return lines ? Py_BuildValue("(OKN)", self->fits ? Py_True : Py_False, (unsigned long long)slots, lines) : NULL;
+}
+
+static PyObject *producer_unblock(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Producer *self = (Producer *)object;
+    if (guard_check(&self->guard, "publisher") < 0)
+        return NULL;
+    set_waiting(self, 0, 0);
+    Py_RETURN_NONE;
+}
+
+static PyObject *producer_release(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Producer *self = (Producer *)object;
+    self->guard.closed = true;
+    drop_rings(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *producer_get(PyObject *object, void *which) {
+    Producer *self = (Producer *)object;
+    if (which)
+        return PyLong_FromUnsignedLongLong(self->batch);
+    return PyBool_FromLong(self->guard.closed);
+}
+
+static PyGetSetDef getset[] = {{"closed", producer_get, NULL, "True after close().", NULL},
+                               {"_batch", producer_get, NULL, NULL, (void *)1},
+                               {NULL, NULL, NULL, NULL, NULL}};
+
+static PyMethodDef methods[] = {
+    {"publish", METHOD(publish), METH_FASTCALL | METH_KEYWORDS, "publish(event, *, headers=None)"},
+    {"publish_many", publish_many, METH_O, "publish_many(events)"},
+    {"_set_groups", producer_set_groups, METH_VARARGS, NULL},
+    {"_seen_epoch", producer_seen_epoch, METH_NOARGS, NULL},
+    {"_full", producer_full, METH_O, NULL},
+    {"_unblock", producer_unblock, METH_NOARGS, NULL},
+    {"_release", producer_release, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot slots[] = {{Py_tp_init, producer_init},
+                              {Py_tp_new, PyType_GenericNew},
+                              {Py_tp_dealloc, producer_dealloc},
+                              {Py_tp_traverse, producer_traverse},
+                              {Py_tp_clear, producer_clear},
+                              {Py_tp_methods, methods},
+                              {Py_tp_getset, getset},
+                              {Py_tp_doc, "The path of an event into its rings."},
+                              {0, NULL}};
+
+static PyType_Spec spec = {.name = "shmbus._core.Producer",
+                           .basicsize = sizeof(Producer),
+                           .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+                           .slots = slots};
+
+int producer_add(PyObject *module) { return type_add(module, &spec) ? 0 : -1; }

@@ -1,0 +1,74 @@
+/* What the files of the Python stratum share: errors, the ring object, the guards that every handle has.
+ * The sources compile against the full API for speed, and pass a syntax check against the limited API of 3.11. */
+#ifndef SHMBUS_PYTHON_H
+#define SHMBUS_PYTHON_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <string.h>
+
+#include "ring.h"
+#include "work.h"
+
+#ifdef Py_LIMITED_API
+#define call_one(callable, argument) PyObject_CallFunctionObjArgs((callable), (argument), NULL)
+#else
+#define call_one(callable, argument) PyObject_CallOneArg((callable), (argument))
+#endif
+
+#define METHOD(f) ((PyCFunction)(void (*)(void))(f))
+
+extern PyObject *CorruptSegmentError, *LayoutMismatchError, *EventTypeError, *ClosedError, *ForkedError;
+extern PyObject *ReclaimedError, *AccessError, *Nothing;
+extern unsigned fork_generation; /* counts up in every forked child: handles of the parent's time are not ours */
+
+typedef struct Ring { /* BroadcastRing and WorkRing: a checked view that keeps its mapping alive */
+    PyObject_HEAD Py_buffer buffer;
+    ring_view view;
+    uint64_t id;
+    bool open, writable;
+} Ring;
+
+typedef struct guard { /* first thing that every method of a handle looks at */
+    unsigned fork_generation;
+    bool closed, busy;
+} guard;
+
+typedef struct bus_lines { /* the two lines of the bus segment that a handle reads */
+    Py_buffer buffer;
+    topic_line *topic;
+    uint64_t epoch; /* of the topic, at the last refresh */
+} bus_lines;
+
+int guard_check(const guard *g, const char *what);
+int guard_enter(guard *g, const char *what);
+int lines_bind(bus_lines *lines, PyObject *segment, unsigned topic);
+void lines_unbind(bus_lines *lines);
+group_line *lines_group(const bus_lines *lines, unsigned group);
+int call_hook(PyObject *self, const char *name);
+PyObject *error_take(void);
+void error_hold(PyObject **slot);
+bool error_raise_held(PyObject **slot);
+PyObject *timeout_argument(PyObject *const *args, Py_ssize_t count, PyObject *names);
+int corrupt(const Ring *ring, const char *what);
+uint64_t realtime_ns(void);
+uint64_t monotonic_ns(void);
+void cpu_relax(void);
+
+Ring *ring_checked(PyObject *object, uint32_t kind, bool writable);
+PyTypeObject *type_add(PyObject *module, PyType_Spec *spec);
+void object_free(PyObject *self);
+
+/* Decoding: a buffer that decoders may look at for as long as one call. */
+PyObject *window_new(void);
+PyObject *window_decode(PyObject *window, PyObject *decode, const void *bytes, uint64_t length);
+
+int rings_add(PyObject *module);
+int window_add(PyObject *module);
+int words_add(PyObject *module);
+int producer_add(PyObject *module);
+int consumer_add(PyObject *module);
+int claimer_add(PyObject *module);
+
+#endif

@@ -1,0 +1,223 @@
+/* Broadcast ring, the subscribers' side: reading, losses, books. See ring.h for what must hold. */
+#include "ring.h"
+
+#include <string.h>
+
+/* ---- reader ---- */
+
+int ring_reader_open(ring_reader *r, const ring_view *view, unsigned slot) {
+    if (slot >= MAX_SUBSCRIBERS)
+        return RING_CORRUPT;
+    cursor_slot *s = slot_of(view, slot);
+    *r = (ring_reader){.view = *view, .slot = s, .lossy = LOAD_ACQUIRE(&s->lossy) != 0};
+    r->position = r->lossy ? LOAD_ACQUIRE(&s->join_position) : LOAD_ACQUIRE(&s->cursor);
+    r->tail = r->settled = r->position;
+    if (r->lossy)
+        r->sequence = LOAD_ACQUIRE(&s->join_sequence);
+    else if (ring_sequence_at(view, r->position, &r->sequence) != RING_OK)
+        return RING_CORRUPT;
+    return r->position % RECORD_ALIGN ? RING_CORRUPT : RING_OK;
+}
+
+int ring_tap_open(ring_reader *r, const ring_view *view, bool oldest) {
+    word *start = oldest ? &view->header->oldest : &view->header->tail;
+    *r = (ring_reader){.view = *view, .lossy = true};
+    for (int tries = 0; tries < RING_PATIENCE; tries++) {
+        r->position = r->tail = LOAD_ACQUIRE(start);
+        if (ring_sequence_at(view, r->position, &r->sequence) != RING_OK)
+            break;
+        if (LOAD_ACQUIRE(&view->header->intent) <= r->position + view->capacity)
+            return RING_OK;
+    }
+    return RING_CORRUPT;
+}
+
+static bool intact(const ring_reader *r, uint64_t position) {
+    return LOAD_ACQUIRE(&r->view.header->intent) <= position + r->view.capacity; /* SYNC intent */
+}
+
+/* Puts a lapped reader on the oldest intact record; its loss is the gap between the sequences. */
+static int resume(ring_reader *r) {
+    for (int tries = 0; tries < 64; tries++) {
+        uint64_t position = LOAD_ACQUIRE(&r->view.header->oldest), sequence; /* SYNC oldest */
+        if (ring_sequence_at(&r->view, position, &sequence) != RING_OK)
+            return RING_CORRUPT;
+        if (!intact(r, position))
+            continue;
+        if (position < r->position || sequence < r->sequence)
+            return RING_CORRUPT;
+        r->lost_first = r->sequence;
+        r->lost_last = sequence - 1;
+        r->position = position;
+        r->sequence = sequence;
+        return r->lost_last >= r->lost_first ? RING_OVERRUN : RING_EMPTY;
+    }
+    return RING_EMPTY; /* the publisher laps us faster than we look; the next call tries again */
+}
+
+/* The next event's record, not yet consumed: RING_OK, RING_EMPTY, RING_OVERRUN (call again), RING_CORRUPT. A reliable
+ * reader decodes it in place; a lossy one takes a copy by ring_copy. */
+int ring_peek(ring_reader *r, record *out) {
+    for (;;) {
+        if (r->position == r->tail) {
+            r->tail = LOAD_ACQUIRE(&r->view.header->tail); /* SYNC tail */
+            if (r->position == r->tail)
+                return RING_EMPTY;
+            uint64_t ahead = r->tail - r->position;
+            if (r->tail < r->position || (!r->lossy && ahead > r->view.capacity))
+                return RING_CORRUPT;
+        }
+        unsigned kind;
+        int status = record_header(&r->view, r->position, r->tail, out, &kind);
+        if (r->lossy && !intact(r, r->position))
+            return resume(r);
+        if (status != RING_OK || out->sequence != r->sequence)
+            return RING_CORRUPT;
+        if (kind == RECORD_EVENT)
+            return RING_OK;
+        r->position = out->end;
+    }
+}
+
+/* Copies a peeked record's body (`length` bytes, rounded up to eight) out of a ring that may overtake us. */
+int ring_copy(ring_reader *r, const record *record, void *into) {
+    word *from = (word *)record->body;
+    unsigned char *to = into;
+    for (uint64_t done = 0; done < record->length; done += 8) {
+        uint64_t value = LOAD_ACQUIRE(from++); /* acquire, so that the load of intent below stays below */
+        memcpy(to + done, &value, 8);
+    }
+    return intact(r, r->position) ? RING_OK : resume(r);
+}
+
+/* Consumes a peeked record. */
+void ring_advance(ring_reader *r, const record *record) {
+    r->position = record->end;
+    r->sequence++;
+    if (!r->slot)
+        return;
+    if (r->lossy)
+        STORE_RELAXED(&r->slot->position, r->position);
+    STORE_RELEASE(&r->slot->cursor, r->lossy ? r->sequence : r->position); /* SYNC cursor */
+}
+
+/* Adds a loss in the scratch pair and flips: a kill leaves either the old books or the new, and `last` moves the
+ * effective cursor even if the cursor store below never happens. */
+static void count_loss(ring_reader *r, bool overrun, uint64_t first, uint64_t last, uint64_t now_ns) {
+    cursor_slot *s = r->slot;
+    uint64_t flip = LOAD_RELAXED(&s->flip);
+    loss_pair *from = &s->losses[flip & 1], *to = &s->losses[(flip + 1) & 1];
+    for (size_t i = 0; i < sizeof(loss_pair) / sizeof(word); i++)
+        STORE_RELAXED(&((word *)to)[i], LOAD_RELAXED(&((word *)from)[i]));
+    loss_record *loss = overrun ? &to->overrun : &to->undecodable;
+    uint64_t before = LOAD_RELAXED(&loss->count);
+    if (!before) {
+        STORE_RELAXED(&loss->first, first);
+        STORE_RELAXED(&loss->first_ns, now_ns);
+    }
+    STORE_RELAXED(&loss->last, last);
+    STORE_RELAXED(&loss->last_ns, now_ns);
+    STORE_RELAXED(&loss->count, before + (last - first + 1));
+    STORE_RELEASE(&s->flip, flip + 1); /* SYNC losses */
+}
+
+/* Books the overrun that ring_peek or ring_copy just reported. */
+void ring_overrun(ring_reader *r, uint64_t now_ns) {
+    if (!r->slot)
+        return;
+    count_loss(r, true, r->lost_first, r->lost_last, now_ns);
+    STORE_RELEASE(&r->slot->cursor, r->sequence); /* SYNC cursor */
+}
+
+/* Consumes a peeked record that does not decode. */
+void ring_undecodable(ring_reader *r, const record *record, uint64_t now_ns) {
+    if (r->slot)
+        count_loss(r, false, record->sequence, record->sequence, now_ns);
+    ring_advance(r, record);
+}
+
+/* Clears the flag of a publisher that waits for room; true: the caller posts. */
+bool ring_release_publisher(const ring_view *view) {
+    uint64_t waiting = LOAD_SEQ(&view->header->waiting); /* SYNC room */
+    return waiting && CAS_SEQ(&view->header->waiting, &waiting, 0);
+}
+
+/* To be called when the reader has run dry, and at will: looks after a waiting publisher once it has freed a sizeable
+ * part. The cursor goes out again with seq_cst, so that one of the two sees the other. */
+bool ring_settle(ring_reader *r) {
+    if (r->lossy || r->settled == r->position)
+        return false;
+    r->settled = r->position;
+    STORE_SEQ(&r->slot->cursor, r->position); /* SYNC room */
+    return ring_release_publisher(&r->view);
+}
+
+/* ---- books ---- */
+
+static uint64_t above(uint64_t a, uint64_t b) { return a > b ? a - b : 0; }
+
+static uint64_t time_at(const ring_view *view, uint64_t position, uint64_t tail) {
+    for (int tries = 0; tries < 2 && position < tail; tries++) {
+        record r;
+        unsigned kind;
+        if (record_header(view, position, tail, &r, &kind) != RING_OK)
+            return 0;
+        if (kind == RECORD_EVENT)
+            return r.time_ns;
+        position = r.end;
+    }
+    return 0;
+}
+
+/* One consumer's books. Cursor before tail, so that depth is never negative; every term comes from sequences, and the
+ * two counters only split what lies behind the cursor. */
+int ring_terms_of(const ring_view *view, unsigned slot, ring_terms *out) {
+    if (slot >= MAX_SUBSCRIBERS)
+        return RING_CORRUPT;
+    cursor_slot *s = slot_of(view, slot);
+    uint64_t join = LOAD_ACQUIRE(&s->join_sequence), lossy = LOAD_ACQUIRE(&s->lossy), cursor, position, next;
+    loss_pair *losses = &s->losses[LOAD_ACQUIRE(&s->flip) & 1]; /* SYNC losses */
+    uint64_t overrun = LOAD_ACQUIRE(&losses->overrun.count), overrun_last = LOAD_ACQUIRE(&losses->overrun.last);
+    uint64_t undecodable = LOAD_ACQUIRE(&losses->undecodable.count);
+    uint64_t undecodable_last = LOAD_ACQUIRE(&losses->undecodable.last);
+    cursor = LOAD_ACQUIRE(&s->cursor);
+    next = position = cursor;
+    if (!lossy && ring_sequence_at(view, position, &next) != RING_OK)
+        return RING_CORRUPT;
+    if (overrun && overrun_last + 1 > next)
+        next = overrun_last + 1;
+    if (undecodable && undecodable_last + 1 > next)
+        next = undecodable_last + 1;
+    uint64_t oldest_sequence, tail_sequence, oldest, tail;
+    oldest = LOAD_ACQUIRE(&view->header->oldest);
+    if (ring_sequence_at(view, oldest, &oldest_sequence) != RING_OK)
+        return RING_CORRUPT;
+    for (int tries = 0;;
+         tries++) { /* the frontier is overwritten by a record of the same sequence, then maybe lapped */
+        tail = LOAD_ACQUIRE(&view->header->tail);
+        if (ring_sequence_at(view, tail, &tail_sequence) != RING_OK || tries == 64)
+            return RING_CORRUPT;
+        if (LOAD_ACQUIRE(&view->header->intent) <= tail + view->capacity)
+            break;
+    }
+    if (lossy && LOAD_ACQUIRE(&view->header->intent) <= oldest + view->capacity && oldest_sequence > next) {
+        overrun += oldest_sequence - next; /* overwritten already; its reader will find out */
+        next = oldest_sequence;
+    }
+    if (next < join)
+        next = join;
+    if (tail_sequence < next)
+        return RING_CORRUPT;
+    uint64_t gone = next - join, refused = LOAD_ACQUIRE(&view->header->refused);
+    out->overrun = overrun < gone ? overrun : gone;
+    out->undecodable = undecodable < gone - out->overrun ? undecodable : gone - out->overrun;
+    out->delivered = gone - out->overrun - out->undecodable;
+    out->depth = tail_sequence - next;
+    out->refused = above(refused, LOAD_ACQUIRE(&s->refused_base));
+    out->offered = tail_sequence - join + out->refused;
+    uint64_t from = lossy ? LOAD_RELAXED(&s->position) : position;
+    if (from < oldest || from > tail)
+        from = oldest;
+    out->oldest_ns = out->depth ? time_at(view, from, tail) : 0;
+    return RING_OK;
+}

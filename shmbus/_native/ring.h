@@ -1,0 +1,133 @@
+/* Broadcast ring: one publisher, up to 64 subscribers, each of which sees every event.
+ *
+ * Layout      layout.h: ring_header, 64 cursor slots, then `capacity` bytes of records.
+ * Writers     The publisher alone writes records, tail, intent and oldest; each subscriber its own cursor and losses;
+ *             members, gate_version and the join fields change under the bus lock.
+ * Invariants  B1  bytes in [oldest, tail) are whole records.
+ *             B2  tail - min(reliable cursors) <= capacity.
+ *             B3  a publisher killed anywhere leaves [oldest, tail) readable.
+ *             B4  a subscriber sees one publisher's events in order, never one twice.
+ *             F   every boundary in [oldest, tail] holds the sequence of the record that begins there.
+ * Crash order oldest, intent, record, frontier, tail. Death before the tail store leaves no visible record; death after
+ *             the intent store costs lossy readers and history what the announced chunk covers, and nobody else anything.
+ *
+ * A function returns RING_OK or says why not; none blocks, allocates or trusts a number that it read from the segment.
+ */
+#ifndef SHMBUS_RING_H
+#define SHMBUS_RING_H
+
+#include "layout.h"
+
+enum ring_status {
+    RING_OK = 0,
+    RING_EMPTY = 1, /* nothing to read */
+    RING_FULL = 2,  /* no room before the gate */
+    RING_OVERRUN =
+        3,         /* a lossy reader lost what `lost_first` to `lost_last` say, and stands on an intact record again */
+    RING_LOST = 4, /* a claim that is not ours (any more) */
+    RING_CORRUPT = -1,
+    RING_FOREIGN = -2, /* not a ring of this layout */
+};
+
+typedef struct ring_view { /* a checked window on one segment; every bound is a local copy */
+    ring_header *header;
+    unsigned char *data;
+    uint64_t capacity;
+    uint64_t slots;
+} ring_view;
+
+typedef struct record { /* one record, already checked against its ring */
+    const unsigned char *body;
+    uint64_t sequence;
+    uint64_t time_ns;
+    uint32_t length;  /* headers and payload */
+    uint32_t headers; /* bytes of headers at the start of body */
+    uint64_t end;     /* position behind it */
+} record;
+
+typedef struct part { /* what a publisher hands in for one event */
+    const void *headers;
+    uint32_t headers_length;
+    const void *payload;
+    uint64_t payload_length;
+    uint64_t time_ns;
+} part;
+
+typedef struct ring_writer {
+    ring_view view;
+    uint64_t head;         /* end of what is written; ahead of tail within a batch */
+    uint64_t sequence;     /* of the next record */
+    uint64_t limit;        /* intent: records may be written below it */
+    uint64_t oldest;       /* local copy */
+    uint64_t gate;         /* slowest reliable cursor at the last scan, head when there is none */
+    uint64_t gate_version; /* at the last scan */
+} ring_writer;
+
+typedef struct ring_reader {
+    ring_view view;
+    cursor_slot *slot; /* NULL for a tap, which keeps no books */
+    bool lossy;
+    uint64_t position;
+    uint64_t sequence; /* of the next record */
+    uint64_t tail;     /* local copy */
+    uint64_t settled;  /* position of the last look at `waiting` */
+    uint64_t lost_first, lost_last;
+} ring_reader;
+
+typedef struct ring_terms { /* one consumer's books on one ring; see design of the books in docs/architecture.md */
+    uint64_t offered, delivered, depth, overrun, refused, undecodable;
+    uint64_t oldest_ns; /* CLOCK_REALTIME of the first event not yet received, 0 when depth is 0 or it cannot be read */
+} ring_terms;
+
+static inline uint64_t record_span(uint64_t length) {
+    return (RECORD_HEADER + length + (RECORD_ALIGN - 1)) & ~(uint64_t)(RECORD_ALIGN - 1);
+}
+
+static inline uint64_t record_maximum(uint64_t capacity) { /* bytes of headers and payload; leaves room for padding */
+    return capacity / 4 - RECORD_HEADER;
+}
+
+static inline cursor_slot *slot_of(const ring_view *view, unsigned slot) {
+    return &((broadcast_segment *)view->header)->cursors[slot];
+}
+
+static inline word *word_at(const ring_view *view, uint64_t position) {
+    return (word *)(view->data + (position & (view->capacity - 1)));
+}
+
+#define RING_PATIENCE                                                                                                  \
+    4096 /* looks at a publisher that is faster than us; beyond it the numbers are not a publisher's */
+
+uint64_t ring_size(uint64_t capacity);
+int ring_format(void *base, uint64_t size, uint64_t capacity, uint64_t ring_id, uint64_t first_sequence,
+                uint64_t start);
+int ring_open(ring_view *view, void *base, uint64_t size, uint32_t kind);
+int ring_sequence_at(const ring_view *view, uint64_t position, uint64_t *sequence);
+void record_write(unsigned char *at, uint64_t sequence, unsigned kind, const part *part);
+int record_header(const ring_view *view, uint64_t position, uint64_t end, record *out, unsigned *kind);
+int record_read(const ring_view *view, uint64_t position, uint64_t end, record *out);
+
+int ring_writer_open(ring_writer *w, const ring_view *view);
+uint64_t ring_need(const ring_writer *w, uint64_t length);
+int ring_reserve(ring_writer *w, uint64_t length);
+void ring_write(ring_writer *w, const part *part);
+void ring_commit(ring_writer *w);
+void ring_refuse(const ring_view *view, uint64_t sequence, uint64_t count, uint64_t time_ns);
+uint64_t ring_room(const ring_view *view);
+uint64_t ring_blocking(const ring_view *view, uint64_t need);
+
+int ring_join(const ring_view *view, unsigned slot, bool lossy, bool oldest);
+void ring_leave(const ring_view *view, unsigned slot);
+
+int ring_reader_open(ring_reader *r, const ring_view *view, unsigned slot);
+int ring_tap_open(ring_reader *r, const ring_view *view, bool oldest);
+int ring_peek(ring_reader *r, record *out);
+int ring_copy(ring_reader *r, const record *record, void *into);
+void ring_advance(ring_reader *r, const record *record);
+void ring_undecodable(ring_reader *r, const record *record, uint64_t now_ns);
+void ring_overrun(ring_reader *r, uint64_t now_ns);
+bool ring_settle(ring_reader *r);
+bool ring_release_publisher(const ring_view *view);
+int ring_terms_of(const ring_view *view, unsigned slot, ring_terms *out);
+
+#endif

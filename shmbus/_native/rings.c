@@ -1,0 +1,398 @@
+/* BroadcastRing, WorkRing and Tap: one segment each, as the control plane sees it (membership, reclaim, books, `tail`). */
+#include "python.h"
+
+static PyTypeObject *broadcast_type, *work_type;
+
+/* ---- common to both ---- */
+
+static int ring_buffer(Ring *self, PyObject *segment, uint32_t kind) {
+    self->writable = PyObject_GetBuffer(segment, &self->buffer, PyBUF_WRITABLE) == 0;
+    if (!self->writable) {
+        PyErr_Clear();
+        if (PyObject_GetBuffer(segment, &self->buffer, PyBUF_SIMPLE) < 0)
+            return -1;
+    }
+    self->open = true;
+    int status = ring_open(&self->view, self->buffer.buf, (uint64_t)self->buffer.len, kind);
+    if (status == RING_FOREIGN)
+        PyErr_SetString(LayoutMismatchError, "a ring segment of another layout version, or of another program");
+    else if (status != RING_OK)
+        PyErr_SetString(CorruptSegmentError, "ring segment: kind, capacity or size cannot be");
+    if (status == RING_OK)
+        self->id = self->view.header->ring_id;
+    return status == RING_OK ? 0 : -1;
+}
+
+static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    (void)kwargs;
+    PyObject *segment;
+    if (!PyArg_ParseTuple(args, "O", &segment))
+        return NULL;
+    Ring *self = (Ring *)PyType_GenericAlloc(type, 0);
+    if (self && ring_buffer(self, segment, type == work_type ? RING_WORK : RING_BROADCAST) < 0)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static void ring_dealloc(PyObject *object) {
+    Ring *self = (Ring *)object;
+    if (self->open)
+        PyBuffer_Release(&self->buffer);
+    object_free(object);
+}
+
+Ring *ring_checked(PyObject *object, uint32_t kind, bool writable) {
+    PyTypeObject *type = kind == RING_WORK ? work_type : broadcast_type;
+    if (Py_TYPE(object) != type) {
+        PyErr_Format(PyExc_TypeError, "expected a %s", kind == RING_WORK ? "WorkRing" : "BroadcastRing");
+        return NULL;
+    }
+    Ring *ring = (Ring *)object;
+    if (writable && !ring->writable) {
+        PyErr_SetString(AccessError, "the ring is attached read-only");
+        return NULL;
+    }
+    return ring;
+}
+
+static PyObject *format_ring(PyObject *args, PyObject *kwargs, bool work) {
+    static char *names[] = {"segment", "capacity", "ring_id", "sequence", "position", NULL};
+    PyObject *segment;
+    unsigned long long capacity, id, sequence = 1, position = 0;
+    Py_buffer buffer;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OKK|KK:format", names, &segment, &capacity, &id, &sequence,
+                                     &position))
+        return NULL;
+    if (PyObject_GetBuffer(segment, &buffer, PyBUF_WRITABLE) < 0)
+        return NULL;
+    int status = (work ? work_format : ring_format)(buffer.buf, (uint64_t)buffer.len, capacity, id, sequence, position);
+    PyBuffer_Release(&buffer);
+    if (status == RING_OK)
+        Py_RETURN_NONE;
+    PyErr_Format(PyExc_ValueError, "cannot lay out a ring: capacity=%llu position=%llu", capacity, position);
+    return NULL;
+}
+
+static PyObject *broadcast_format(PyObject *type, PyObject *args, PyObject *kwargs) {
+    (void)type;
+    return format_ring(args, kwargs, false);
+}
+
+static PyObject *work_format_(PyObject *type, PyObject *args, PyObject *kwargs) {
+    (void)type;
+    return format_ring(args, kwargs, true);
+}
+
+static PyObject *size_for(PyObject *arg, bool work) {
+    unsigned long long capacity = PyLong_AsUnsignedLongLong(arg);
+    if (PyErr_Occurred())
+        return NULL;
+    return PyLong_FromUnsignedLongLong(work ? work_size(capacity) : ring_size(capacity));
+}
+
+static PyObject *broadcast_size(PyObject *type, PyObject *arg) {
+    (void)type;
+    return size_for(arg, false);
+}
+
+static PyObject *work_size_(PyObject *type, PyObject *arg) {
+    (void)type;
+    return size_for(arg, true);
+}
+
+static PyObject *maximum_for(PyObject *type, PyObject *arg) {
+    (void)type;
+    unsigned long long capacity = PyLong_AsUnsignedLongLong(arg);
+    return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(record_maximum(capacity));
+}
+
+static PyObject *release_publisher(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Ring *self = (Ring *)object;
+    return self->writable ? PyBool_FromLong(ring_release_publisher(&self->view)) : Py_NewRef(Py_False);
+}
+
+static PyObject *ring_get(PyObject *object, void *which) {
+    Ring *self = (Ring *)object;
+    return PyLong_FromUnsignedLongLong(which ? self->view.capacity : self->id);
+}
+
+static PyGetSetDef ring_getset[] = {{"ring_id", ring_get, NULL, NULL, NULL},
+                                    {"capacity", ring_get, NULL, NULL, (void *)1},
+                                    {NULL, NULL, NULL, NULL, NULL}};
+
+static PyObject *refused_losses(const ring_header *h) {
+    return Py_BuildValue("(KKKKK)", LOAD_ACQUIRE(&h->refused), LOAD_RELAXED(&h->refused_first),
+                         LOAD_RELAXED(&h->refused_last), LOAD_RELAXED(&h->refused_first_ns),
+                         LOAD_RELAXED(&h->refused_last_ns));
+}
+
+/* ---- BroadcastRing ---- */
+
+static Ring *writable(PyObject *object) {
+    return ring_checked(object, Py_TYPE(object) == work_type ? RING_WORK : RING_BROADCAST, true);
+}
+
+static PyObject *broadcast_join(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"slot", "lossy", "oldest", NULL};
+    unsigned slot;
+    int lossy = 0, oldest = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "I|pp:join", names, &slot, &lossy, &oldest) || !writable(object))
+        return NULL;
+    if (ring_join(&((Ring *)object)->view, slot, lossy, oldest) == RING_OK)
+        Py_RETURN_NONE;
+    corrupt((Ring *)object, "no slot, or no boundary to join at");
+    return NULL;
+}
+
+static PyObject *broadcast_leave(PyObject *object, PyObject *arg) {
+    unsigned long slot = PyLong_AsUnsignedLong(arg);
+    if (PyErr_Occurred() || !writable(object))
+        return NULL;
+    ring_leave(&((Ring *)object)->view, (unsigned)slot);
+    Py_RETURN_NONE;
+}
+
+static PyObject *broadcast_info(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Ring *self = (Ring *)object;
+    const ring_header *h = self->view.header;
+    uint64_t tail = LOAD_ACQUIRE(&h->tail), sequence;
+    uint64_t oldest = LOAD_ACQUIRE(&h->oldest);
+    if (ring_sequence_at(&self->view, tail, &sequence) != RING_OK) {
+        corrupt(self, "tail is no boundary");
+        return NULL;
+    }
+    return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsK}", "tail", tail, "sequence", sequence, "oldest", oldest, "intent",
+                         LOAD_ACQUIRE(&h->intent), "members", LOAD_ACQUIRE(&h->members), "reliable",
+                         LOAD_ACQUIRE(&h->reliable), "need", LOAD_ACQUIRE(&h->need), "waiting",
+                         LOAD_ACQUIRE(&h->waiting), "unrouted", LOAD_ACQUIRE(&h->unrouted), "room",
+                         ring_room(&self->view));
+}
+
+static PyObject *broadcast_terms(PyObject *object, PyObject *arg) {
+    unsigned long slot = PyLong_AsUnsignedLong(arg);
+    ring_terms t;
+    if (PyErr_Occurred())
+        return NULL;
+    if (ring_terms_of(&((Ring *)object)->view, (unsigned)slot, &t) != RING_OK) {
+        corrupt((Ring *)object, "cursor outside of the ring");
+        return NULL;
+    }
+    return Py_BuildValue("{sKsKsKsKsKsKsK}", "offered", t.offered, "delivered", t.delivered, "depth", t.depth,
+                         "overrun", t.overrun, "refused", t.refused, "undecodable", t.undecodable, "oldest_ns",
+                         t.oldest_ns);
+}
+
+static PyObject *loss_tuple(const loss_record *loss) {
+    return Py_BuildValue("(KKKKK)", LOAD_ACQUIRE(&loss->count), LOAD_RELAXED(&loss->first), LOAD_RELAXED(&loss->last),
+                         LOAD_RELAXED(&loss->first_ns), LOAD_RELAXED(&loss->last_ns));
+}
+
+static PyObject *broadcast_losses(PyObject *object, PyObject *arg) {
+    unsigned long slot = PyLong_AsUnsignedLong(arg);
+    Ring *self = (Ring *)object;
+    if (PyErr_Occurred())
+        return NULL;
+    if (slot >= MAX_SUBSCRIBERS)
+        return PyErr_Format(PyExc_IndexError, "no slot %lu", slot);
+    const cursor_slot *s = &((broadcast_segment *)self->view.header)->cursors[slot];
+    const loss_pair *pair = &s->losses[LOAD_ACQUIRE(&s->flip) & 1]; /* SYNC losses */
+    return Py_BuildValue("{sNsNsN}", "overrun", loss_tuple(&pair->overrun), "undecodable",
+                         loss_tuple(&pair->undecodable), "refused", refused_losses(self->view.header));
+}
+
+static PyObject *broadcast_blocking(PyObject *object, PyObject *arg) {
+    unsigned long long need = PyLong_AsUnsignedLongLong(arg);
+    return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(ring_blocking(&((Ring *)object)->view, need));
+}
+
+static PyMethodDef broadcast_methods[] = {
+    {"format", METHOD(broadcast_format), METH_VARARGS | METH_KEYWORDS | METH_STATIC,
+     "Lay out an empty ring in a segment."},
+    {"size", broadcast_size, METH_O | METH_STATIC,
+     "Bytes of a segment for `capacity` bytes of records, 0 if it cannot be."},
+    {"maximum", maximum_for, METH_O | METH_STATIC, "Largest record body in bytes for a capacity."},
+    {"join", METHOD(broadcast_join), METH_VARARGS | METH_KEYWORDS, "Take a cursor slot. Under the bus lock."},
+    {"leave", broadcast_leave, METH_O, "Free a cursor slot. Under the bus lock."},
+    {"info", broadcast_info, METH_NOARGS, "The publisher's words."},
+    {"terms", broadcast_terms, METH_O, "The books of one slot."},
+    {"losses", broadcast_losses, METH_O, "(count, first, last, first_ns, last_ns) by cause, for one slot."},
+    {"blocking", broadcast_blocking, METH_O, "Bitmap of the slots that keep `need` bytes from being written."},
+    {"release_publisher", release_publisher, METH_NOARGS, "Clear a waiting publisher's flag; true: post."},
+    {NULL, NULL, 0, NULL},
+};
+
+/* ---- WorkRing ---- */
+
+static int owner_of(PyObject *args, const char *format, unsigned *owner, unsigned *generation) {
+    if (!PyArg_ParseTuple(args, format, owner, generation))
+        return -1;
+    if (*owner < MAX_WORKERS)
+        return 0;
+    PyErr_Format(PyExc_IndexError, "no worker slot %u", *owner);
+    return -1;
+}
+
+static PyObject *work_reclaim_(PyObject *object, PyObject *args) {
+    unsigned owner, generation;
+    uint64_t count;
+    if (owner_of(args, "II:reclaim", &owner, &generation) < 0 || !writable(object))
+        return NULL;
+    if (work_reclaim(&((Ring *)object)->view, owner, generation, &count) != RING_OK) {
+        corrupt((Ring *)object, "gate and tail cannot be");
+        return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(count);
+}
+
+static PyObject *work_held_(PyObject *object, PyObject *args) {
+    unsigned owner, generation;
+    if (owner_of(args, "II:held", &owner, &generation) < 0)
+        return NULL;
+    return PyLong_FromUnsignedLongLong(work_held(&((Ring *)object)->view, owner, generation));
+}
+
+static PyObject *work_terms_(PyObject *object, PyObject *unused) {
+    (void)unused;
+    work_terms t;
+    if (work_terms_of(&((Ring *)object)->view, &t) != RING_OK) {
+        corrupt((Ring *)object, "gate and tail cannot be");
+        return NULL;
+    }
+    return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsK}", "offered", t.offered, "delivered",
+                         t.done - t.rejected - t.undecodable, "depth", t.depth, "claimed", t.claimed, "refused",
+                         t.refused, "rejected", t.rejected, "undecodable", t.undecodable, "oldest_ns", t.oldest_ns,
+                         "need", LOAD_ACQUIRE(&((Ring *)object)->view.header->need), "room",
+                         work_room(&((Ring *)object)->view));
+}
+
+static PyObject *work_losses(PyObject *object, PyObject *unused) {
+    (void)unused;
+    const ring_header *h = ((Ring *)object)->view.header;
+    uint64_t first = LOAD_RELAXED(&h->loss_first), last = LOAD_RELAXED(&h->loss_last);
+    uint64_t first_ns = LOAD_RELAXED(&h->loss_first_ns), last_ns = LOAD_RELAXED(&h->loss_last_ns);
+    return Py_BuildValue("{s(KKKKK)s(KKKKK)sN}", "rejected", LOAD_ACQUIRE(&h->rejected), first, last, first_ns, last_ns,
+                         "undecodable", LOAD_ACQUIRE(&h->undecodable), first, last, first_ns, last_ns, "refused",
+                         refused_losses(h));
+}
+
+static PyMethodDef work_methods[] = {
+    {"format", METHOD(work_format_), METH_VARARGS | METH_KEYWORDS | METH_STATIC,
+     "Lay out an empty ring in a zeroed segment."},
+    {"size", work_size_, METH_O | METH_STATIC,
+     "Bytes of a segment for `capacity` bytes of records, 0 if it cannot be."},
+    {"reclaim", work_reclaim_, METH_VARARGS,
+     "reclaim(owner, generation): give back what a dead worker held; how many."},
+    {"held", work_held_, METH_VARARGS, "held(owner, generation): records that a worker holds."},
+    {"terms", work_terms_, METH_NOARGS, "The group's books on this ring."},
+    {"losses", work_losses, METH_NOARGS, "(count, first, last, first_ns, last_ns) by cause."},
+    {"release_publisher", release_publisher, METH_NOARGS, "Clear a waiting publisher's flag; true: post."},
+    {NULL, NULL, 0, NULL},
+};
+
+/* ---- Tap ---- */
+
+typedef struct Tap {
+    PyObject_HEAD Ring *ring;
+    ring_reader reader;
+} Tap;
+
+static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    (void)kwargs;
+    PyObject *ring;
+    int oldest = 0;
+    if (!PyArg_ParseTuple(args, "O|p:Tap", &ring, &oldest) || !ring_checked(ring, RING_BROADCAST, false))
+        return NULL;
+    Tap *self = (Tap *)PyType_GenericAlloc(type, 0);
+    if (!self)
+        return NULL;
+    self->ring = (Ring *)Py_NewRef(ring);
+    if (ring_tap_open(&self->reader, &self->ring->view, oldest) != RING_OK) {
+        corrupt(self->ring, "no boundary to read from");
+        Py_CLEAR(self);
+    }
+    return (PyObject *)self;
+}
+
+static void tap_dealloc(PyObject *object) {
+    Py_XDECREF((PyObject *)((Tap *)object)->ring);
+    object_free(object);
+}
+
+static PyObject *tap_record(Tap *self, const record *r) {
+    uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
+    PyObject *copy = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)((r->length + 7u) & ~(uint64_t)7));
+    if (!copy)
+        return NULL;
+    const char *body = PyBytes_AsString(copy);
+    int status = ring_copy(&self->reader, r, (void *)body);
+    if (status != RING_OK) {
+        Py_DECREF(copy);
+        return status == RING_OVERRUN
+                   ? Py_BuildValue("(KKOO)", self->reader.lost_first, self->reader.lost_last, Py_None, Py_None)
+                   : Py_NewRef(Py_None);
+    }
+    PyObject *result = Py_BuildValue("(KKy#y#)", r->sequence, r->time_ns, body, (Py_ssize_t)r->headers, body + padded,
+                                     (Py_ssize_t)(r->length - padded));
+    Py_DECREF(copy);
+    if (result)
+        ring_advance(&self->reader, r);
+    return result;
+}
+
+static PyObject *tap_read(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Tap *self = (Tap *)object;
+    record r;
+    int status = ring_peek(&self->reader, &r);
+    if (status == RING_OK)
+        return tap_record(self, &r);
+    if (status == RING_OVERRUN)
+        return Py_BuildValue("(KKOO)", self->reader.lost_first, self->reader.lost_last, Py_None, Py_None);
+    if (status == RING_EMPTY)
+        Py_RETURN_NONE;
+    corrupt(self->ring, "record header cannot be");
+    return NULL;
+}
+
+static PyMethodDef tap_methods[] = {
+    {"read", tap_read, METH_NOARGS,
+     "(sequence, time_ns, headers, payload), (first, last, None, None) for a gap, or None."},
+    {NULL, NULL, 0, NULL},
+};
+
+/* ---- types ---- */
+
+static PyType_Slot broadcast_slots[] = {{Py_tp_new, ring_new},
+                                        {Py_tp_dealloc, ring_dealloc},
+                                        {Py_tp_methods, broadcast_methods},
+                                        {Py_tp_getset, ring_getset},
+                                        {Py_tp_doc, "BroadcastRing(segment): a checked view."},
+                                        {0, NULL}};
+static PyType_Slot work_slots[] = {{Py_tp_new, ring_new},
+                                   {Py_tp_dealloc, ring_dealloc},
+                                   {Py_tp_methods, work_methods},
+                                   {Py_tp_getset, ring_getset},
+                                   {Py_tp_doc, "WorkRing(segment): a checked view."},
+                                   {0, NULL}};
+static PyType_Slot tap_slots[] = {{Py_tp_new, tap_new},
+                                  {Py_tp_dealloc, tap_dealloc},
+                                  {Py_tp_methods, tap_methods},
+                                  {Py_tp_doc, "Tap(ring, oldest=False): reads without a slot, and leaves no trace."},
+                                  {0, NULL}};
+
+static PyType_Spec broadcast_spec = {.name = "shmbus._core.BroadcastRing",
+                                     .basicsize = sizeof(Ring),
+                                     .flags = Py_TPFLAGS_DEFAULT,
+                                     .slots = broadcast_slots};
+static PyType_Spec work_spec = {
+    .name = "shmbus._core.WorkRing", .basicsize = sizeof(Ring), .flags = Py_TPFLAGS_DEFAULT, .slots = work_slots};
+static PyType_Spec tap_spec = {
+    .name = "shmbus._core.Tap", .basicsize = sizeof(Tap), .flags = Py_TPFLAGS_DEFAULT, .slots = tap_slots};
+
+int rings_add(PyObject *module) {
+    broadcast_type = type_add(module, &broadcast_spec);
+    work_type = type_add(module, &work_spec);
+    return broadcast_type && work_type && type_add(module, &tap_spec) ? 0 : -1;
+}

@@ -1,0 +1,295 @@
+/* Work ring: see work.h for what must hold, layout.h for the claim word. */
+#include "work.h"
+
+#include <string.h>
+
+/* ---- layout ---- */
+
+#define SEQUENCE_BITS 48 /* of the `next` hint; the rest is its tag */
+#define SEQUENCE_MASK ((1ull << SEQUENCE_BITS) - 1)
+#define LAP_MASK ((1u << 25) - 1)
+#define WORD(lap, state, attempt, owner, generation)                                                                   \
+    ((uint64_t)((lap) & LAP_MASK) << 39 | (uint64_t)(state) << 36 | (uint64_t)(attempt) << 24 |                        \
+     (uint64_t)(owner) << 16 | (uint64_t)((generation) & 0xffff))
+#define LAP_OF(word) ((word) >> 39)
+#define STATE_OF(word) ((unsigned)((word) >> 36) & 7)
+#define ATTEMPT_OF(word) ((unsigned)((word) >> 24) & 0xfff)
+#define HOLDER_OF(word) ((unsigned)(word) & 0xffffff) /* owner slot and generation */
+
+uint64_t work_size(uint64_t capacity) {
+    if (!ring_size(capacity))
+        return 0;
+    uint64_t table = PAGE + WORK_DESCRIPTORS(capacity) * sizeof(descriptor);
+    return ((table + PAGE - 1) & ~(uint64_t)(PAGE - 1)) + capacity;
+}
+
+static descriptor *descriptor_of(const ring_view *view, uint64_t sequence) {
+    return (descriptor *)((unsigned char *)view->header + PAGE) + (sequence & (view->slots - 1));
+}
+
+static uint64_t lap_of(const ring_view *view, uint64_t sequence) { return (sequence / view->slots) & LAP_MASK; }
+
+/* The segment comes zeroed: every claim word is CLAIM_FREE of lap 0, which nobody claims and no gate passes. */
+int work_format(void *base, uint64_t size, uint64_t capacity, uint64_t ring_id, uint64_t first_sequence,
+                uint64_t start) {
+    if (!work_size(capacity) || size < work_size(capacity) || start % RECORD_ALIGN)
+        return RING_CORRUPT;
+    ring_header *h = base;
+    memset(base, 0, sizeof(*h));
+    h->layout_version = LAYOUT_VERSION;
+    h->kind = RING_WORK;
+    h->capacity = capacity;
+    h->slots = WORK_DESCRIPTORS(capacity);
+    h->ring_id = ring_id;
+    STORE_RELAXED(&h->tail, first_sequence);
+    STORE_RELAXED(&h->gate, first_sequence);
+    STORE_RELAXED(&h->oldest, first_sequence); /* first on the books */
+    STORE_RELAXED(&h->next, first_sequence & SEQUENCE_MASK);
+    STORE_RELAXED(&h->position, start);
+    h->magic = RING_MAGIC;
+    return RING_OK;
+}
+
+/* ---- publisher ---- */
+
+int work_writer_open(work_writer *w, const ring_view *view) {
+    *w = (work_writer){.view = *view,
+                       .head = LOAD_RELAXED(&view->header->position),
+                       .sequence = LOAD_RELAXED(&view->header->tail),
+                       .gate = LOAD_RELAXED(&view->header->gate)};
+    w->start = w->head;
+    return w->gate == w->sequence && w->head % RECORD_ALIGN == 0 ? RING_OK : RING_CORRUPT;
+}
+
+/* Takes over a newer gate, if it is one that can be. */
+static int refresh_gate(work_writer *w) {
+    uint64_t gate = LOAD_SEQ(&w->view.header->gate); /* SYNC gate */
+    if (gate < w->gate || gate > w->sequence)
+        return RING_CORRUPT;
+    w->gate = gate;
+    uint64_t start = gate == w->sequence ? w->head : LOAD_RELAXED(&descriptor_of(&w->view, gate)->position);
+    if (start < w->start || start > w->head)
+        return RING_CORRUPT;
+    w->start = start;
+    return RING_OK;
+}
+
+/* A record that does not fit before the end of the ring begins at the next lap; descriptors know where. */
+static uint64_t place(const ring_view *view, uint64_t head, uint64_t span) {
+    uint64_t room = view->capacity - (head & (view->capacity - 1));
+    return room < span ? head + room : head;
+}
+
+int work_reserve(work_writer *w, uint64_t length) {
+    uint64_t span = record_span(length), end = place(&w->view, w->head, span) + span;
+    if (end - w->start <= w->view.capacity && w->sequence - w->gate < w->view.slots)
+        return RING_OK;
+    if (refresh_gate(w) != RING_OK)
+        return RING_CORRUPT;
+    return end - w->start <= w->view.capacity && w->sequence - w->gate < w->view.slots ? RING_OK : RING_FULL;
+}
+
+void work_write(work_writer *w, const part *part) {
+    uint64_t padded = (part->headers_length + 7u) & ~(uint64_t)7;
+    uint64_t span = record_span(padded + part->payload_length);
+    uint64_t position = place(&w->view, w->head, span);
+    descriptor *d = descriptor_of(&w->view, w->sequence);
+    record_write(w->view.data + (position & (w->view.capacity - 1)), w->sequence, RECORD_EVENT, part);
+    STORE_RELAXED(&d->position, position);
+    STORE_RELEASE(&d->claim, WORD(lap_of(&w->view, w->sequence), CLAIM_READY, 0, 0, 0)); /* SYNC claim */
+    w->head = position + span;
+    w->sequence++;
+}
+
+void work_commit(work_writer *w) {
+    STORE_RELAXED(&w->view.header->position, w->head);
+    STORE_SEQ(&w->view.header->tail, w->sequence); /* SYNC tail; seq_cst against parked: SYNC park */
+}
+
+/* Bytes that the publisher could still write now; 0 when the descriptors are used up. */
+uint64_t work_room(const ring_view *view) {
+    uint64_t gate = LOAD_SEQ(&view->header->gate), tail = LOAD_ACQUIRE(&view->header->tail);
+    uint64_t head = LOAD_ACQUIRE(&view->header->position);
+    if (gate >= tail)
+        return view->capacity;
+    uint64_t used = head - LOAD_RELAXED(&descriptor_of(view, gate)->position);
+    return used < view->capacity && tail - gate < view->slots ? view->capacity - used : 0;
+}
+
+/* ---- workers ---- */
+
+/* True if a look at the ring is worth it. */
+bool work_ready(const ring_view *view) {
+    return (LOAD_ACQUIRE(&view->header->next) & SEQUENCE_MASK) < LOAD_SEQ(&view->header->tail); /* SYNC tail */
+}
+
+/* Lowers the hint to `sequence` where it is above, and changes its tag in any case: a raise that was computed before
+ * this line fails its CAS, so a word made READY before the call is never skipped. */
+static void lower_next(const ring_view *view, uint64_t sequence) {
+    uint64_t hint = LOAD_SEQ(&view->header->next), lowered;
+    do {
+        uint64_t low = (hint & SEQUENCE_MASK) < sequence ? (hint & SEQUENCE_MASK) : sequence;
+        lowered = ((hint >> SEQUENCE_BITS) + 1) << SEQUENCE_BITS | low;
+    } while (!CAS_SEQ(&view->header->next, &hint, lowered));
+}
+
+/* Reads the record of a sequence that we hold, or that nobody can overwrite. */
+static int read_claimed(const ring_view *view, uint64_t sequence, record *out) {
+    uint64_t position = LOAD_RELAXED(&descriptor_of(view, sequence)->position);
+    if (record_read(view, position, position + view->capacity, out) != RING_OK || out->sequence != sequence)
+        return RING_CORRUPT;
+    return RING_OK;
+}
+
+/* Reads again the record of a claim that is still ours. */
+int work_read(const ring_view *view, claim *claim) {
+    uint64_t sequence = claim->record.sequence;
+    if (LOAD_ACQUIRE(&descriptor_of(view, sequence)->claim) != claim->word)
+        return RING_LOST;
+    return read_claimed(view, sequence, &claim->record);
+}
+
+/* Claims the first READY record, and counts the attempt. The claim holds until done, given back or reclaimed. */
+int work_claim(const ring_view *view, unsigned owner, unsigned generation, claim *out) {
+    uint64_t hint = LOAD_SEQ(&view->header->next);
+    uint64_t tail = LOAD_SEQ(&view->header->tail); /* SYNC tail */
+    uint64_t from = hint & SEQUENCE_MASK;
+    if (tail > from && tail - from > view->slots)
+        from = tail - view->slots; /* below it all is DONE: the publisher passed */
+    for (uint64_t sequence = from; sequence < tail; sequence++) {
+        descriptor *d = descriptor_of(view, sequence);
+        uint64_t seen = LOAD_ACQUIRE(&d->claim); /* SYNC claim */
+        while (STATE_OF(seen) == CLAIM_READY && LAP_OF(seen) == lap_of(view, sequence)) {
+            unsigned attempt = ATTEMPT_OF(seen) < MAX_ATTEMPT ? ATTEMPT_OF(seen) + 1 : MAX_ATTEMPT;
+            uint64_t mine = WORD(LAP_OF(seen), CLAIM_CLAIMED, attempt, owner, generation);
+            if (!CAS_SEQ(&d->claim, &seen, mine))
+                continue; /* seen is what it is now */
+            uint64_t raised = (hint & ~SEQUENCE_MASK) | ((sequence + 1) & SEQUENCE_MASK);
+            CAS_SEQ(&view->header->next, &hint, raised);
+            *out = (claim){.word = mine, .attempt = attempt};
+            if (read_claimed(view, sequence, &out->record) != RING_OK) {
+                out->record.sequence = sequence;
+                return RING_CORRUPT;
+            }
+            return RING_OK;
+        }
+    }
+    return RING_EMPTY;
+}
+
+/* Moves the gate over DONE words, as far as they go. Whoever makes a word DONE looks at the gate afterwards, so the
+ * last of two neighbours moves it over both. */
+static void advance_gate(const ring_view *view) {
+    uint64_t gate = LOAD_SEQ(&view->header->gate);
+    for (;;) {
+        uint64_t tail = LOAD_ACQUIRE(&view->header->tail), to = gate;
+        while (to < tail && to - gate < view->slots) {
+            uint64_t seen = LOAD_SEQ(&descriptor_of(view, to)->claim);
+            if (STATE_OF(seen) != CLAIM_DONE || LAP_OF(seen) != lap_of(view, to))
+                break;
+            to++;
+        }
+        if (to == gate)
+            return;
+        if (CAS_SEQ(&view->header->gate, &gate, to)) /* SYNC gate */
+            gate = to;
+    }
+}
+
+int work_done(const ring_view *view, const claim *claim) {
+    uint64_t expected = claim->word, sequence = claim->record.sequence;
+    uint64_t done = (expected & ~(7ull << 36)) | (uint64_t)CLAIM_DONE << 36;
+    if (!CAS_SEQ(&descriptor_of(view, sequence)->claim, &expected, done)) /* SYNC claim */
+        return RING_LOST;
+    advance_gate(view);
+    return RING_OK;
+}
+
+int work_give_back(const ring_view *view, const claim *claim) {
+    uint64_t expected = claim->word, sequence = claim->record.sequence;
+    uint64_t ready = WORD(LAP_OF(expected), CLAIM_READY, ATTEMPT_OF(expected), 0, 0);
+    if (!CAS_SEQ(&descriptor_of(view, sequence)->claim, &expected, ready)) /* SYNC claim */
+        return RING_LOST;
+    lower_next(view, sequence);
+    return RING_OK;
+}
+
+/* Before work_done: the counter splits what is done, so that a death in between counts as delivered or not at all. */
+void work_count_loss(const ring_view *view, bool rejected, uint64_t sequence, uint64_t now_ns) {
+    ring_header *h = view->header;
+    if (!LOAD_RELAXED(&h->loss_first_ns)) {
+        STORE_RELAXED(&h->loss_first, sequence);
+        STORE_RELAXED(&h->loss_first_ns, now_ns);
+    }
+    STORE_RELAXED(&h->loss_last, sequence);
+    STORE_RELAXED(&h->loss_last_ns, now_ns);
+    ADD_SEQ(rejected ? &h->rejected : &h->undecodable, 1);
+}
+
+/* ---- reclaim ---- */
+
+/* Makes READY what `owner` of `generation` holds, the attempt kept, and lowers `next` in any case, so that a reclaim cut
+ * short by another death is simply done again. Only for proven deaths. */
+int work_reclaim(const ring_view *view, unsigned owner, unsigned generation, uint64_t *count) {
+    uint64_t gate = LOAD_SEQ(&view->header->gate), tail = LOAD_SEQ(&view->header->tail);
+    unsigned holder = (owner & 0xff) << 16 | (generation & 0xffff);
+    *count = 0;
+    if (gate > tail || tail - gate > view->slots)
+        return RING_CORRUPT;
+    for (uint64_t sequence = gate; sequence < tail; sequence++) {
+        word *w = &descriptor_of(view, sequence)->claim;
+        uint64_t seen = LOAD_ACQUIRE(w);
+        if (STATE_OF(seen) != CLAIM_CLAIMED || HOLDER_OF(seen) != holder || LAP_OF(seen) != lap_of(view, sequence))
+            continue;
+        uint64_t ready = WORD(LAP_OF(seen), CLAIM_READY, ATTEMPT_OF(seen), 0, 0);
+        *count += CAS_SEQ(w, &seen, ready);
+    }
+    lower_next(view, gate);
+    advance_gate(view); /* the dead may have acked without moving it */
+    return RING_OK;
+}
+
+uint64_t work_held(const ring_view *view, unsigned owner, unsigned generation) {
+    uint64_t gate = LOAD_SEQ(&view->header->gate), tail = LOAD_SEQ(&view->header->tail), held = 0;
+    unsigned holder = (owner & 0xff) << 16 | (generation & 0xffff);
+    for (uint64_t sequence = gate; sequence < tail && sequence - gate < view->slots; sequence++) {
+        uint64_t seen = LOAD_ACQUIRE(&descriptor_of(view, sequence)->claim);
+        held += STATE_OF(seen) == CLAIM_CLAIMED && HOLDER_OF(seen) == holder && LAP_OF(seen) == lap_of(view, sequence);
+    }
+    return held;
+}
+
+/* ---- books ---- */
+
+/* The group's books on this ring. What is done comes from the gate and the claim words above it; the counters split it. */
+int work_terms_of(const ring_view *view, work_terms *out) {
+    const ring_header *h = view->header;
+    uint64_t first = LOAD_ACQUIRE(&h->oldest), gate = LOAD_SEQ(&h->gate), tail = LOAD_SEQ(&h->tail);
+    *out = (work_terms){.first_open = tail};
+    if (gate > tail || first > gate)
+        return RING_CORRUPT;
+    if (tail - gate > view->slots) /* the gate moved on while we looked */
+        gate = tail - view->slots;
+    out->done = gate - first;
+    for (uint64_t sequence = gate; sequence < tail; sequence++) {
+        uint64_t seen = LOAD_SEQ(&descriptor_of(view, sequence)->claim);
+        bool current = LAP_OF(seen) == lap_of(view, sequence);
+        if (STATE_OF(seen) == CLAIM_DONE || !current) { /* another lap: done, and used again since */
+            out->done++;
+            continue;
+        }
+        out->claimed += STATE_OF(seen) == CLAIM_CLAIMED;
+        if (out->first_open == tail)
+            out->first_open = sequence;
+    }
+    out->refused = LOAD_ACQUIRE(&h->refused);
+    out->offered = tail - first + out->refused;
+    out->depth = tail - first - out->done;
+    uint64_t rejected = LOAD_ACQUIRE(&h->rejected), undecodable = LOAD_ACQUIRE(&h->undecodable);
+    out->rejected = rejected < out->done ? rejected : out->done;
+    out->undecodable = undecodable < out->done - out->rejected ? undecodable : out->done - out->rejected;
+    record r;
+    if (out->first_open < tail && read_claimed(view, out->first_open, &r) == RING_OK)
+        out->oldest_ns = r.time_ns;
+    return RING_OK;
+}

@@ -1,0 +1,167 @@
+"""Every error that shmbus raises, in one tree. Imports nothing of the project.
+
+    ShmbusError
+    ├── ConfigError (ValueError)          a name, capacity, mode or option that cannot be; nothing was created
+    ├── BusNotFoundError (LookupError)    no such bus, and the caller asked not to create it
+    ├── SchemaMismatchError (TypeError)   the topic exists with another event type; .difference says where
+    ├── LayoutMismatchError               a segment of another layout version, or not of shmbus at all
+    ├── CorruptSegmentError               a segment holds a number that cannot be; nothing was read past it
+    ├── EventTypeError (TypeError)        an event of another type than the topic's; nothing was written
+    ├── EventTooLargeError (ValueError)   an event that the ring can never hold; nothing was written
+    ├── NoSpaceError (OSError)            /dev/shm cannot hold the segment; nothing was created
+    ├── AccessError (PermissionError)     another user's bus, a symlink, another PID namespace
+    ├── CapacityError                     a table of the bus is full (consumers, workers, publishers, ...)
+    ├── LockTimeoutError (TimeoutError)   the bus lock is held by a live process that does not let go
+    ├── ClosedError                       the handle or its bus is closed
+    ├── ForkedError                       the handle was inherited through fork(); open the bus again here
+    ├── ReclaimedError                    this participant was taken for dead and what it held given to others
+    ├── GapError                          events were lost to this subscriber; .gap says which
+    ├── DecodeError (ValueError)          a payload that is not of the topic's type; it was counted
+    ├── Full (queue.Full)                 no room within the timeout; .blocked_by names who holds it
+    └── Empty (queue.Empty)               nothing to receive within the timeout
+
+Messages carry the values; the values are attributes too.
+"""
+
+from __future__ import annotations
+
+import queue
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ShmbusError(Exception):
+    """The root: everything that shmbus raises on purpose. Pickles with its attributes, so it crosses a process pool."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[ShmbusError], args: tuple[Any, ...], attributes: dict[str, Any]) -> ShmbusError:
+    error = cls.__new__(cls)
+    root: Any = OSError if isinstance(error, OSError) else Exception
+    root.__init__(error, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
+class ConfigError(ShmbusError, ValueError):
+    """An option that cannot be honoured; raised before anything is created."""
+
+
+class BusNotFoundError(ShmbusError, LookupError):
+    """The bus does not exist and the caller asked not to create it."""
+
+    def __init__(self, bus: str) -> None:
+        super().__init__(f"no bus named {bus!r} on this host")
+        self.bus = bus
+
+
+class SchemaMismatchError(ShmbusError, TypeError):
+    """The topic exists with another event type; `difference` lists where the two part, a line each."""
+
+    def __init__(self, topic: str, difference: Sequence[str]) -> None:
+        lines = "".join(f"\n  {line}" for line in difference)
+        super().__init__(f"topic {topic!r} exists with another schema:{lines}")
+        self.topic = topic
+        self.difference = tuple(difference)
+
+
+class LayoutMismatchError(ShmbusError):
+    """A segment that another version of shmbus, or another program, laid out."""
+
+
+class CorruptSegmentError(ShmbusError):
+    """A segment holds a number that cannot be; it was not followed."""
+
+
+class EventTypeError(ShmbusError, TypeError):
+    """The event is not of the topic's type; nothing was written."""
+
+
+class EventTooLargeError(ShmbusError, ValueError):
+    """The encoded event exceeds what its ring can ever hold; nothing was written."""
+
+    def __init__(self, topic: str, size: int, maximum: int) -> None:
+        super().__init__(
+            f"event too large for topic {topic!r}: {size} bytes, at most {maximum} (a quarter of the ring's capacity)"
+        )
+        self.topic = topic
+        self.size = size
+        self.maximum = maximum
+
+
+class NoSpaceError(ShmbusError, OSError):
+    """/dev/shm cannot hold the segment; nothing was created."""
+
+    def __init__(self, errno: int, name: str, size: int, free: int) -> None:
+        super().__init__(
+            errno,
+            f"no room in /dev/shm for {name}: {size} bytes asked, {free} free"
+            " (in a container, raise --shm-size; `shmbus doctor` lists leftovers)",
+        )
+        self.name = name
+        self.size = size
+        self.free = free
+
+
+class AccessError(ShmbusError, PermissionError):
+    """Not ours to open: another user's segment, a symlink, or another PID namespace."""
+
+
+class CapacityError(ShmbusError):
+    """A table of the bus is full; the message names the table and its size."""
+
+
+class LockTimeoutError(ShmbusError, TimeoutError):
+    """The bus lock is held by a live process that does not let go; the message names it."""
+
+
+class ClosedError(ShmbusError):
+    """The handle or its bus is closed."""
+
+
+class ForkedError(ShmbusError):
+    """The handle was inherited through fork(); `Bus(name)` in the child opens the bus anew."""
+
+
+class ReclaimedError(ShmbusError):
+    """This participant was taken for dead; what it held belongs to others now."""
+
+
+class GapError(ShmbusError):
+    """Events were lost to this subscriber; `gap` is the `shmbus.Gap` that says which."""
+
+    def __init__(self, gap: object) -> None:
+        super().__init__(f"events lost: {gap}")
+        self.gap = gap
+
+
+class DecodeError(ShmbusError, ValueError):
+    """A payload that is not of the topic's type; it was counted `undecodable` and the stream goes on."""
+
+    def __init__(self, topic: str, publisher: str, sequence: int, reason: str) -> None:
+        super().__init__(
+            f"topic {topic!r}: event {sequence} of publisher {publisher!r} does not decode: {reason}"
+        )
+        self.topic = topic
+        self.publisher = publisher
+        self.sequence = sequence
+        self.reason = reason
+
+
+class Full(ShmbusError, queue.Full):
+    """No room within the timeout; `blocked_by` names the consumers that hold it, `published` counts what got in."""
+
+    def __init__(self, topic: str, blocked_by: Sequence[str], published: int = 0) -> None:
+        names = ", ".join(blocked_by) or "nobody: the event exceeds what is free"
+        super().__init__(f"topic {topic!r} is full, blocked by {names}")
+        self.topic = topic
+        self.blocked_by = tuple(blocked_by)
+        self.published = published
+
+
+class Empty(ShmbusError, queue.Empty):
+    """Nothing to receive within the timeout."""

@@ -1,0 +1,97 @@
+"""Fixtures that every test can use, and the care that no test leaves anything behind.
+
+Which shmbus is tested: the installed one. The source tree has no compiled `_core`, so it must not be on
+sys.path: pytest runs with `--import-mode=importlib`, PYTHONSAFEPATH keeps the working directory out of every
+child, and a run that finds no `shmbus._core` stops at once with what to do about it.
+
+Helpers are plain modules in tests/ (`support`, `model`): `pythonpath = ["tests"]` in pyproject.toml makes
+them importable by name, in children started through the fixture `processes` too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from support import SHM, Processes, bus_processes, entries, eventually
+
+GRACE = 10.0
+"""Seconds that an automatic supervisor has to notice the last exit, remove the bus and go."""
+
+_ROOT = Path(__file__).resolve().parents[1]
+_RUN = f"{os.getpid():x}-{secrets.token_hex(3)}"
+_COUNTER = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Stop at once where the tests would run against the uncompiled source tree."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if not any((_ROOT / "shmbus").glob("_core*.so")):  # an editable install compiles into the source tree
+        sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
+    try:
+        import shmbus._core as core
+    except ImportError as error:
+        pytest.exit(
+            f"shmbus is not installed in {sys.executable} ({error}): run `pip install '.[test]'` there "
+            "first, and start the tests with `python tools/check.py --only tests` or `pytest`",
+            returncode=pytest.ExitCode.USAGE_ERROR,
+        )
+    if config.option.verbose > 0:
+        sys.stderr.write(f"testing {core.__file__}\n")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_stray_processes() -> Iterator[None]:
+    """At the end of the run, no process that serves one of its buses is left."""
+    yield
+    strays: list[psutil.Process] = []
+
+    def gone() -> bool:
+        strays[:] = bus_processes(f"t{_RUN}")
+        return not strays
+
+    try:
+        eventually(gone, lambda: f"processes left: {strays}", GRACE)
+    finally:
+        for process in strays:
+            process.kill()
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """At the end of a test that has a bus, /dev/shm holds nothing of it; leftovers are removed and reported.
+
+    Set up before every other fixture of the test, so it looks last.
+    """
+    if "bus_name" not in request.fixturenames:
+        yield
+        return
+    name: str = request.getfixturevalue("bus_name")
+    yield
+    try:
+        eventually(lambda: not entries(name), lambda: f"/dev/shm is clean of {entries(name)}", GRACE)
+    finally:
+        for process in bus_processes(name) if entries(name) else ():
+            process.kill()
+        for entry in entries(name):
+            (SHM / entry).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def bus_name() -> str:
+    """A valid bus name that no other test and no other run has; other buses of a test append to it."""
+    return f"t{_RUN}-{next(_COUNTER)}x"
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    """Children of the test: `processes.spawn(code, *args)`; all are killed and reaped at its end."""
+    children = Processes()
+    yield children
+    children.kill_all()

@@ -1,0 +1,382 @@
+"""Segments and file locks: atomic creation, refusal of what is not ours, exclusion.
+
+That no dead and no forked process keeps a lock is shown in test_liveness.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import SHM, Processes, entries, eventually, line
+
+from shmbus import _segment
+from shmbus._segment import FileLock, Segment
+from shmbus.errors import (
+    AccessError,
+    ClosedError,
+    ConfigError,
+    CorruptSegmentError,
+    LockTimeoutError,
+    NoSpaceError,
+)
+
+PATIENT = 60.0
+SIZE = 1 << 14
+
+
+def fill(memory: object) -> None:
+    memoryview(memory)[:5] = b"whole"  # type: ignore[arg-type]
+
+
+def nobody() -> str:
+    return "nobody"
+
+
+@pytest.fixture
+def name(bus_name: str) -> Iterator[str]:
+    """The name of a segment; whatever begins with it is removed in the end."""
+    own = f"shmbus-{bus_name}"
+    yield own
+    for left in _segment.names(own):
+        _segment.unlink(left)
+
+
+@pytest.fixture
+def file(name: str) -> str:
+    """The name of a segment that exists."""
+    Segment.create(name, SIZE, fill).close()
+    return name
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_created_segment_is_attached_whole(name: str) -> None:
+    """Another attachment sees the size, the identity and the initialised memory, and shares every write."""
+    made = Segment.create(name, SIZE, fill)
+    found = Segment.attach(name)
+    assert (found.name, found.size, found.inode) == (name, SIZE, made.inode)
+    assert found.map[:6] == b"whole\0"
+    found.map[SIZE - 1] = 7
+    assert made.map[SIZE - 1] == 7
+    assert (SHM / name).stat().st_mode & 0o777 == 0o600
+    made.close()
+    found.close()
+
+
+def create_each(*names: str) -> None:
+    from shmbus._segment import Segment
+
+    def mark(memory: object) -> None:
+        memoryview(memory)[-4:] = b"done"  # type: ignore[arg-type]
+
+    print("ready")
+    input()
+    for each in names:
+        try:
+            Segment.create(each, 1 << 16, mark)
+            won = 1
+        except FileExistsError:
+            won = 0
+        print(won, Segment.attach(each).map[-4:].decode())
+
+
+def test_one_of_many_creators_wins(name: str, processes: Processes) -> None:
+    """Of 20 processes that create a name at once exactly one wins, and all find it initialised."""
+    wanted = [f"{name}-{i}" for i in range(5)]
+    children = [processes.spawn(create_each, *wanted) for _ in range(20)]
+    for child in children:
+        assert line(child) == "ready"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    answers = [[line(child).split() for _ in wanted] for child in children]
+    for i in range(len(wanted)):
+        assert sum(int(answer[i][0]) for answer in answers) == 1
+        assert {answer[i][1] for answer in answers} == {"done"}
+    assert entries(name) == wanted
+
+
+def create_and_hang(name: str) -> None:
+    from shmbus._segment import Segment
+
+    def hang(memory: object) -> None:
+        print("inside")
+        input()
+
+    Segment.create(name, 1 << 16, hang)
+
+
+def test_killed_creator_leaves_nothing(name: str, processes: Processes) -> None:
+    """A creator killed before its segment is initialised leaves no file."""
+    child = processes.spawn(create_and_hang, name)
+    assert line(child) == "inside"
+    child.kill()
+    child.wait()
+    assert entries(name) == []
+
+
+def test_failed_initialisation_leaves_nothing(name: str) -> None:
+    """What the initialiser raises goes up, and neither a file nor a descriptor is left."""
+    before = open_files()
+    with pytest.raises(ZeroDivisionError):
+        Segment.create(name, SIZE, lambda memory: memory.seek(1 // 0))
+    assert entries(name) == []
+    assert open_files() == before
+
+
+def attach_by_stdlib(name: str) -> None:
+    import sys
+    from multiprocessing import resource_tracker, shared_memory
+
+    if sys.version_info >= (3, 13):
+        memory = shared_memory.SharedMemory(name, track=False)
+    else:  # registered, it would be removed when this process ends
+        memory = shared_memory.SharedMemory(name)
+        resource_tracker.unregister(f"/{name}", "shared_memory")  # type: ignore[no-untyped-call,unused-ignore]
+    assert memory.buf is not None
+    print(memory.size, bytes(memory.buf[:5]).decode())
+    memory.buf[0] = ord("W")
+    memory.close()
+
+
+def test_standard_library_attaches(name: str, processes: Processes) -> None:
+    """`multiprocessing.shared_memory` attaches to a segment by its name, and the segment outlives that."""
+    segment = Segment.create(name, SIZE, fill)
+    child = processes.spawn(attach_by_stdlib, name)
+    assert line(child) == f"{SIZE} whole"
+    assert child.wait(PATIENT) == 0
+    assert segment.map[:5] == b"Whole"
+    assert segment.linked()
+    segment.close()
+
+
+def test_no_room(name: str) -> None:
+    """A segment that /dev/shm cannot hold is NoSpaceError with the bytes asked and free, and no file."""
+    before = open_files()
+    with pytest.raises(NoSpaceError, match="--shm-size") as caught:
+        Segment.create(name, 1 << 50, fill)
+    assert caught.value.errno == errno.ENOSPC
+    assert (caught.value.name, caught.value.size) == (name, 1 << 50)
+    assert 0 <= caught.value.free < 1 << 50
+    assert entries(name) == []
+    assert open_files() == before
+
+
+def create_without_descriptors(name: str) -> None:
+    import os
+    import resource
+
+    from shmbus._segment import Segment
+
+    used = os.dup(0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))
+    try:
+        Segment.create(name, 4096, lambda memory: None)
+    except OSError as error:
+        print(type(error).__name__, error.errno)
+
+
+def test_lack_of_descriptors_is_not_lack_of_room(name: str, processes: Processes) -> None:
+    """A creator without descriptors gets the operating system's own error."""
+    assert line(processes.spawn(create_without_descriptors, name)) == f"OSError {errno.EMFILE}"
+    assert entries(name) == []
+
+
+def test_attach_refuses_other_kinds_of_file(file: str) -> None:
+    """A symlink, a FIFO and a directory are AccessError, also where the symlink leads to a segment."""
+    other = SHM / f"{file}-other"
+    for make, remove in (
+        (lambda: other.symlink_to(SHM / file), other.unlink),
+        (lambda: os.mkfifo(other), other.unlink),
+        (other.mkdir, other.rmdir),
+    ):
+        make()
+        try:
+            for writable in (True, False):
+                with pytest.raises(AccessError, match=other.name):
+                    Segment.attach(other.name, writable=writable)
+        finally:
+            remove()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_attach_refuses_another_users_segment(file: str) -> None:
+    """A segment of another user is AccessError that names both uids, even to root."""
+    os.chown(SHM / file, 4242, -1)
+    with pytest.raises(AccessError, match=r"owner uid=4242, own uid=0"):
+        Segment.attach(file)
+
+
+def test_attach_refuses_an_empty_file(name: str) -> None:
+    """An empty file, which no creator makes, is CorruptSegmentError."""
+    (SHM / name).touch(0o600)
+    with pytest.raises(CorruptSegmentError, match="size=0"):
+        Segment.attach(name)
+
+
+def test_attach_to_nothing(name: str) -> None:
+    """A name that does not exist is FileNotFoundError."""
+    with pytest.raises(FileNotFoundError):
+        Segment.attach(name)
+
+
+@pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "../etc/passwd", "a\0b"])
+def test_names_stay_in_the_directory(bad: str) -> None:
+    """A name that is no plain file name is ConfigError everywhere."""
+    for use in (Segment.attach, _segment.unlink, FileLock, lambda name: Segment.create(name, 1, fill)):
+        with pytest.raises(ConfigError):
+            use(bad)
+
+
+def test_read_only_map(file: str) -> None:
+    """A read-only attachment reads, and cannot be written through."""
+    segment = Segment.attach(file, writable=False)
+    assert segment.map[:5] == b"whole"
+    with pytest.raises(TypeError):
+        segment.map[0] = 1
+    assert memoryview(segment.map).readonly
+    segment.close()
+
+
+def test_close_leaves_exported_buffers_alone(file: str) -> None:
+    """Closing twice is no error, a buffer taken before stays readable, and the map is gone."""
+    segment = Segment.attach(file)
+    view = memoryview(segment.map)
+    segment.close()
+    segment.close()
+    assert bytes(view[:5]) == b"whole"
+    with pytest.raises(ClosedError):
+        _ = segment.map
+
+
+def test_segments_keep_few_descriptors(name: str) -> None:
+    """An open segment costs at most the map's own descriptor (none from 3.13 on), a closed one none."""
+    before = open_files()
+    segments = [Segment.create(name, SIZE, fill), Segment.attach(name)]
+    assert open_files() == before + (0 if sys.version_info >= (3, 13) else 2)
+    for segment in segments:
+        segment.close()
+    assert open_files() == before
+
+
+def test_linked_follows_the_inode(name: str) -> None:
+    """A segment knows that its name was removed, also when another segment has the name by now."""
+    old = Segment.create(name, SIZE, fill)
+    assert old.linked()
+    assert _segment.unlink(name)
+    assert not _segment.unlink(name)
+    assert not old.linked()
+    new = Segment.create(name, SIZE, fill)
+    assert new.linked()
+    assert not old.linked()
+    old.close()
+    new.close()
+
+
+def test_names_are_those_of_files(name: str) -> None:
+    """The listing is sorted and holds regular files of the prefix only."""
+    for suffix in ("-b", "-a"):
+        Segment.create(name + suffix, SIZE, fill).close()
+    other = Path(f"{SHM / name}-c")
+    os.mkfifo(other)
+    try:
+        assert _segment.names(name) == [f"{name}-a", f"{name}-b"]
+    finally:
+        other.unlink()
+
+
+def test_lock_excludes(file: str) -> None:
+    """While one handle holds the lock another cannot get it, and is told who holds it."""
+    first, second = FileLock(file), FileLock(file)
+    with first.held(0, nobody):
+        assert not second.try_acquire()
+        assert not first.try_acquire()
+        for lock in (first, second):
+            with pytest.raises(LockTimeoutError, match="held by process 12"):
+                lock.acquire(0.01, lambda: "process 12")
+    assert second.try_acquire()
+    second.release()
+    second.release()
+    assert first.try_acquire()
+    first.release()
+
+
+def test_lock_is_released_by_an_error(file: str) -> None:
+    """An error inside the block goes up and frees the lock."""
+    lock = FileLock(file)
+    with pytest.raises(ZeroDivisionError), lock.held(0, nobody):
+        _ = 1 // 0
+    with FileLock(file).held(0, nobody):
+        assert not lock.try_acquire()
+
+
+def test_lock_excludes_threads(file: str) -> None:
+    """Threads on one handle and on several of them take turns: no increment is lost."""
+    shared = FileLock(file)
+    count = 0
+
+    def add(lock: FileLock) -> None:
+        nonlocal count
+        for _ in range(50):
+            with lock.held(PATIENT, nobody):
+                seen = count
+                os.sched_yield()
+                count = seen + 1
+
+    threads = [threading.Thread(target=add, args=(lock,)) for lock in (shared, shared, FileLock(file))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert count == 150
+
+
+def test_release_does_not_wait_for_copies(file: str) -> None:
+    """A release counts at once, though a child between its fork and its hook still shares the descriptor."""
+    lock = FileLock(file)
+    lock.acquire(0, nobody)
+    assert lock._file is not None
+    copy = os.dup(lock._file.fileno())
+    lock.release()
+    other = FileLock(file)
+    assert other.try_acquire()
+    other.release()
+    os.close(copy)
+
+
+def test_lock_moves_on_to_the_new_file(file: str) -> None:
+    """Whoever waits for the lock of a file that is replaced gets the lock of the new file."""
+    holder, waiter, witness = FileLock(file), FileLock(file), FileLock(file)
+    holder.acquire(0, nobody)
+    thread = threading.Thread(target=waiter.acquire, args=(PATIENT, nobody))
+    thread.start()
+    eventually(lambda: waiter._file is not None, "the waiter has opened the old file")
+    _segment.unlink(file)
+    Segment.create(file, SIZE, fill).close()
+    holder.release()
+    thread.join()
+    assert not witness.try_acquire()
+    waiter.release()
+    assert witness.try_acquire()
+    witness.release()
+
+
+def test_lock_of_a_missing_file(name: str) -> None:
+    """The lock of a file that is gone is FileNotFoundError, and the handle is free to try again later."""
+    lock = FileLock(name)
+    with pytest.raises(FileNotFoundError):
+        lock.acquire(PATIENT, nobody)
+    with pytest.raises(FileNotFoundError):
+        lock.try_acquire()
+    Segment.create(name, SIZE, fill).close()
+    assert lock.try_acquire()
+    lock.release()
