@@ -185,13 +185,13 @@ class _Admission:
         # The members of a union may share the writer's values out among them.
         members = self.reader.resolve(reader)
         options = members.of if members.kind == "union" else (reader,)
-        one = [Node("enum", values=(value,)) for value in w.values]
-        plain = {id(node): Node(_VALUE_KINDS[type(node.values[0])]) for node in one}
-        enums = [o for o in options if self.reader.resolve(o).kind == "enum"]
-        rest = [o for o in options if self.reader.resolve(o).kind != "enum"]
-        for node in one:
-            known = any(not self.nodes(path, o, node) for o in enums)
-            if not known and not any(not self.nodes(path, o, plain[id(node)]) for o in rest):
+        for value in w.values:
+            literal, plain = Node("enum", values=(value,)), Node(_VALUE_KINDS[type(value)])
+            asked = (
+                self.nodes(path, option, literal if self.reader.resolve(option).kind == "enum" else plain)
+                for option in options
+            )
+            if [] not in asked:
                 return self.no(path, members, w)
         return []
 
@@ -281,7 +281,7 @@ def _presence(field: Field) -> str:
         state = f"default {field.default!r}"
     else:
         state = f"default {field.factory}()" if field.factory else "optional"
-    return f"{state}, may be left out" if field.omissible and field.default is not msgspec.UNSET else state
+    return f"{state}, may be left out" if field.omissible and state != "optional" else state
 
 
 def _wire(node: Node, tag_required: bool = False) -> tuple[Field, ...]:

@@ -252,8 +252,8 @@ class FileLock:
 
 
 _locks: Final[weakref.WeakSet[FileLock]] = weakref.WeakSet()
-# Held by fork(), and while a lock's file is opened or closed and that is noted, so that a child finds them all.
-# Re-entrant: a signal handler may fork in between.
+# Held by fork(), and while a lock's file is opened or closed and that is noted, so that a child finds them
+# all. Re-entrant: a signal handler may fork in between.
 _no_fork: Final = threading.RLock()
 
 

@@ -143,9 +143,7 @@ class DecodeError(ShmbusError, ValueError):
     """A payload that is not of the topic's type; it was counted `undecodable` and the stream goes on."""
 
     def __init__(self, topic: str, publisher: str, sequence: int, reason: str) -> None:
-        super().__init__(
-            f"topic {topic!r}: event {sequence} of publisher {publisher!r} does not decode: {reason}"
-        )
+        super().__init__(f"topic {topic!r}: event {sequence} of publisher {publisher!r} does not decode: {reason}")
         self.topic = topic
         self.publisher = publisher
         self.sequence = sequence

@@ -1,4 +1,4 @@
-"""Liveness: start times, zombies, a watch that reports each death once, and locks that end with their holder."""
+"""Liveness: start times, zombies, a watch that reports each death once, locks that end with their holder."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ def test_admitted_types_decode(data: st.DataObject, codec: str) -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_admitted_leaves_decode(codec: str) -> None:
-    """Among the simple types and their unions, what is admitted decodes in the corners of the value range too."""
+    """Among simple types and their unions, what is admitted decodes at the ends of the value range too."""
     typed = [*CORNERS, *((t | None, [*v, None]) for t, v in CORNERS if t is not None and t is not Any)]
     for (reader, _), (writer, values) in itertools.product(typed, typed):
         if not admits(describe(reader, codec), describe(writer, codec)):

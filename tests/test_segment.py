@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -141,7 +141,7 @@ def attach_by_stdlib(name: str) -> None:
         memory = shared_memory.SharedMemory(name, track=False)
     else:  # registered, it would be removed when this process ends
         memory = shared_memory.SharedMemory(name)
-        resource_tracker.unregister(f"/{name}", "shared_memory")  # type: ignore[no-untyped-call,unused-ignore]
+        resource_tracker.unregister(f"/{name}", "shared_memory")
     assert memory.buf is not None
     print(memory.size, bytes(memory.buf[:5]).decode())
     memory.buf[0] = ord("W")
@@ -194,11 +194,12 @@ def test_lack_of_descriptors_is_not_lack_of_room(name: str, processes: Processes
 def test_attach_refuses_other_kinds_of_file(file: str) -> None:
     """A symlink, a FIFO and a directory are AccessError, also where the symlink leads to a segment."""
     other = SHM / f"{file}-other"
-    for make, remove in (
+    kinds: list[tuple[Callable[[], None], Callable[[], None]]] = [
         (lambda: other.symlink_to(SHM / file), other.unlink),
         (lambda: os.mkfifo(other), other.unlink),
         (other.mkdir, other.rmdir),
-    ):
+    ]
+    for make, remove in kinds:
         make()
         try:
             for writable in (True, False):

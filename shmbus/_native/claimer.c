@@ -369,9 +369,10 @@ static PyObject *try_receive(PyObject *object, PyObject *unused) {
 }
 
 static PyObject *claimer_next(PyObject *object) {
-    Claimer *self = (Claimer *)object;
-    PyObject *event =
-        self->guard.closed && self->guard.fork_generation == fork_generation ? Py_NewRef(Nothing) : poll(object, true);
+    const guard *g = &((Claimer *)object)->guard;
+    if ((g->closed || g->cancelled) && g->fork_generation == fork_generation)
+        return NULL; /* the end of the iteration */
+    PyObject *event = poll(object, true);
     if (event != Nothing)
         return event;
     Py_DECREF(event);
@@ -502,6 +503,13 @@ static PyObject *claimer_ready(PyObject *object, PyObject *unused) {
     return PyBool_FromLong(something(self));
 }
 
+/* _cancel(): iteration ends, in whatever thread it runs. */
+static PyObject *claimer_cancel(PyObject *object, PyObject *unused) {
+    (void)unused;
+    ((Claimer *)object)->guard.cancelled = true;
+    Py_RETURN_NONE;
+}
+
 static PyObject *claimer_release(PyObject *object, PyObject *unused) {
     (void)unused;
     Claimer *self = (Claimer *)object;
@@ -511,9 +519,9 @@ static PyObject *claimer_release(PyObject *object, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-static PyObject *claimer_closed(PyObject *object, void *unused) {
-    (void)unused;
-    return PyBool_FromLong(((Claimer *)object)->guard.closed);
+static PyObject *claimer_closed(PyObject *object, void *which) {
+    const guard *g = &((Claimer *)object)->guard;
+    return PyBool_FromLong(which ? g->cancelled : g->closed);
 }
 
 static PyObject *claimer_get_spin(PyObject *object, void *unused) {
@@ -531,6 +539,7 @@ static int claimer_set_spin(PyObject *object, PyObject *value, void *unused) {
 }
 
 static PyGetSetDef getset[] = {{"closed", claimer_closed, NULL, "True after close().", NULL},
+                               {"cancelled", claimer_closed, NULL, "True after cancel().", (void *)1},
                                {"_spin_ns", claimer_get_spin, claimer_set_spin, NULL, NULL},
                                {NULL, NULL, NULL, NULL, NULL}};
 
@@ -547,7 +556,9 @@ static PyMethodDef methods[] = {
     {"_add_source", claimer_add_source, METH_VARARGS, NULL},
     {"_drop_source", claimer_drop_source, METH_O, NULL},
     {"_seen_epoch", claimer_seen_epoch, METH_NOARGS, NULL},
+    {"_cancel", claimer_cancel, METH_NOARGS, NULL},
     {"_release", claimer_release, METH_NOARGS, NULL},
+    {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -327,9 +327,10 @@ static PyObject *try_receive(PyObject *object, PyObject *unused) {
 }
 
 static PyObject *consumer_next(PyObject *object) {
-    Consumer *self = (Consumer *)object;
-    PyObject *event =
-        self->guard.closed && self->guard.fork_generation == fork_generation ? Py_NewRef(Nothing) : poll(object, true);
+    const guard *g = &((Consumer *)object)->guard;
+    if ((g->closed || g->cancelled) && g->fork_generation == fork_generation)
+        return NULL; /* the end of the iteration */
+    PyObject *event = poll(object, true);
     if (event != Nothing)
         return event;
     Py_DECREF(event);
@@ -402,6 +403,13 @@ static PyObject *consumer_ready(PyObject *object, PyObject *unused) {
     return PyBool_FromLong(something(self));
 }
 
+/* _cancel(): iteration ends, in whatever thread it runs. */
+static PyObject *consumer_cancel(PyObject *object, PyObject *unused) {
+    (void)unused;
+    ((Consumer *)object)->guard.cancelled = true;
+    Py_RETURN_NONE;
+}
+
 static PyObject *consumer_release(PyObject *object, PyObject *unused) {
     (void)unused;
     Consumer *self = (Consumer *)object;
@@ -411,9 +419,9 @@ static PyObject *consumer_release(PyObject *object, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-static PyObject *consumer_closed(PyObject *object, void *unused) {
-    (void)unused;
-    return PyBool_FromLong(((Consumer *)object)->guard.closed);
+static PyObject *consumer_closed(PyObject *object, void *which) {
+    const guard *g = &((Consumer *)object)->guard;
+    return PyBool_FromLong(which ? g->cancelled : g->closed);
 }
 
 static PyObject *consumer_get_spin(PyObject *object, void *unused) {
@@ -431,6 +439,7 @@ static int consumer_set_spin(PyObject *object, PyObject *value, void *unused) {
 }
 
 static PyGetSetDef getset[] = {{"closed", consumer_closed, NULL, "True after close().", NULL},
+                               {"cancelled", consumer_closed, NULL, "True after cancel().", (void *)1},
                                {"_spin_ns", consumer_get_spin, consumer_set_spin, NULL, NULL},
                                {NULL, NULL, NULL, NULL, NULL}};
 
@@ -444,7 +453,9 @@ static PyMethodDef methods[] = {
     {"_add_source", consumer_add_source, METH_VARARGS, NULL},
     {"_drop_source", consumer_drop_source, METH_O, NULL},
     {"_seen_epoch", consumer_seen_epoch, METH_NOARGS, NULL},
+    {"_cancel", consumer_cancel, METH_NOARGS, NULL},
     {"_release", consumer_release, METH_NOARGS, NULL},
+    {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -41,8 +41,9 @@ typedef struct bus_header {
     uint64_t boot_id[2];     /* 16   creator; a PID means nothing after a reboot */
     uint64_t pid_namespace;  /* 32   creator; inode number; a PID means nothing across it */
     uint64_t created_ns;     /* 40   creator; CLOCK_REALTIME */
-    uint64_t reserved[2];
-    word version;        /* 64   L  release after the document slot: SYNC document */
+    word supervisor_spawned; /* 48   L  CLOCK_MONOTONIC ns of the last start of an automatic supervisor */
+    uint64_t reserved;
+    word version;        /* 64   L  seq_cst after the document slot, before the epochs: SYNC document (_registry.py) */
     word holder;         /* 72   L  PID of the lock's holder, 0 when free; non-zero on entry says that it died inside */
     word supervisor_pid; /* 80   V */
     word supervisor_start; /* 88   V  clock ticks since boot */

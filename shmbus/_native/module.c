@@ -192,6 +192,7 @@ static int add_constants(PyObject *module) {
         {"BUS_SUPERVISOR_PID", offsetof(bus_header, supervisor_pid)},
         {"BUS_SUPERVISOR_START", offsetof(bus_header, supervisor_start)},
         {"BUS_SUPERVISOR_BEAT", offsetof(bus_header, supervisor_beat)},
+        {"BUS_SUPERVISOR_SPAWNED", offsetof(bus_header, supervisor_spawned)},
         {"BUS_REMOVED", offsetof(bus_header, removed)},
         {"TOPIC_LINES", offsetof(bus_segment, topics)},
         {"TOPIC_EPOCH", offsetof(topic_line, epoch)},

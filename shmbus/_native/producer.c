@@ -160,7 +160,9 @@ static int check_type(Producer *self, PyObject *event) {
 static PyObject *encode_event(Producer *self, PyObject *event, uint64_t headers) {
     if (check_type(self, event) < 0)
         return NULL;
-    PyObject *payload = self->encode == Py_None ? Py_NewRef(event) : call_one(self->encode, event);
+    PyObject *payload = self->encode != Py_None     ? call_one(self->encode, event)
+                        : PyBytes_CheckExact(event) ? Py_NewRef(event)
+                                                    : PyBytes_FromObject(event);
     if (!payload)
         return NULL;
     uint64_t maximum = record_maximum(self->ring->view.capacity), size = headers;
@@ -428,6 +430,7 @@ static PyMethodDef methods[] = {
     {"_full", producer_full, METH_O, NULL},
     {"_unblock", producer_unblock, METH_NOARGS, NULL},
     {"_release", producer_release, METH_NOARGS, NULL},
+    {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -32,7 +32,7 @@ typedef struct Ring { /* BroadcastRing and WorkRing: a checked view that keeps i
 
 typedef struct guard { /* first thing that every method of a handle looks at */
     unsigned fork_generation;
-    bool closed, busy;
+    bool closed, busy, cancelled;
 } guard;
 
 typedef struct bus_lines { /* the two lines of the bus segment that a handle reads */

@@ -1,0 +1,316 @@
+"""The books of a bus, read from its document and rings. Takes no lock and changes nothing.
+
+May touch: nothing; it reads segments, also ones that are attached read-only.
+
+Must stay true:
+- For each consumer, offered == delivered + depth + overrun + refused + abandoned + undecodable + rejected: the terms of
+  a ring come from one reading of its words (reader.c, work.c), those of rings that are gone from the totals.
+- A ring that is removed while we look has put its books into the totals: then we look again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+
+from shmbus import _core, _description, _liveness
+from shmbus.errors import CorruptSegmentError
+from shmbus.stats import (
+    Books,
+    BusStats,
+    ConsumerStats,
+    Loss,
+    ParticipantStats,
+    PublisherStats,
+    SourceStats,
+    SupervisorStats,
+    TopicStats,
+    WorkerStats,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from shmbus._document import ConsumerEntry, Document, PublisherEntry, RingEntry
+    from shmbus._registry import Registry
+    from shmbus._rings import Rings
+    from shmbus.stats import Health
+
+_TERMS: Final = ("offered", "delivered", "depth", "overrun", "refused", "abandoned", "undecodable", "rejected")
+_TRIES: Final = 100
+_BEAT_NS: Final = 5_000_000_000  # a supervisor makes a round at least every second
+
+
+def stats(registry: Registry, rings: Rings) -> BusStats:
+    """The bus at this moment."""
+    for _ in range(_TRIES):
+        version = _core.load(registry.map, _core.BUS_VERSION)
+        try:
+            found = _Look(registry, rings).bus()
+        except FileNotFoundError:
+            continue
+        if _core.load(registry.map, _core.BUS_VERSION) == version:
+            return found
+    return found
+
+
+def losses(registry: Registry, rings: Rings) -> list[Loss]:
+    """Every loss on the books, the oldest first: of rings that are gone, and of those that are there."""
+    for _ in range(_TRIES):
+        version = _core.load(registry.map, _core.BUS_VERSION)
+        try:
+            found = _Look(registry, rings).losses()
+        except FileNotFoundError:
+            continue
+        if _core.load(registry.map, _core.BUS_VERSION) == version:
+            break
+    return sorted(found, key=lambda loss: loss.first_ns)
+
+
+class _Look:
+    """One reading of everything."""
+
+    def __init__(self, registry: Registry, rings: Rings) -> None:
+        self.registry = registry
+        self.rings = rings
+        self.document: Document = registry.read()
+        rings.keep({r.id for r in self.document.rings})
+        self.now = time.time_ns()
+        self.topics = {t.index: t for t in self.document.topics}
+        self.publishers = {p.id: p for p in self.document.publishers}
+        self.alive = {p.id: _liveness.alive(p.pid, p.start) for p in self.document.participants}
+        self.pids = {p.id: p.pid for p in self.document.participants}
+        self.blocks: defaultdict[int, set[str]] = defaultdict(set)
+        self.blocked_by: defaultdict[int, set[str]] = defaultdict(set)
+
+    # -- the whole
+
+    def bus(self) -> BusStats:
+        document = self.document
+        for entry in document.rings:
+            self.find_blocking(entry)
+        total = _core.BUS_BYTES + sum(self.rings.bytes(r) for r in document.rings)
+        return BusStats(
+            bus=self.registry.bus,
+            time_ns=self.now,
+            created_ns=_core.load(self.registry.map, _core.BUS_CREATED),
+            bytes=total,
+            supervisor=self.supervisor(),
+            topics=tuple(
+                TopicStats(name=t.name, capacity=t.capacity, codec=t.codec, type=_type_name(t.description))
+                for t in document.topics
+            ),
+            participants=tuple(
+                ParticipantStats(id=p.id, pid=p.pid, command=p.command, state=self.health(p.id))
+                for p in document.participants
+            ),
+            publishers=tuple(self.publisher(p) for p in document.publishers),
+            consumers=tuple(self.consumer(c) for c in document.consumers if c.state != "joining"),
+        )
+
+    def health(self, participant: int) -> Health:
+        if not self.alive.get(participant, False):
+            return "dead"
+        return "stopped" if _liveness.stopped(self.pids[participant]) else "ok"
+
+    def supervisor(self) -> SupervisorStats:
+        memory = self.registry.map
+        pid = _core.load(memory, _core.BUS_SUPERVISOR_PID)
+        if not pid or not _liveness.alive(pid, _core.load(memory, _core.BUS_SUPERVISOR_START)):
+            return SupervisorStats(pid=0, state="none")
+        beat = _core.load(memory, _core.BUS_SUPERVISOR_BEAT)
+        stale = time.monotonic_ns() - beat > _BEAT_NS
+        return SupervisorStats(pid=pid, state="stalled" if stale else "ok")
+
+    # -- publishers
+
+    def find_blocking(self, entry: RingEntry) -> None:
+        """Note who keeps a ring's publisher from writing what it wants, or an eighth of the ring."""
+        if entry.state != "active":
+            return
+        if entry.group:
+            terms = self.rings.work(entry).terms()
+            if terms["room"] < (terms["need"] or entry.capacity // 8):
+                self.note_blocking(entry, self.document.consumer(entry.group))
+            return
+        ring = self.rings.broadcast(entry)
+        bits = ring.blocking(ring.info()["need"] or entry.capacity // 8)
+        for consumer in self.document.consumers:
+            if consumer.topic == entry.topic and consumer.kind == "subscriber" and consumer.state == "active":
+                if bits >> consumer.slot & 1:
+                    self.note_blocking(entry, consumer)
+
+    def note_blocking(self, entry: RingEntry, consumer: ConsumerEntry | None) -> None:
+        publisher = self.publishers.get(entry.publisher)
+        if consumer is not None and publisher is not None:
+            self.blocks[consumer.id].add(publisher.name)
+            self.blocked_by[publisher.id].add(consumer.name)
+
+    def publisher(self, publisher: PublisherEntry) -> PublisherStats:
+        published = unrouted = refused = used = capacity = 0
+        waiting = False
+        for entry in self.document.rings:
+            if entry.publisher != publisher.id:
+                continue
+            capacity = entry.capacity
+            if entry.group:
+                terms = self.rings.work(entry).terms()
+                refused += terms["refused"]
+                used = max(used, capacity - terms["room"])
+            else:
+                ring = self.rings.broadcast(entry)
+                info = ring.info()
+                published, unrouted = info["sequence"] - 1, info["unrouted"]
+                waiting = info["need"] != 0
+                refused += ring.losses(0)["refused"][0]
+                used = max(used, capacity - info["room"])
+        state: Health = "closed" if publisher.state == "retired" else self.health(publisher.participant)
+        return PublisherStats(
+            name=publisher.name,
+            topic=self.topics[publisher.topic].name,
+            state="dead" if publisher.dead else state,
+            pid=self.pids.get(publisher.participant, 0) if publisher.state == "active" else 0,
+            published=published,
+            unrouted=unrouted,
+            refused=refused,
+            capacity=capacity,
+            used=used,
+            waiting=waiting,
+            blocked_by=tuple(sorted(self.blocked_by[publisher.id])),
+        )
+
+    # -- consumers
+
+    def consumer(self, consumer: ConsumerEntry) -> ConsumerStats:
+        sources = [self.source(consumer, entry) for entry in self.sources(consumer)]
+        # While it leaves, its rings' books are in the totals already.
+        totals = msgspec.structs.asdict(consumer.totals)
+        sums = {t: sum(getattr(s, t) for s in sources) + totals.get(t, 0) for t in _TERMS}
+        workers = self.workers(consumer)
+        return ConsumerStats(
+            name=consumer.name,
+            topic=self.topics[consumer.topic].name,
+            kind=consumer.kind,
+            mode=consumer.mode,
+            state=self.consumer_health(consumer, workers, sums["depth"]),
+            pid=self.pids.get(consumer.participant, 0),
+            lag_ns=max((s.lag_ns for s in sources), default=0),
+            claimed=sum(w.held for w in workers),
+            blocks=tuple(sorted(self.blocks[consumer.id])),
+            workers=workers,
+            publishers=tuple(sources),
+            **sums,
+        )
+
+    def sources(self, consumer: ConsumerEntry) -> Iterable[RingEntry]:
+        """The rings that have books of this consumer."""
+        for entry in self.document.rings_of(consumer):
+            if consumer.kind == "group" or (
+                consumer.state == "active"
+                and self.rings.broadcast(entry).info()["members"] >> consumer.slot & 1
+            ):
+                yield entry
+
+    def source(self, consumer: ConsumerEntry, entry: RingEntry) -> SourceStats:
+        terms = self.terms(consumer, entry)
+        publisher = self.publishers.get(entry.publisher)
+        oldest = terms["oldest_ns"]
+        return SourceStats(
+            publisher=publisher.name if publisher else "(gone)",
+            lag_ns=max(0, self.now - oldest) if oldest else 0,
+            **{t: terms[t] for t in _TERMS if t in terms},
+        )
+
+    def terms(self, consumer: ConsumerEntry, entry: RingEntry) -> Mapping[str, int]:
+        if consumer.kind == "group":
+            return cast("Mapping[str, int]", self.rings.work(entry).terms())
+        return cast("Mapping[str, int]", self.rings.broadcast(entry).terms(consumer.slot))
+
+    def workers(self, group: ConsumerEntry) -> tuple[WorkerStats, ...]:
+        entries = [w for w in self.document.workers if w.group == group.id]
+        rings = [self.rings.work(entry) for entry in self.document.rings_of(group)] if entries else []
+        return tuple(
+            WorkerStats(
+                name=w.name,
+                pid=self.pids.get(w.participant, 0),
+                held=sum(ring.held(w.slot, w.generation) for ring in rings),
+                state=self.health(w.participant),
+            )
+            for w in entries
+        )
+
+    def consumer_health(self, consumer: ConsumerEntry, workers: tuple[WorkerStats, ...], depth: int) -> Health:
+        if consumer.state in ("closed", "leaving"):
+            return "dead" if consumer.dead else "closed"
+        if consumer.kind == "group":
+            if not workers:
+                return "idle"
+        else:
+            health = self.health(consumer.participant)
+            if health != "ok":
+                return health
+        if depth and _core.load(
+            self.registry.map, _core.CONSUMER_LINES + consumer.line * _core.LINE + _core.CONSUMER_STALLED
+        ):
+            return "stalled"
+        return "slow" if self.blocks[consumer.id] or self.behind(consumer) else "ok"
+
+    def behind(self, consumer: ConsumerEntry) -> bool:
+        """True where what a consumer has not received takes a quarter of a ring or more."""
+        if consumer.mode == "lossy":
+            return False
+        for entry in self.sources(consumer):
+            quarter = entry.capacity // 4
+            if consumer.kind == "group":
+                if self.rings.work(entry).terms()["room"] < entry.capacity - quarter:
+                    return True
+            elif self.rings.broadcast(entry).blocking(entry.capacity - quarter) >> consumer.slot & 1:
+                return True
+        return False
+
+    # -- losses
+
+    def losses(self) -> list[Loss]:
+        found = [Loss(**msgspec.structs.asdict(loss)) for loss in self.document.losses]
+        for consumer in self.document.consumers:
+            for entry in self.sources(consumer):
+                found.extend(self.ring_losses(consumer, entry))
+        return found
+
+    def ring_losses(self, consumer: ConsumerEntry, entry: RingEntry) -> Iterable[Loss]:
+        details: Mapping[str, _core.LossTuple] = (
+            self.rings.work(entry).losses()
+            if consumer.kind == "group"
+            else self.rings.broadcast(entry).losses(consumer.slot)
+        )
+        terms = self.terms(consumer, entry)
+        publisher = self.publishers.get(entry.publisher)
+        for cause, (_, first, last, first_ns, last_ns) in details.items():
+            if terms[cause]:
+                yield Loss(
+                    consumer=consumer.name,
+                    topic=self.topics[consumer.topic].name,
+                    publisher=publisher.name if publisher else "(gone)",
+                    cause=cast("Any", cause),
+                    count=terms[cause],
+                    first=first,
+                    last=last,
+                    first_ns=first_ns,
+                    last_ns=last_ns,
+                )
+
+
+def balanced(books: Books) -> bool:
+    """True if the terms of one consumer add up."""
+    return books.offered == books.delivered + books.depth + books.dropped
+
+
+def _type_name(description: bytes) -> str:
+    try:
+        schema = _description.parse(description)
+        return _description.words(schema, schema.root)
+    except CorruptSegmentError:
+        return "?"

@@ -1,0 +1,236 @@
+"""Departures: what the document and the rings go through when somebody leaves, and when a ring is drained. Under the
+bus lock, for the living and the dead alike.
+
+May touch: the registry document, ring segments, cursor slots, claim words of workers that are gone.
+
+Must stay true:
+- Every function may be cut short by a death at any line, and done again from the document as it then is: what is on
+  the books is committed before the ring forgets it, and what a ring must forget is forgotten before the document does.
+- The books of a ring go into its consumers' totals in the same commit that takes the ring, or the cursor, away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final, cast
+
+from shmbus import _core
+from shmbus._document import Cause, LossEntry, Totals
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shmbus._document import ConsumerEntry, Document, PublisherEntry, RingEntry
+    from shmbus._registry import Change
+    from shmbus._rings import Rings
+
+HISTORY: Final = 4
+"""Drained rings of gone publishers that a topic keeps for `start="oldest"`; each costs its capacity in memory."""
+MAX_LOSSES: Final = 256
+"""Entries of the loss table; past it the oldest make room, and only their details are forgotten."""
+MAX_CLOSED: Final = 32
+"""Closed subscribers that a topic keeps by name; past it the oldest are merged into one."""
+DEPARTED: Final = "(departed)"
+
+_CAUSES: Final = ("overrun", "refused", "undecodable", "rejected")
+
+
+def close_publisher(change: Change, rings: Rings, id: int, *, dead: bool = False) -> None:
+    """Retire a publisher. Its rings stay until their consumers have drained them."""
+    document = change.document
+    publisher = document.publisher(id)
+    if publisher is None or publisher.state == "retired":
+        return
+    publisher.state, publisher.dead = "retired", dead
+    for ring in document.rings:
+        if ring.publisher == id:
+            ring.state = "retired"
+    change.commit(publisher.topic)
+    sweep(change, rings)
+
+
+def close_subscriber(change: Change, rings: Rings, id: int, *, dead: bool = False) -> None:
+    """Take a subscriber off every ring; what it had not received is on the books as abandoned."""
+    document = change.document
+    consumer = document.consumer(id)
+    if consumer is None or consumer.state == "closed":
+        return
+    bit = 1 << consumer.slot
+    members = [
+        (entry, ring)
+        for entry in document.rings_of(consumer)
+        if (ring := rings.broadcast(entry)).info()["members"] & bit
+    ]
+    if consumer.state != "leaving":
+        if consumer.state == "active":  # a join that was cut short received nothing, and its slots may be half-made
+            for entry, ring in members:
+                _settle_slot(document, consumer, entry, ring, abandoned=True)
+        consumer.state, consumer.dead = "leaving", dead
+        change.commit()
+    for _, ring in members:
+        ring.leave(consumer.slot)
+    consumer.state, consumer.participant = "closed", 0
+    _merge_closed(document, consumer.topic)
+    change.commit(consumer.topic)
+    sweep(change, rings)
+
+
+def close_worker(change: Change, rings: Rings, id: int) -> int:
+    """Give back what a worker held, and free its slot; returns how many events went back."""
+    document = change.document
+    worker = next((w for w in document.workers if w.id == id), None)
+    if worker is None:
+        return 0
+    group = document.consumer(worker.group)
+    given_back = 0
+    if group is not None:
+        for entry in document.rings_of(group):
+            given_back += rings.work(entry).reclaim(worker.slot, worker.generation)
+    document.workers.remove(worker)
+    change.commit(*(() if group is None else (group.topic,)))
+    return given_back
+
+
+def drained(document: Document, rings: Rings) -> list[RingEntry]:
+    """Retired rings that nobody has anything left to receive from, but for the history of each topic."""
+    found: list[RingEntry] = []
+    kept: defaultdict[int, list[RingEntry]] = defaultdict(list)
+    for entry in document.rings:
+        if entry.state == "retired" and not _depth(document, rings, entry):
+            if entry.group or rings.broadcast(entry).info()["sequence"] == 1:
+                found.append(entry)
+            else:
+                kept[entry.topic].append(entry)
+    for entries in kept.values():
+        found.extend(entries[:-HISTORY])
+    return found
+
+
+def sweep(change: Change, rings: Rings) -> None:
+    """Put the books of the drained rings into their consumers' totals, and remove the rings."""
+    document = change.document
+    entries = drained(document, rings)
+    if not entries:
+        return
+    for entry in entries:
+        _settle_ring(document, rings, entry)
+    gone = {entry.id for entry in entries}
+    document.rings = [r for r in document.rings if r.id not in gone]
+    having = {r.publisher for r in document.rings}
+    document.publishers = [p for p in document.publishers if p.state == "active" or p.id in having]
+    change.commit(*{entry.topic for entry in entries})
+    for entry in entries:
+        rings.remove(entry.id)
+
+
+def _depth(document: Document, rings: Rings, entry: RingEntry) -> int:
+    if entry.group:
+        return rings.work(entry).terms()["depth"]
+    ring = rings.broadcast(entry)
+    return sum(ring.terms(consumer.slot)["depth"] for consumer in _members(document, entry, ring))
+
+
+def _members(document: Document, entry: RingEntry, ring: _core.BroadcastRing) -> list[ConsumerEntry]:
+    bits = ring.info()["members"]
+    return [
+        c
+        for c in document.consumers
+        if c.topic == entry.topic
+        and c.kind == "subscriber"
+        and c.state == "active"
+        and bits >> c.slot & 1
+    ]
+
+
+def _settle_ring(document: Document, rings: Rings, entry: RingEntry) -> None:
+    if not entry.group:
+        ring = rings.broadcast(entry)
+        for consumer in _members(document, entry, ring):
+            _settle_slot(document, consumer, entry, ring, abandoned=False)
+        return
+    work = rings.work(entry)
+    group = document.consumer(entry.group)
+    if group is not None:
+        terms = cast("dict[str, int]", work.terms())
+        _add(group.totals, terms)
+        _note_losses(document, group, entry, terms, work.losses())
+
+
+def _settle_slot(
+    document: Document, consumer: ConsumerEntry, entry: RingEntry, ring: _core.BroadcastRing, *, abandoned: bool
+) -> None:
+    """Put a slot's books into its consumer's totals; what is left unread is abandoned."""
+    terms = cast("dict[str, int]", dict(ring.terms(consumer.slot)))
+    losses = ring.losses(consumer.slot)
+    _add(consumer.totals, terms)
+    _note_losses(document, consumer, entry, terms, losses)
+    depth = terms["depth"]
+    if abandoned and depth:
+        consumer.totals.abandoned += depth
+        last, now = ring.info()["sequence"] - 1, time.time_ns()
+        _note(document, consumer, entry, "abandoned", (depth, max(1, last - depth + 1), last, now, now))
+
+
+def _add(totals: Totals, terms: Mapping[str, int]) -> None:
+    for name in ("offered", "delivered", *_CAUSES):
+        setattr(totals, name, getattr(totals, name) + terms.get(name, 0))
+
+
+def _note_losses(
+    document: Document,
+    consumer: ConsumerEntry,
+    entry: RingEntry,
+    terms: Mapping[str, int],
+    losses: Mapping[str, _core.LossTuple],
+) -> None:
+    for cause in _CAUSES:
+        count = terms.get(cause, 0)
+        if count:
+            _, *details = losses.get(cause, (0, 0, 0, 0, 0))
+            _note(document, consumer, entry, cast("Cause", cause), (count, *details))
+
+
+def _note(
+    document: Document, consumer: ConsumerEntry, entry: RingEntry, cause: Cause, loss: tuple[int, ...]
+) -> None:
+    publisher = document.publisher(entry.publisher)
+    count, first, last, first_ns, last_ns = loss
+    document.losses.append(
+        LossEntry(
+            consumer=consumer.name,
+            topic=document.topic_at(consumer.topic).name,
+            publisher=_name_of(publisher),
+            cause=cause,
+            count=count,
+            first=first,
+            last=last,
+            first_ns=first_ns,
+            last_ns=last_ns,
+        )
+    )
+    excess = len(document.losses) - MAX_LOSSES
+    if excess > 0:
+        document.losses_forgotten += excess
+        del document.losses[:excess]
+
+
+def _name_of(publisher: PublisherEntry | None) -> str:
+    return publisher.name if publisher is not None else "(gone)"
+
+
+def _merge_closed(document: Document, topic: int) -> None:
+    """Keep the document small where thousands of subscribers come and go: none of their totals is lost."""
+    closed = [
+        c for c in document.consumers if c.topic == topic and c.kind == "subscriber" and c.state == "closed"
+    ]
+    if len(closed) <= MAX_CLOSED:
+        return
+    into = next((c for c in closed if c.name == DEPARTED), None)
+    if into is None:
+        into = closed[0]
+        into.name = DEPARTED
+    victim = next(c for c in closed if c is not into)
+    for field in Totals.__struct_fields__:
+        setattr(into.totals, field, getattr(into.totals, field) + getattr(victim.totals, field))
+    document.consumers.remove(victim)

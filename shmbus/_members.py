@@ -1,0 +1,247 @@
+"""Membership: what the document and the rings go through when somebody joins. Always under the bus lock.
+
+May touch: the registry document, ring segments, the cursor slots of rings.
+
+Must stay true:
+- A ring is born with a cursor for every subscriber that exists, and a work ring for every group; a subscriber or group
+  that joins is written into every ring that exists. So a publisher that lives for ten events loses none of them.
+- Segments exist before the document names them; what a death in between leaves is an orphan (`Rings.remove_orphans`).
+- A subscriber is in the document, as `joining`, before any ring has its cursor; so whoever finds it can undo it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shmbus import _core, _departures, _schema
+from shmbus._document import ConsumerEntry, Participant, PublisherEntry, RingEntry, TopicEntry, WorkerEntry
+from shmbus.errors import CapacityError, ConfigError, SchemaMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Literal
+
+    from shmbus._codec import Codec
+    from shmbus._document import Document
+    from shmbus._registry import Change
+    from shmbus._rings import Rings
+    from shmbus.topic import Topic
+
+MAX_PARTICIPANTS = 512
+"""Open Bus objects on one bus; keeps the document far within its slot."""
+
+
+def attach(change: Change, pid: int, start: int, command: str) -> Participant:
+    """Enter a process."""
+    document = change.document
+    _require_room("participants", len(document.participants), MAX_PARTICIPANTS)
+    participant = Participant(id=document.new_id(), pid=pid, start=start, command=command)
+    document.participants.append(participant)
+    change.commit()
+    return participant
+
+
+def ensure_topic(change: Change, topic: Topic[Any], codec: Codec, role: Literal["reader", "writer"]) -> TopicEntry:
+    """The topic's entry, created if need be. Raises SchemaMismatchError, and ConfigError for another codec."""
+    document = change.document
+    entry = document.topic_named(topic.name)
+    if entry is None:
+        index = _lowest_free((t.index for t in document.topics), _core.MAX_TOPICS, "topics")
+        entry = TopicEntry(
+            index=index,
+            name=topic.name,
+            capacity=topic.capacity,
+            codec=topic.codec,
+            fingerprint=codec.fingerprint,
+            description=codec.description,
+        )
+        document.topics.append(entry)
+        change.commit()
+        return entry
+    if entry.codec != topic.codec:
+        raise ConfigError(f"topic {topic.name!r} exists with codec {entry.codec!r}, not {topic.codec!r}")
+    if entry.fingerprint != codec.fingerprint:
+        _require_compatible(topic, entry.description, codec.description, role)
+    return entry
+
+
+def _require_compatible(topic: Topic[Any], theirs: bytes, ours: bytes, role: str) -> None:
+    if topic.schema == "strict":
+        raise SchemaMismatchError(topic.name, _schema.difference(ours, theirs))
+    reasons = _schema.admits(ours, theirs) if role == "reader" else _schema.admits(theirs, ours)
+    if reasons:
+        raise SchemaMismatchError(topic.name, reasons)
+
+
+def open_publisher(
+    change: Change, rings: Rings, topic: TopicEntry, participant: int, name: str | None, capacity: int
+) -> PublisherEntry:
+    """Enter a publisher with its rings, of `capacity` bytes each. Raises NoSpaceError, CapacityError, ConfigError."""
+    document = change.document
+    publisher = PublisherEntry(
+        id=document.new_id(),
+        slot=_lowest_free((p.slot for p in document.publishers if p.state == "active"), 1 << 16, "publishers"),
+        topic=topic.index,
+        name=name or "",
+        participant=participant,
+    )
+    publisher.name = name or f"pub-{publisher.id}"
+    groups = [c for c in document.consumers if c.topic == topic.index and c.kind == "group"]
+    entries = [_new_ring(document, publisher, group, capacity) for group in (0, *(g.id for g in groups))]
+    created: list[RingEntry] = []
+    try:
+        for entry in entries:
+            rings.create(entry)
+            created.append(entry)
+        broadcast = rings.broadcast(entries[0])
+        for consumer in document.consumers:
+            if consumer.topic == topic.index and consumer.kind == "subscriber" and consumer.state == "active":
+                broadcast.join(consumer.slot, consumer.mode == "lossy")
+        document.publishers.append(publisher)
+        document.rings.extend(entries)
+        change.commit(topic.index)
+    except BaseException:
+        for entry in created:
+            rings.remove(entry.id)
+        raise
+    return publisher
+
+
+def _new_ring(document: Document, publisher: PublisherEntry, group: int, capacity: int) -> RingEntry:
+    return RingEntry(
+        id=document.new_id(), topic=publisher.topic, publisher=publisher.id, group=group, capacity=capacity
+    )
+
+
+def require_free_name(document: Document, topic: TopicEntry, kind: str, name: str | None) -> None:
+    """Raise ConfigError if a live subscriber or publisher of the topic has this name."""
+    entries: Iterable[ConsumerEntry | PublisherEntry]
+    if kind == "publisher":
+        entries = [p for p in document.publishers if p.state == "active"]
+    else:
+        entries = [c for c in document.consumers if c.kind == "subscriber" and c.state != "closed"]
+    for entry in entries:
+        holder = document.participant(entry.participant)
+        if entry.topic == topic.index and entry.name == name and holder is not None:
+            raise ConfigError(
+                f"{kind} {name!r} of topic {topic.name!r} exists in process {holder.pid} ({holder.command})"
+            )
+
+
+def open_subscriber(
+    change: Change,
+    rings: Rings,
+    topic: TopicEntry,
+    participant: int,
+    name: str | None,
+    mode: Literal["reliable", "lossy"],
+    start: Literal["latest", "oldest"],
+) -> ConsumerEntry:
+    """Enter a subscriber, and its cursor into every ring. One that comes back under its name goes on with its totals."""
+    document = change.document
+    slot = _lowest_free(
+        (c.slot for c in _live_subscribers(document, topic)), _core.MAX_SUBSCRIBERS, f"subscribers of topic {topic.name!r}"
+    )
+    consumer = next(
+        (c for c in document.consumers if c.kind == "subscriber" and c.topic == topic.index and c.name == name), None
+    )
+    if consumer is None:
+        consumer = _new_consumer(document, topic, "subscriber", name or "", slot)
+        consumer.name = name or f"sub-{consumer.id}"
+    consumer.slot, consumer.mode, consumer.participant = slot, mode, participant
+    consumer.state, consumer.dead = "joining", False
+    change.commit()
+    line = _core.TOPIC_LINES + topic.index * _core.LINE
+    for word in (_core.TOPIC_PARKED, _core.TOPIC_AWAITING):
+        _core.fetch_and(change.registry.map, line + word, ~(1 << slot) & (2**64 - 1))
+    try:
+        for entry in document.rings_of(consumer):
+            if entry.state == "active" or start == "oldest":
+                rings.broadcast(entry).join(slot, mode == "lossy", start == "oldest")
+        consumer.state = "active"
+        change.commit(topic.index)
+    except BaseException:
+        consumer.state = "joining"
+        _departures.close_subscriber(change, rings, consumer.id)
+        raise
+    return consumer
+
+
+def _live_subscribers(document: Document, topic: TopicEntry) -> list[ConsumerEntry]:
+    return [
+        c for c in document.consumers if c.kind == "subscriber" and c.topic == topic.index and c.state != "closed"
+    ]
+
+
+def _new_consumer(
+    document: Document, topic: TopicEntry, kind: Literal["subscriber", "group"], name: str, slot: int
+) -> ConsumerEntry:
+    line = _lowest_free((c.line for c in document.consumers), _core.MAX_CONSUMERS, "consumers")
+    consumer = ConsumerEntry(
+        id=document.new_id(), line=line, topic=topic.index, kind=kind, name=name, slot=slot
+    )
+    document.consumers.append(consumer)
+    return consumer
+
+
+def open_group(change: Change, rings: Rings, topic: TopicEntry, name: str) -> ConsumerEntry:
+    """The group of that name, created if need be with a work ring for every live publisher."""
+    document = change.document
+    groups = [c for c in document.consumers if c.kind == "group"]
+    for group in groups:
+        if group.topic == topic.index and group.name == name:
+            return group
+    slot = _lowest_free((g.slot for g in groups), _core.MAX_GROUPS, "groups")
+    group = _new_consumer(document, topic, "group", name, slot)
+    group.state = "active"
+    active = {p.id: p for p in document.publishers if p.topic == topic.index and p.state == "active"}
+    capacities = {r.publisher: r.capacity for r in document.rings if r.group == 0}
+    entries = [_new_ring(document, p, group.id, capacities.get(p.id, topic.capacity)) for p in active.values()]
+    created: list[RingEntry] = []
+    try:
+        for entry in entries:
+            rings.create(entry)
+            created.append(entry)
+        document.rings.extend(entries)
+        change.commit(topic.index)
+    except BaseException:
+        for entry in created:
+            rings.remove(entry.id)
+        raise
+    return group
+
+
+def open_worker(change: Change, group: ConsumerEntry, participant: int, name: str | None) -> WorkerEntry:
+    """Enter a worker of a group, under a generation that its slot has not had."""
+    document = change.document
+    slot = _lowest_free(
+        (w.slot for w in document.workers if w.group == group.id), _core.MAX_WORKERS, f"workers of group {group.name!r}"
+    )
+    generation = group.generations.get(slot, 0) % 0xFFFF + 1
+    group.generations = {**group.generations, slot: generation}
+    worker = WorkerEntry(
+        id=document.new_id(), group=group.id, slot=slot, generation=generation, participant=participant, name=name or ""
+    )
+    worker.name = name or f"worker-{worker.id}"
+    document.workers.append(worker)
+    clear_worker_bits(change, group, slot)
+    change.commit()
+    return worker
+
+
+def clear_worker_bits(change: Change, group: ConsumerEntry, slot: int) -> None:
+    """Make a worker slot neither parked nor awaiting."""
+    line = _core.GROUP_LINES + group.slot * _core.LINE + slot // 64 * 8
+    for word in (_core.GROUP_PARKED, _core.GROUP_AWAITING):
+        _core.fetch_and(change.registry.map, line + word, ~(1 << slot % 64) & (2**64 - 1))
+
+
+def _lowest_free(taken: Iterable[int], size: int, what: str) -> int:
+    used = set(taken)
+    _require_room(what, len(used), size)
+    return next(i for i in range(size) if i not in used)
+
+
+def _require_room(what: str, used: int, size: int) -> None:
+    if used >= size:
+        raise CapacityError(f"no room for more {what}: {used} of {size} in use")

@@ -1,0 +1,111 @@
+"""Reclaim: takes from a participant all that it held, step by step, and removes a bus that nobody needs.
+
+May touch: what `_departures` touches, the parked bits of the bus segment, and, to remove a bus, everything of it.
+
+Must stay true:
+- ACTIVE -> RECLAIMING -> gone. Each step is done again from the document by whoever comes next, and changes nothing
+  the second time. Claims go back first, since live workers wait for them; then cursors, which gate live publishers;
+  then the rings.
+- Only what is proven dead is reclaimed: the process is gone, or another one has its PID.
+- A bus with events that a group is owed is not removed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from shmbus import _core, _departures, _liveness, _segment, _waker
+from shmbus._registry import object_prefix, segment_name
+
+if TYPE_CHECKING:
+    from shmbus._document import Document, Participant
+    from shmbus._registry import Change
+    from shmbus._rings import Rings
+
+_log = logging.getLogger("shmbus.reclaim")
+
+
+def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
+    """Free everything that a participant holds, and its entry. `dead` goes on the books of what it held."""
+    document = change.document
+    participant = document.participant(id)
+    if participant is None:
+        return
+    if participant.state != "reclaiming":
+        participant.state = "reclaiming"
+        change.commit()
+    for worker in [w for w in document.workers if w.participant == id]:
+        given_back = _departures.close_worker(change, rings, worker.id)
+        if dead:
+            _log.warning(
+                "worker %s (pid %d) died: %d events given back", worker.name, participant.pid, given_back
+            )
+    for consumer in [c for c in document.consumers if c.participant == id]:
+        _departures.close_subscriber(change, rings, consumer.id, dead=dead)
+    for publisher in [p for p in document.publishers if p.participant == id]:
+        _departures.close_publisher(change, rings, publisher.id, dead=dead)
+    document.participants = [p for p in document.participants if p.id != id]
+    change.commit()
+
+
+def dead_participants(document: Document) -> list[Participant]:
+    """Participants whose process is gone; those whose reclaim was cut short among them."""
+    return [
+        p for p in document.participants if p.state == "reclaiming" or not _liveness.alive(p.pid, p.start)
+    ]
+
+
+def repair(change: Change, rings: Rings) -> None:
+    """After a death under the lock: remove the segments that the document does not know."""
+    orphans = rings.remove_orphans({r.id for r in change.document.rings})
+    if orphans:
+        _log.warning("removed what a dead process left half-made: %s", ", ".join(orphans))
+
+
+def owed(document: Document, rings: Rings) -> dict[str, int]:
+    """Events that groups have still to receive, by "topic/group"."""
+    result: dict[str, int] = {}
+    for group in document.consumers:
+        if group.kind == "group":
+            depth = sum(rings.work(entry).terms()["depth"] for entry in document.rings_of(group))
+            if depth:
+                result[f"{document.topic_at(group.topic).name}/{group.name}"] = depth
+    return result
+
+
+def remove_bus(change: Change) -> None:
+    """Unlink everything of the bus, its own segment last: a removal cut short is found there and done again."""
+    memory = change.registry.map
+    _core.store(memory, _core.BUS_REMOVED, 1)
+    for topic in change.document.topics:
+        _core.fetch_add(memory, _core.TOPIC_LINES + topic.index * _core.LINE + _core.TOPIC_EPOCH, 1)
+    unlink_all(change.bus)
+
+
+def unlink_all(bus: str) -> None:
+    """Unlink every name of a bus."""
+    prefix = object_prefix(bus)
+    for name in _segment.names(prefix):
+        _segment.unlink(name)
+    _waker.unlink_all(prefix)
+    _segment.unlink(segment_name(bus))
+
+
+def remove_if_unused(change: Change, rings: Rings) -> bool:
+    """Remove the bus if nobody takes part in it and nothing is owed to a group. Says what goes with it."""
+    document = change.document
+    if document.participants or owed(document, rings):
+        return False
+    for entry in document.rings:
+        if not entry.group:
+            unrouted = rings.broadcast(entry).info()["unrouted"]
+            if unrouted:
+                _log.info(
+                    "bus %s removed with %d events of topic %s that nobody was there for",
+                    change.bus,
+                    unrouted,
+                    document.topic_at(entry.topic).name,
+                )
+    remove_bus(change)
+    return True

@@ -1,0 +1,254 @@
+"""The bus segment: identity, the lock, and the registry document, changed as a whole and read without the lock.
+
+May touch: the bus segment and its lock; no ring, no semaphore.
+
+Must stay true:
+- The document is kept twice. Slot `version & 1` is valid; a change is written whole into the other, then `version` is
+  stored, then the epochs of the topics concerned are bumped (SYNC document, SYNC epoch). A death before the store of
+  `version` leaves the old document, a death after it the new one.
+- Changes happen under the lock only. `holder` names the process inside; whoever finds it set on entry knows that its
+  predecessor died inside, and bumps every epoch, for the document may be newer than the epochs.
+- A segment gets its name after it was filled in, so an attacher never sees half a bus.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+import zlib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from shmbus import _core, _document, _liveness
+from shmbus._document import Document
+from shmbus._segment import FileLock, Segment
+from shmbus.errors import (
+    AccessError,
+    BusNotFoundError,
+    CapacityError,
+    ClosedError,
+    CorruptSegmentError,
+    LayoutMismatchError,
+)
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Iterator
+
+PREFIX: Final = "shmbus-"
+LOCK_TIMEOUT: Final = 30.0  # seconds; a change takes a millisecond, so this is a holder that was stopped
+
+_ROOM: Final = _core.DOCUMENT_BYTES - _core.DOCUMENT_BODY
+_READ_TRIES: Final = 1000  # of a document that keeps changing; each change takes longer than a look
+
+
+def segment_name(bus: str) -> str:
+    return PREFIX + bus
+
+
+def object_prefix(bus: str) -> str:
+    """What the names of a bus's rings, semaphores and FIFOs begin with; no bus name contains a colon."""
+    return f"{PREFIX}{bus}:"
+
+
+class Registry:
+    """One process's view of a bus segment."""
+
+    def __init__(self, bus: str, segment: Segment) -> None:
+        self.bus: Final = bus
+        self.segment: Final = segment
+        self.map: Final = segment.map
+        self._lock: Final = FileLock(segment.name)
+        self._seen = -1
+        self._document = Document()
+
+    @classmethod
+    def open(cls, bus: str, *, create: bool, stall_ns: int | None = None) -> Registry:
+        """Attach to a bus, or create it; of many that do so at once, one creates.
+
+        Raises BusNotFoundError (without `create`), NoSpaceError, AccessError, LayoutMismatchError, CorruptSegmentError.
+        """
+        name = segment_name(bus)
+        while True:
+            try:
+                return cls(bus, _checked(Segment.attach(name)))
+            except FileNotFoundError:
+                if not create:
+                    raise BusNotFoundError(bus) from None
+            document = Document() if stall_ns is None else Document(stall_ns=stall_ns)
+            try:
+                return cls(bus, Segment.create(name, _core.BUS_BYTES, lambda memory: _fill(memory, document)))
+            except FileExistsError:
+                continue
+
+    @classmethod
+    def peek(cls, bus: str) -> Registry:
+        """Attach read-only, as the tools do that perturb nothing."""
+        try:
+            return cls(bus, _checked(Segment.attach(segment_name(bus), writable=False)))
+        except FileNotFoundError:
+            raise BusNotFoundError(bus) from None
+
+    # -- reading
+
+    @property
+    def removed(self) -> bool:
+        return _core.load(self.map, _core.BUS_REMOVED) != 0
+
+    def read(self) -> Document:
+        """The document as it is now, without the lock. Not to be changed: it is shared with other readers here."""
+        for _ in range(_READ_TRIES):
+            version = _core.load(self.map, _core.BUS_VERSION)
+            if version == self._seen:
+                return self._document
+            raw = _raw_document(self.map, version)
+            if raw is None or _core.load(self.map, _core.BUS_VERSION) != version:
+                continue  # overtaken while we copied
+            document = _decode(raw)
+            self._seen, self._document = version, document
+            return document
+        raise CorruptSegmentError(f"bus {self.bus!r}: no valid registry document in {_READ_TRIES} looks")
+
+    def epoch(self, topic: int) -> int:
+        return _core.load(self.map, _epoch_at(topic))
+
+    # -- changing
+
+    @contextmanager
+    def locked(self, timeout: float = LOCK_TIMEOUT) -> Iterator[Change]:
+        """Hold the bus lock and change the document; nothing is changed without `Change.commit`.
+
+        Raises ClosedError when the bus was removed, LockTimeoutError when its holder does not let go.
+        """
+        try:
+            with self._lock.held(timeout, self._describe_holder):
+                if not self.segment.linked():
+                    raise FileNotFoundError(self.segment.name)
+                died_inside = _core.load(self.map, _core.BUS_HOLDER) != 0
+                _core.store(self.map, _core.BUS_HOLDER, os.getpid())
+                change = Change(self, died_inside=died_inside)
+                try:
+                    yield change
+                finally:
+                    _core.store(self.map, _core.BUS_HOLDER, 0)
+        except FileNotFoundError:
+            raise ClosedError(f"bus {self.bus!r} was removed") from None
+
+    def _describe_holder(self) -> str:
+        pid = _core.load(self.map, _core.BUS_HOLDER)
+        return f"process {pid} ({_liveness.describe(pid)})" if pid else "an unknown process"
+
+    def close(self) -> None:
+        self.segment.close()
+
+
+class Change:
+    """The document under the lock: change `document` in place, then `commit`."""
+
+    def __init__(self, registry: Registry, *, died_inside: bool = False) -> None:
+        self.registry: Final = registry
+        self.died_inside: Final = died_inside
+        """The last holder of the lock died with it: it may have left segments that the document does not have."""
+        self.bus: Final = registry.bus
+        version = _core.load(registry.map, _core.BUS_VERSION)
+        raw = _raw_document(registry.map, version)
+        if raw is None:
+            raise CorruptSegmentError(f"bus {registry.bus!r}: registry document {version} fails its checksum")
+        self.document: Final = _decode(raw)
+        if died_inside:
+            self._bump()
+
+    def commit(self, *topics: int) -> None:
+        """Make the document as it is now the valid one, and let the participants of `topics` notice.
+
+        Raises CapacityError, with nothing changed, when it has outgrown its slot.
+        """
+        memory = self.registry.map
+        body = _document.encode(self.document)
+        if len(body) > _ROOM:
+            raise CapacityError(f"the registry of bus {self.bus!r} is full: {len(body)} bytes, room for {_ROOM}")
+        version = _core.load(memory, _core.BUS_VERSION) + 1
+        _write_document(memory, version, body)
+        _core.store(memory, _core.BUS_VERSION, version)
+        for topic in topics:
+            _core.fetch_add(memory, _epoch_at(topic), 1)
+
+    def _bump(self) -> None:
+        """Let the participants of every topic notice what a dead holder may have committed."""
+        for entry in self.document.topics:
+            _core.fetch_add(self.registry.map, _epoch_at(entry.index), 1)
+
+
+def _epoch_at(topic: int) -> int:
+    return _core.TOPIC_LINES + topic * _core.LINE + _core.TOPIC_EPOCH
+
+
+def _slot_at(version: int) -> int:
+    return _core.DOCUMENTS + (version & 1) * _core.DOCUMENT_BYTES
+
+
+def _raw_document(memory: mmap.mmap, version: int) -> bytes | None:
+    at = _slot_at(version)
+    length = _core.load(memory, at + _core.DOCUMENT_LENGTH)
+    if length > _ROOM:
+        return None
+    raw = memory[at + _core.DOCUMENT_BODY : at + _core.DOCUMENT_BODY + length]
+    return raw if zlib.crc32(raw) == _core.load(memory, at + _core.DOCUMENT_CHECKSUM) else None
+
+
+def _write_document(memory: mmap.mmap, version: int, body: bytes) -> None:
+    at = _slot_at(version)
+    memory[at + _core.DOCUMENT_BODY : at + _core.DOCUMENT_BODY + len(body)] = body
+    _core.store(memory, at + _core.DOCUMENT_LENGTH, len(body))
+    _core.store(memory, at + _core.DOCUMENT_CHECKSUM, zlib.crc32(body))
+
+
+def _decode(raw: bytes) -> Document:
+    try:
+        return _document.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CorruptSegmentError(f"registry document cannot be: {error}") from error
+
+
+def _fill(memory: mmap.mmap, document: Document) -> None:
+    boot = struct.unpack("<2Q", _liveness.boot_id())
+    struct.pack_into(
+        "<6Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, _liveness.pid_namespace(), time.time_ns()
+    )
+    _write_document(memory, 0, _document.encode(document))
+    struct.pack_into("<Q", memory, 0, _core.BUS_MAGIC)
+
+
+def _checked(segment: Segment) -> Segment:
+    """The segment, if it is a bus of this layout, this boot and this PID namespace."""
+    try:
+        if segment.size < 64:
+            raise LayoutMismatchError(f"{segment.name} is no bus: {segment.size} bytes")
+        magic, version, *boot, namespace, _ = struct.unpack_from("<6Q", segment.map)
+        _check_identity(segment, magic, version)
+        if tuple(boot) != struct.unpack("<2Q", _liveness.boot_id()):
+            raise LayoutMismatchError(f"{segment.name} is from before the last reboot: `shmbus rm` removes it")
+        if namespace != _liveness.pid_namespace():
+            raise AccessError(
+                f"{segment.name} belongs to another PID namespace: {namespace}, ours is {_liveness.pid_namespace()};"
+                " process ids mean nothing across it"
+            )
+    except BaseException:
+        segment.close()
+        raise
+    return segment
+
+
+def _check_identity(segment: Segment, magic: int, version: int) -> None:
+    if magic != _core.BUS_MAGIC:
+        raise LayoutMismatchError(f"{segment.name} is no bus: magic {magic:#x}, expected {_core.BUS_MAGIC:#x}")
+    if version != _core.LAYOUT_VERSION:
+        raise LayoutMismatchError(
+            f"{segment.name} has layout version {version}, this shmbus has {_core.LAYOUT_VERSION}:"
+            " close its participants, then `shmbus rm` it"
+        )
+    if segment.size != _core.BUS_BYTES:
+        raise CorruptSegmentError(f"{segment.name} has {segment.size} bytes, a bus has {_core.BUS_BYTES}")

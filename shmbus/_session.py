@@ -1,0 +1,255 @@
+"""One process's part in one bus: what its publishers, subscribers and workers share.
+
+May touch: the registry, the rings, the wake-up channels of others, and the start of an automatic supervisor.
+
+Must stay true:
+- A wake-up is owed by whoever clears a parked bit, and by nobody else (SYNC park).
+- Nothing here waits, but for the bus lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from shmbus import _core, _liveness, _members, _reclaim, _spawn
+from shmbus._registry import Registry, object_prefix
+from shmbus._rings import Rings
+from shmbus._waker import Posts
+from shmbus.errors import ClosedError, ForkedError, LockTimeoutError, ReclaimedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shmbus._document import Document
+    from shmbus._registry import Change
+
+BOUND: Final = 1.0
+"""Seconds of the longest sleep: what a wake-up that got lost with its sender costs."""
+_ALL: Final = 2**64 - 1
+_OPEN_TIMEOUT: Final = 30.0  # seconds for a removal that is under way; it takes milliseconds
+
+_log = logging.getLogger("shmbus.bus")
+
+
+class Session:
+    """An entered participant."""
+
+    def __init__(self, registry: Registry, participant: int, *, supervise: bool) -> None:
+        self.bus: Final = registry.bus
+        self.registry: Final = registry
+        self.map: Final = registry.map
+        self.prefix: Final = object_prefix(registry.bus)
+        self.rings: Final = Rings(registry.bus)
+        self.posts: Final = Posts()
+        self.participant: Final = participant
+        self.supervise: Final = supervise
+        self.pid: Final = os.getpid()
+        self.closed = False
+        self._next_care = time.monotonic() + BOUND
+        self._crowd_version = -1
+        self._crowded = False
+
+    @classmethod
+    def open(cls, bus: str, *, create: bool, supervise: bool, stall_ns: int | None) -> Session:
+        """Attach to the bus, or create it, and enter this process."""
+        deadline = time.monotonic() + _OPEN_TIMEOUT
+        while True:
+            registry = Registry.open(bus, create=create, stall_ns=stall_ns)
+            try:
+                with registry.locked() as change:
+                    if not registry.removed:
+                        return cls._enter(registry, change, supervise=supervise)
+                    _reclaim.unlink_all(bus)  # its remover died on the way
+            except ClosedError:
+                if time.monotonic() > deadline:
+                    raise
+            except BaseException:
+                registry.close()
+                raise
+            registry.close()
+
+    @classmethod
+    def _enter(cls, registry: Registry, change: Change, *, supervise: bool) -> Session:
+        pid = os.getpid()
+        me = _members.attach(change, pid, _liveness.own_start_time(), _liveness.describe(pid))
+        session = cls(registry, me.id, supervise=supervise)
+        session._repair(change)
+        if not session.supervised():
+            session.reclaim_dead(change)
+        return session
+
+    # -- the registry
+
+    def document(self) -> Document:
+        """The registry document. Raises ClosedError once the bus is removed."""
+        if self.registry.removed:
+            raise ClosedError(f"bus {self.bus!r} was removed")
+        return self.registry.read()
+
+    @contextmanager
+    def locked(self) -> Iterator[Change]:
+        """The bus lock, in a process that is still entered. Raises ReclaimedError, ClosedError, LockTimeoutError."""
+        self.check()
+        with self.registry.locked() as change:
+            if self.registry.removed:
+                raise ClosedError(f"bus {self.bus!r} was removed")
+            self._repair(change)
+            me = change.document.participant(self.participant)
+            if me is None or me.state == "reclaiming":
+                raise ReclaimedError(f"process {self.pid} was taken for dead on bus {self.bus!r}")
+            yield change
+
+    def check(self) -> None:
+        """Raise ForkedError or ClosedError if this session cannot be used here."""
+        if os.getpid() != self.pid:
+            raise ForkedError(
+                f"bus {self.bus!r} was opened by process {self.pid} before fork(): open Bus({self.bus!r}) here"
+            )
+        if self.closed:
+            raise ClosedError(f"bus {self.bus!r} is closed")
+
+    def _repair(self, change: Change) -> None:
+        if change.died_inside:
+            _reclaim.repair(change, self.rings)
+
+    def reclaim_dead(self, change: Change) -> int:
+        """Reclaim every participant that is proven dead; returns how many."""
+        dead = [p for p in _reclaim.dead_participants(change.document) if p.id != self.participant]
+        for participant in dead:
+            _reclaim.reclaim(change, self.rings, participant.id, dead=True)
+        if dead:
+            self.wake_everybody(change.document)
+        return len(dead)
+
+    # -- waking others
+
+    def wake_subscribers(self, topic: int, parked: int) -> None:
+        """Post the subscribers of a topic whose bits are in `parked` and still set."""
+        line = _core.TOPIC_LINES + topic * _core.LINE
+        while parked:
+            bit = parked & -parked
+            parked ^= bit
+            if _core.fetch_and(self.map, line + _core.TOPIC_PARKED, _ALL ^ bit) & bit:
+                awaiting = _core.load(self.map, line + _core.TOPIC_AWAITING) & bit
+                self._post(f"{self.prefix}sub-{topic}-{bit.bit_length() - 1}", awaiting != 0)
+
+    def wake_workers(self, group: int, count: int) -> int:
+        """Post up to `count` parked workers of a group line; returns how many."""
+        woken = 0
+        line = _core.GROUP_LINES + group * _core.LINE
+        for index in range(_core.MAX_WORKERS // 64):
+            at = line + _core.GROUP_PARKED + index * 8
+            parked = _core.load(self.map, at)
+            while parked and woken < count:
+                bit = parked & -parked
+                parked ^= bit
+                if not _core.fetch_and(self.map, at, _ALL ^ bit) & bit:
+                    continue  # another publisher was faster: try the next worker
+                awaiting = _core.load(self.map, line + _core.GROUP_AWAITING + index * 8) & bit
+                self._post(f"{self.prefix}work-{group}-{index * 64 + bit.bit_length() - 1}", awaiting != 0)
+                woken += 1
+        return woken
+
+    def wake_publisher(self, ring_id: int) -> None:
+        """Post the publisher of a ring, whose waiting flag the caller has cleared."""
+        document = self.registry.read()
+        ring = document.ring(ring_id)
+        publisher = document.publisher(ring.publisher) if ring else None
+        if publisher is not None:
+            self.posts.post(f"{self.prefix}pub-{publisher.slot}")
+
+    def wake_everybody(self, document: Document) -> None:
+        """After a death: whoever it had woken, or should have, looks again."""
+        for topic in document.topics:
+            self.wake_subscribers(topic.index, _ALL)
+        for consumer in document.consumers:
+            if consumer.kind == "group":
+                self.wake_workers(consumer.slot, _core.MAX_WORKERS)
+        for publisher in document.publishers:
+            if publisher.state == "active":
+                self.posts.post(f"{self.prefix}pub-{publisher.slot}")
+
+    def _post(self, channel: str, awaiting: bool) -> None:
+        if awaiting:
+            self.posts.post_fifo(channel)
+        else:
+            self.posts.post(channel)
+
+    # -- care
+
+    def crowded(self) -> bool:
+        """More processes on this bus than cores: a spin would only keep somebody from running."""
+        version = _core.load(self.map, _core.BUS_VERSION)
+        if version != self._crowd_version:
+            pids = {p.pid for p in self.registry.read().participants}
+            self._crowded = len(pids) > len(os.sched_getaffinity(0))
+            self._crowd_version = version
+        return self._crowded
+
+    def care(self) -> None:
+        """To be called from every wait: about once a second, look after the bus. Raises ClosedError when it is gone."""
+        self.check()
+        now = time.monotonic()
+        if now < self._next_care:
+            return
+        self._next_care = now + BOUND
+        if self.registry.removed:
+            raise ClosedError(f"bus {self.bus!r} was removed")
+        if not self.supervised():
+            self._stand_in()
+
+    def _stand_in(self) -> None:
+        """No supervisor runs: start one, or, where there is to be none, do its most urgent work."""
+        if self.supervise:
+            self.ensure_supervisor()
+            return
+        if _reclaim.dead_participants(self.registry.read()):
+            try:
+                with self.locked() as change:
+                    self.reclaim_dead(change)
+            except LockTimeoutError as error:
+                _log.warning("%s", error)
+
+    def supervised(self) -> bool:
+        """True if a supervisor is alive."""
+        pid = _core.load(self.map, _core.BUS_SUPERVISOR_PID)
+        return pid != 0 and _liveness.alive(pid, _core.load(self.map, _core.BUS_SUPERVISOR_START))
+
+    def ensure_supervisor(self) -> None:
+        """Start an automatic supervisor unless one runs, or was started a moment ago."""
+        if not self.supervise or self.supervised() or not sys.executable:
+            return
+        with self.locked():
+            now = time.monotonic_ns()
+            if now - _core.load(self.map, _core.BUS_SUPERVISOR_SPAWNED) < _spawn.START_NS or self.supervised():
+                return
+            _core.store(self.map, _core.BUS_SUPERVISOR_SPAWNED, now)
+        _spawn.spawn_supervisor(self.bus)
+
+    def tell_supervisor(self) -> None:
+        """Let the supervisor look at the document now."""
+        self.posts.post_fifo(f"{self.prefix}supervisor")
+
+    def close(self) -> None:
+        """Leave the bus; the last one to leave removes it, unless a group is owed events."""
+        if self.closed or os.getpid() != self.pid:
+            self.closed = True
+            return
+        try:
+            with self.registry.locked() as change:
+                if not self.registry.removed:
+                    _reclaim.reclaim(change, self.rings, self.participant, dead=False)
+                    _reclaim.remove_if_unused(change, self.rings)
+        except ClosedError:
+            pass  # removed under us: nothing is left to leave
+        finally:
+            self.closed = True
+            self.tell_supervisor()
+            self.posts.close()
+            self.rings.clear()
+            self.registry.close()

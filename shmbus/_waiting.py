@@ -1,0 +1,245 @@
+"""Waiting for events: spin, then park, in a thread or in an event loop.
+
+May touch: the parked and awaiting bits of one handle, and its own wake-up channel.
+
+Must stay true (SYNC park):
+- Park: set the bit, look at all rings again, sleep at most `BOUND` seconds. Wake: whoever clears the bit posts.
+- Whoever un-parks itself and finds its bit cleared takes the post that is coming, at the latest before its next park.
+- Nobody sleeps with an event in a ring for longer than `BOUND`, and that long only if a waker died on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
+
+from shmbus import _core
+from shmbus._session import BOUND, Session
+from shmbus._waker import Sleeper
+from shmbus.errors import ClosedError, ConfigError, Empty
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+T = TypeVar("T")
+
+IDLE_MODES: Final = ("adaptive", "park", "spin")
+SPIN_NS: Final = 20_000
+"""A wake-up through the kernel costs about this much on both sides: spinning for longer than that never pays back."""
+SPIN_ALWAYS_NS: Final = 200_000
+"""For `idle="spin"`: a turn without the interpreter's lock; between two of them signals are handled."""
+_PATIENCE: Final = 8  # spins in vain before an adaptive handle stops spinning, until an event comes quickly again
+_ALL: Final = 2**64 - 1
+
+
+class Parking:
+    """One handle's place to sleep."""
+
+    def __init__(self, session: Session, channel: str, line: int, parked: int, awaiting: int, slot: int) -> None:
+        self._session = session
+        self._map = session.map
+        self._parked: Final = line + parked + slot // 64 * 8
+        self._awaiting: Final = line + awaiting + slot // 64 * 8
+        self._bit: Final = 1 << slot % 64
+        self.sleeper: Final = Sleeper(session.prefix + channel)
+
+    def park(self, ready: Callable[[], bool], seconds: float) -> bool:
+        """Sleep until woken, but at most `seconds`; True if there may be something."""
+        self.sleeper.drain()
+        _core.fetch_or(self._map, self._parked, self._bit)
+        try:
+            return ready() or self.sleeper.sleep(seconds)
+        finally:
+            _core.fetch_and(self._map, self._parked, _ALL ^ self._bit)
+
+    async def apark(self, ready: Callable[[], bool], seconds: float) -> bool:
+        """The same in an event loop, on the channel's FIFO."""
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        descriptor = self.sleeper.fifo()
+        self.sleeper.drain_fifo()
+        loop.add_reader(descriptor, lambda: None if woken.done() else woken.set_result(None))
+        _core.fetch_or(self._map, self._awaiting, self._bit)  # before the parked bit: a waker reads it after
+        _core.fetch_or(self._map, self._parked, self._bit)
+        try:
+            if ready():
+                return True
+            await asyncio.wait_for(woken, seconds)
+        except TimeoutError:
+            return False
+        finally:
+            _core.fetch_and(self._map, self._parked, _ALL ^ self._bit)
+            _core.fetch_and(self._map, self._awaiting, _ALL ^ self._bit)
+            loop.remove_reader(descriptor)
+        return True
+
+    def interrupt(self) -> None:
+        """End a sleep of this handle from another thread or a signal handler of the same process."""
+        self.sleeper.post()
+        self._session.posts.post_fifo(self.sleeper.name)
+
+    def close(self) -> None:
+        _core.fetch_and(self._map, self._parked, _ALL ^ self._bit)
+        _core.fetch_and(self._map, self._awaiting, _ALL ^ self._bit)
+        self.sleeper.close()
+
+
+class Core(Protocol):
+    """What a Receiver uses of the C types: Consumer and Claimer."""
+
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def cancelled(self) -> bool: ...
+    _spin_ns: int
+
+    def _poll(self) -> Any: ...
+    def _take(self, maximum: int, /) -> list[Any]: ...
+    def _poll_message(self) -> Any: ...
+    def _ready(self) -> bool: ...
+    def _cancel(self) -> None: ...
+
+
+class Receiver(Generic[T]):
+    """The waiting half of a subscriber or worker; the other half is its C type, which `_core` is."""
+
+    _session: Session
+    _parking: Parking
+    _idle: str
+    _topic_name: str
+    _vain = 0
+    _async = False
+
+    def receive_many(self, maximum: int, timeout: float | None = None) -> list[T]:
+        """Up to `maximum` events in one call: waits up to `timeout` seconds for the first, and takes what is there.
+
+        Raises Empty when there is none. A timeout of None waits for ever, 0 not at all.
+        """
+        if maximum < 1:
+            raise ConfigError(f"receive_many takes at least one event: maximum={maximum}")
+        core = self._as_core()
+        deadline = _deadline(timeout)
+        while True:
+            events: list[T] = core._take(maximum)
+            if events:
+                return events
+            self._wait_or_raise(deadline)
+
+    async def areceive(self, timeout: float | None = None) -> T:
+        """`receive` without blocking the event loop."""
+        deadline = _deadline(timeout)
+        core = self._as_core()
+        while True:
+            event = core._poll()
+            if event is not _core.NOTHING:
+                return cast("T", event)
+            if not await self._await(deadline):
+                raise self._nothing(timeout)
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        core = self._as_core()
+        while not core.closed and not core.cancelled:
+            event = core._poll()
+            if event is not _core.NOTHING:
+                return cast("T", event)
+            if not await self._await(None):
+                break
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        """End the iteration and any wait of this handle, for good; callable from signal handlers and other threads."""
+        self._as_core()._cancel()
+        self._parking.interrupt()
+
+    # -- hooks of the C types
+
+    def _next_slow(self) -> T:
+        core = self._as_core()
+        while self._wait(None):
+            if core.closed or core.cancelled:
+                break
+            event = core._poll()
+            if event is not _core.NOTHING:
+                self._after_wait()
+                return cast("T", event)
+        raise StopIteration
+
+    def _receive_slow(self, timeout: float | None) -> T:
+        core = self._as_core()
+        deadline = _deadline(timeout)
+        while True:
+            self._wait_or_raise(deadline)
+            event = core._poll()
+            if event is not _core.NOTHING:
+                self._after_wait()
+                return cast("T", event)
+
+    def _wake_publisher(self, ring_id: int) -> None:
+        self._session.wake_publisher(ring_id)
+
+    def _after_wait(self) -> None:
+        """An event came after a wait; a worker passes the wake-up on."""
+
+    # -- waiting
+
+    def _as_core(self) -> Core:
+        return cast("Core", self)
+
+    def _wait_or_raise(self, deadline: float | None) -> None:
+        if not self._wait(deadline):
+            raise self._nothing(deadline)
+
+    def _nothing(self, timeout: float | None) -> Exception:
+        core = self._as_core()
+        if core.closed or core.cancelled:
+            return ClosedError(f"the handle on topic {self._topic_name!r} was {'closed' if core.closed else 'cancelled'}")
+        return Empty(f"nothing on topic {self._topic_name!r} within the timeout" if timeout is not None else "nothing")
+
+    def _wait(self, deadline: float | None) -> bool:
+        """Sleep until there may be something: True; False at the deadline, and once closed or cancelled."""
+        core = self._as_core()
+        seconds = _left(deadline)
+        if core.closed or core.cancelled or seconds <= 0:
+            return False
+        self._session.care()
+        self._tune(core)
+        if self._idle == "spin":
+            return True
+        began = time.monotonic_ns()
+        woken = self._parking.park(self._look, seconds)
+        self._vain = 0 if woken and time.monotonic_ns() - began < 2 * SPIN_NS else self._vain + 1
+        return not (core.closed or core.cancelled)
+
+    async def _await(self, deadline: float | None) -> bool:
+        core = self._as_core()
+        seconds = _left(deadline)
+        if core.closed or core.cancelled or seconds <= 0:
+            return False
+        self._session.care()
+        await self._parking.apark(self._look, seconds)
+        return not (core.closed or core.cancelled)
+
+    def _look(self) -> bool:
+        core = self._as_core()
+        return core.closed or core.cancelled or core._ready()
+
+    def _tune(self, core: Core) -> None:
+        """How long the next poll spins: not at all where others need the core, or where it has not paid lately."""
+        if self._idle == "spin":
+            core._spin_ns = SPIN_ALWAYS_NS
+        elif self._idle == "park" or self._vain >= _PATIENCE or self._session.crowded():
+            core._spin_ns = 0
+        else:
+            core._spin_ns = SPIN_NS
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _left(deadline: float | None) -> float:
+    return BOUND if deadline is None else min(BOUND, deadline - time.monotonic())

@@ -1,0 +1,337 @@
+"""Bus: a process's door to one bus. Makes publishers, subscribers, workers and groups; tells the books.
+
+May touch: everything below, through `_session`. Names, modes and types are checked here, before anything is created.
+
+Must stay true:
+- No global bus: two Bus objects of one name in one process are two participants.
+- What a Bus made is closed with it; the last participant to leave removes the bus, unless a group is owed events.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+
+from shmbus import _books, _members
+from shmbus._codec import codec_for
+from shmbus._session import Session
+from shmbus._waiting import IDLE_MODES
+from shmbus.errors import ClosedError, ConfigError
+from shmbus.publisher import ON_FULL, Publisher
+from shmbus.subscriber import MODES, STARTS, Subscriber
+from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, dead_letter_topic
+from shmbus.worker import MAX_PREFETCH, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from shmbus._codec import Codec
+    from shmbus._document import TopicEntry
+    from shmbus._registry import Change
+    from shmbus.message import Gap
+    from shmbus.publisher import OnFull
+    from shmbus.stats import BusStats, Loss
+    from shmbus.subscriber import Mode, Start
+    from shmbus.topic import DeadLetter
+
+T = TypeVar("T")
+Idle = Literal["adaptive", "park", "spin"]
+
+MAX_DELIVER: Final = 4000
+"""The claim word counts to 4,095."""
+_DEFAULT_STALL: Final = 10.0
+
+_open_buses: Final[weakref.WeakSet[Bus]] = weakref.WeakSet()
+
+
+class Bus:
+    """A named namespace of topics on this host; created by the first process that opens it.
+
+    `idle` says how its subscribers and workers wait for events: "adaptive" spins briefly where that pays, then sleeps;
+    "park" sleeps at once; "spin" never sleeps and takes a core. `supervise=False` starts no supervisor; the participants
+    then look after the dead themselves, about once a second. `stall_timeout` (seconds) is fixed by the creator: who makes
+    no progress for that long with work to do is reported as stalled.
+
+    Raises ConfigError, NoSpaceError, AccessError, LayoutMismatchError, CorruptSegmentError, CapacityError,
+    LockTimeoutError.
+
+        with Bus("shop") as bus, bus.publisher(ORDERS) as pub:
+            pub.publish(OrderPaid(1, 250))
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        idle: Idle = "adaptive",
+        supervise: bool = True,
+        stall_timeout: float = _DEFAULT_STALL,
+    ) -> None:
+        self._open(name, idle, supervise, stall_timeout, create=True)
+
+    @classmethod
+    def attach(cls, name: str, *, idle: Idle = "adaptive", supervise: bool = True) -> Self:
+        """Open a bus that exists. Raises BusNotFoundError instead of creating it."""
+        bus = cls.__new__(cls)
+        bus._open(name, idle, supervise, _DEFAULT_STALL, create=False)
+        return bus
+
+    def _open(self, name: str, idle: Idle, supervise: bool, stall_timeout: float, *, create: bool) -> None:
+        check_name("bus", name)
+        _check_choice("idle", idle, IDLE_MODES)
+        if not isinstance(stall_timeout, (int, float)) or not 0 < stall_timeout < 1e9:
+            raise ConfigError(f"stall_timeout is a positive number of seconds: stall_timeout={stall_timeout!r}")
+        self.name: Final = name
+        self._idle: Idle = idle
+        self._supervise = supervise
+        self._handles: weakref.WeakSet[Publisher[Any] | Subscriber[Any] | Worker[Any]] = weakref.WeakSet()
+        self._dead_letters: dict[str, Publisher[DeadLetter]] = {}
+        self._lock = threading.RLock()
+        self._session = Session.open(name, create=create, supervise=supervise, stall_ns=int(stall_timeout * 1e9))
+        _open_buses.add(self)
+        try:
+            self._session.ensure_supervisor()
+            self._session.tell_supervisor()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- handles
+
+    def publisher(
+        self,
+        topic: Topic[T],
+        *,
+        name: str | None = None,
+        on_full: OnFull = "block",
+        timeout: float | None = None,
+    ) -> Publisher[T]:
+        """A publisher of a topic.
+
+        When a reliable consumer is a whole ring behind, `on_full="block"` waits up to `timeout` seconds (None: for ever),
+        then raises Full; "raise" raises it at once; "drop" writes the event where there is room, counts it as refused
+        elsewhere, and returns None. Raises ConfigError, SchemaMismatchError, NoSpaceError, CapacityError.
+        """
+        _check_topic(topic)
+        _check_choice("on_full", on_full, ON_FULL)
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
+            raise ConfigError(f"timeout is None or a number of seconds from 0: timeout={timeout!r}")
+        if name is not None:
+            check_label("publisher", name)
+        return self._open_publisher(topic, codec_for(topic), name, on_full, timeout)
+
+    def _open_publisher(
+        self, topic: Topic[T], codec: Codec, name: str | None, on_full: OnFull, timeout: float | None
+    ) -> Publisher[T]:
+        with self._session.locked() as change:
+            entry = _members.ensure_topic(change, topic, codec, "writer")
+            self._free_name(change, entry, "publisher", name)
+            me = _members.open_publisher(
+                change, self._session.rings, entry, self._session.participant, name, topic.capacity
+            )
+        return self._keep(Publisher(self._session, topic, codec, entry, me, on_full, timeout, self._forget))
+
+    def subscriber(
+        self,
+        topic: Topic[T],
+        *,
+        name: str | None = None,
+        mode: Mode = "reliable",
+        start: Start = "latest",
+        on_gap: Callable[[Gap], object] | Literal["raise"] | None = None,
+        idle: Idle | None = None,
+    ) -> Subscriber[T]:
+        """A subscriber to every event of a topic, from now on, or from the oldest that the rings still hold.
+
+        "reliable" holds back the publishers rather than lose an event. "lossy" holds back nobody: it is overrun, counts
+        what it lost, and is told: `on_gap(Gap)` is called, or with "raise" GapError raised, before the next event. One
+        that comes back under its `name` goes on with its totals. Raises ConfigError, SchemaMismatchError, CapacityError.
+        """
+        _check_topic(topic)
+        _check_choice("mode", mode, MODES)
+        _check_choice("start", start, STARTS)
+        if not (on_gap is None or on_gap == "raise" or callable(on_gap)):
+            raise ConfigError(f"on_gap is None, 'raise' or a callable: on_gap={on_gap!r}")
+        if name is not None:
+            check_label("subscriber", name)
+        idle = self._checked_idle(idle)
+        with self._session.locked() as change:
+            entry = _members.ensure_topic(change, topic, codec_for(topic), "reader")
+            self._free_name(change, entry, "subscriber", name)
+            me = _members.open_subscriber(
+                change, self._session.rings, entry, self._session.participant, name, mode, start
+            )
+        return self._keep(Subscriber(self._session, topic, entry, me, on_gap, idle, self._forget))
+
+    def group(self, topic: Topic[Any], name: str) -> None:
+        """Make sure that a group exists: it collects events from now on, also while no worker lives."""
+        _check_topic(topic)
+        check_label("group", name)
+        with self._session.locked() as change:
+            entry = _members.ensure_topic(change, topic, codec_for(topic), "reader")
+            _members.open_group(change, self._session.rings, entry, name)
+
+    def worker(
+        self,
+        topic: Topic[T],
+        *,
+        group: str,
+        name: str | None = None,
+        max_deliver: int = 5,
+        prefetch: int = 1,
+        idle: Idle | None = None,
+    ) -> Worker[T]:
+        """A worker of a group; the first one makes the group.
+
+        An event that was handed out `max_deliver` times without an ack goes to the topic `<topic>.dead` instead of a
+        further delivery. `prefetch` events are claimed in one go; those in a dead worker's hands count as handed out.
+        Raises ConfigError, SchemaMismatchError, NoSpaceError, CapacityError.
+        """
+        _check_topic(topic)
+        check_label("group", group)
+        if name is not None:
+            check_label("worker", name)
+        _check_range("max_deliver", max_deliver, MAX_DELIVER)
+        _check_range("prefetch", prefetch, MAX_PREFETCH)
+        idle = self._checked_idle(idle)
+        with self._session.locked() as change:
+            entry = _members.ensure_topic(change, topic, codec_for(topic), "reader")
+            owner = _members.open_group(change, self._session.rings, entry, group)
+            me = _members.open_worker(change, owner, self._session.participant, name)
+        return self._keep(
+            Worker(
+                self._session,
+                topic,
+                entry,
+                owner,
+                me,
+                max_deliver,
+                prefetch,
+                idle,
+                lambda: self._dead_letters_of(topic),
+                self._forget,
+            )
+        )
+
+    def _free_name(self, change: Change, entry: TopicEntry, kind: str, name: str | None) -> None:
+        """Make sure that no live process has the name; one that is dead and not yet reclaimed gives it up now."""
+        if name is None:
+            return
+        try:
+            _members.require_free_name(change.document, entry, kind, name)
+        except ConfigError:
+            if not self._session.reclaim_dead(change):
+                raise
+            _members.require_free_name(change.document, entry, kind, name)
+
+    def _dead_letters_of(self, topic: Topic[Any]) -> Publisher[DeadLetter] | None:
+        """The publisher of a topic's dead letters, opened at first use; None for a dead-letter topic itself."""
+        if topic.name.endswith(DEAD_SUFFIX):
+            return None
+        with self._lock:
+            publisher = self._dead_letters.get(topic.name)
+            if publisher is None or publisher.closed:
+                publisher = self._dead_letters[topic.name] = self.publisher(dead_letter_topic(topic))
+            return publisher
+
+    def _keep(self, handle: Any) -> Any:
+        with self._lock:
+            self._handles.add(handle)
+        self._session.tell_supervisor()
+        return handle
+
+    def _forget(self, handle: Any) -> None:
+        with self._lock:
+            self._handles.discard(handle)
+
+    def _checked_idle(self, idle: Idle | None) -> Idle:
+        if idle is None:
+            return self._idle
+        _check_choice("idle", idle, IDLE_MODES)
+        return idle
+
+    # -- books
+
+    def stats(self) -> BusStats:
+        """The bus at this moment: every publisher, consumer and participant, and their books."""
+        self._session.check()
+        return _books.stats(self._session.registry, self._session.rings)
+
+    def losses(self) -> list[Loss]:
+        """Every loss on the books: consumer, publisher, cause, sequences, count and times, the oldest first."""
+        self._session.check()
+        return _books.losses(self._session.registry, self._session.rings)
+
+    # -- the end
+
+    @property
+    def closed(self) -> bool:
+        return self._session.closed
+
+    def close(self) -> None:
+        """Close what this Bus made, and leave. Idempotent; in a forked child it only lets go."""
+        _open_buses.discard(self)
+        if self._session.closed:
+            return
+        if os.getpid() == self._session.pid:
+            with self._lock:
+                handles = list(self._handles)
+            for handle in handles:
+                handle.close()
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        session = getattr(self, "_session", None)
+        if session is not None and not session.closed and session.pid == os.getpid():
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Bus], tuple[str, Idle, bool]]:
+        return _reopen, (self.name, self._idle, self._supervise)
+
+    def __repr__(self) -> str:
+        return f"<Bus {self.name!r}{' closed' if self._session.closed else ''}>"
+
+
+def _reopen(name: str, idle: Idle, supervise: bool) -> Bus:
+    return Bus(name, idle=idle, supervise=supervise)
+
+
+def _check_topic(topic: object) -> None:
+    if not isinstance(topic, Topic):
+        raise ConfigError(f"expected a Topic: topic={topic!r}")
+
+
+def _check_choice(option: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{option} is one of {', '.join(map(repr, known))}: {option}={value!r}")
+
+
+def _check_range(option: str, value: object, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ConfigError(f"{option} is a whole number from 1 to {most}: {option}={value!r}")
+
+
+def _close_all() -> None:
+    """At interpreter exit: leave in good order, so that nothing is on the books as a death."""
+    for bus in list(_open_buses):
+        try:
+            bus.close()
+        except ClosedError:
+            continue
+
+
+atexit.register(_close_all)

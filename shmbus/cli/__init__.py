@@ -1,0 +1,76 @@
+"""The command `shmbus`: which commands there are, and what becomes of an error. See docs/cli.md.
+
+One module a family of commands; each has `register(commands)`, which adds its parsers, and functions that
+take the parsed arguments and return an exit code. They render and compute nothing: figures come from `inspect`,
+`stats` and `diagnostics`.
+
+Exit codes: 0 done; 1 it failed, or `doctor` found something; 2 usage; 3 no such bus or topic; 130
+interrupted. An error is one line on stderr that begins with "shmbus: ".
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from shmbus.errors import BusNotFoundError, ShmbusError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OK: Final = 0
+FAILED: Final = 1
+NOT_FOUND: Final = 3
+INTERRUPTED: Final = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; usage errors, `--help` and `--version` raise SystemExit."""
+    arguments = parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        return OK
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BusNotFoundError as error:
+        return complain(error, NOT_FOUND)
+    except (ShmbusError, OSError) as error:
+        return complain(error, FAILED)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    # Here, so that the processes that other modules of this package start do not load all of it.
+    from shmbus.cli import demo, doctor, events, listing, stat, supervise
+
+    root = argparse.ArgumentParser(
+        prog="shmbus", description="Look at and work with shared-memory event buses on this host."
+    )
+    root.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for family in (listing, stat, events, supervise, doctor, demo):
+        family.register(commands)
+    return root
+
+
+def complain(error: object, code: int = FAILED) -> int:
+    """Print an error as one line on stderr and return `code`."""
+    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    sys.stdout.flush()
+    print(f"shmbus: {text or type(error).__name__}", file=sys.stderr)
+    return code
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("shmbus")
+    except PackageNotFoundError:
+        return "(not installed)"

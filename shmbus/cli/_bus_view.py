@@ -1,0 +1,214 @@
+"""A bus on the screen: what `stat`, `top` and `demo` show of a `BusStats`.
+
+Pure: it renders what it is given and looks at no bus. Two tables, publishers and consumers, and below each a
+line for whatever needs a sentence: who waits for whom, what was lost for which cause, who is not well.
+Readable from 80 columns on; there is more to see from 100 and from 150.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rich.text import Text
+
+from shmbus.cli._render import (
+    SEPARATOR,
+    Clipped,
+    Column,
+    Rows,
+    duration,
+    line,
+    plural,
+    short,
+    shorten,
+    size,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from shmbus.stats import BusStats, ConsumerStats, Health, PublisherStats
+
+_MEDIUM: Final = 100
+_WIDE: Final = 150
+_NAME: Final = 20  # cells of a name in a sentence
+
+_STYLES: Final[dict[Health, str]] = {
+    "ok": "green",
+    "slow": "yellow",
+    "stalled": "bold red",
+    "stopped": "bold red",
+    "dead": "bold red",
+    "closed": "dim",
+    "idle": "dim",
+}
+_BLOCKED: Final = "bold yellow"
+_CAUSES: Final = ("overrun", "refused", "abandoned", "undecodable", "rejected")
+_ILL: Final[dict[Health, str]] = {
+    "stalled": "is stalled: alive, but without progress",
+    "stopped": "is stopped by a signal",
+    "dead": "is dead",
+}
+
+
+class BusView:
+    """One bus, as rich renders it."""
+
+    def __init__(self, stats: BusStats) -> None:
+        self.stats: Final = stats
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Render into the width at hand."""
+        stats = self.stats
+        yield _headline(stats)
+        if stats.publishers:
+            yield ""
+            yield Rows(_PUBLISHER_COLUMNS, sorted(stats.publishers, key=lambda p: (p.topic, p.name)))
+            yield from _publisher_notes(stats.publishers)
+        if stats.consumers:
+            yield ""
+            yield Rows(_CONSUMER_COLUMNS, sorted(stats.consumers, key=_consumer_order))
+            yield from _consumer_notes(stats.consumers)
+        yield from _participant_notes(stats)
+
+
+def _headline(stats: BusStats) -> Text:
+    parts = [
+        plural(len(stats.participants), "process"),
+        plural(len(stats.topics), "topic"),
+        size(stats.bytes),
+        f"up {duration(max(1, stats.time_ns - stats.created_ns))}",
+    ]
+    headline = line(stats.bus, "bold")
+    headline.append(SEPARATOR + SEPARATOR.join(parts) + SEPARATOR, style="not bold")
+    supervisor = stats.supervisor
+    if supervisor.state == "none":
+        headline.append("no supervisor", style="bold red")
+    elif supervisor.state == "stalled":
+        headline.append(f"supervisor {supervisor.pid} stalled", style="bold red")
+    else:
+        headline.append(f"supervisor {supervisor.pid}", style="not bold")
+    return headline
+
+
+def _name(text: str) -> Clipped:
+    return Clipped(text, middle=True)
+
+
+def _pid(pid: int) -> str:
+    return str(pid) if pid else "-"
+
+
+def _state(state: Health, doing: str, names: Sequence[str]) -> Clipped:
+    """Who blocks comes first, for the end of the cell is what a narrow screen cuts."""
+    if not names:
+        return Clipped(state, _STYLES[state])
+    words = f"{doing} {', '.join(names)}"
+    style = _STYLES[state] if state in _ILL else _BLOCKED
+    return Clipped(words if state == "ok" else f"{words} ({state})", style)
+
+
+def _used(publisher: PublisherStats) -> str:
+    return f"{publisher.used / publisher.capacity:.0%}" if publisher.capacity else "-"
+
+
+def _kind(consumer: ConsumerStats) -> str:
+    return f"group of {len(consumer.workers)}" if consumer.kind == "group" else consumer.mode
+
+
+def _consumer_order(consumer: ConsumerStats) -> tuple[bool, str, str]:
+    return consumer.state in ("closed", "dead"), consumer.topic, consumer.name
+
+
+_PUBLISHER_COLUMNS: Final[Sequence[Column[PublisherStats]]] = (
+    Column("PUBLISHER", lambda p: _name(f"{p.topic}/{p.name}"), high=_MEDIUM),
+    Column("TOPIC", lambda p: _name(p.topic), low=_MEDIUM),
+    Column("PUBLISHER", lambda p: _name(p.name), low=_MEDIUM),
+    Column("PID", lambda p: _pid(p.pid), right=True),
+    Column("PUBLISHED", lambda p: short(p.published), right=True, high=_MEDIUM),
+    Column("PUBLISHED", lambda p: whole(p.published), right=True, low=_MEDIUM),
+    Column("RATE/S", lambda p: short(p.rate), right=True),
+    Column("USED", _used, right=True),
+    Column("RING", lambda p: size(p.capacity), right=True, low=_MEDIUM),
+    Column("UNROUTED", lambda p: whole(p.unrouted), right=True, low=_WIDE),
+    Column("REFUSED", lambda p: whole(p.refused), right=True, low=_MEDIUM),
+    Column("STATE", lambda p: _state(p.state, "blocked by", p.blocked_by)),
+)
+
+_CONSUMER_COLUMNS: Final[Sequence[Column[ConsumerStats]]] = (
+    Column("CONSUMER", lambda c: _name(f"{c.topic}/{c.name}"), high=_MEDIUM),
+    Column("TOPIC", lambda c: _name(c.topic), low=_MEDIUM),
+    Column("CONSUMER", lambda c: _name(c.name), low=_MEDIUM),
+    Column("KIND", _kind),
+    Column("PID", lambda c: _pid(c.pid), right=True, low=_MEDIUM),
+    Column("OFFERED", lambda c: whole(c.offered), right=True, low=_WIDE),
+    Column("DELIVERED", lambda c: short(c.delivered), right=True, high=_MEDIUM),
+    Column("DELIVERED", lambda c: whole(c.delivered), right=True, low=_MEDIUM),
+    Column("RATE/S", lambda c: short(c.rate), right=True),
+    Column("DEPTH", lambda c: short(c.depth), right=True, high=_MEDIUM),
+    Column("DEPTH", lambda c: whole(c.depth), right=True, low=_MEDIUM),
+    Column("LAG", lambda c: duration(c.lag_ns), right=True),
+    Column("DROPPED", lambda c: short(c.dropped), right=True, high=_WIDE),
+    Column("OVERRUN", lambda c: whole(c.overrun), right=True, low=_WIDE),
+    Column("REFUSED", lambda c: whole(c.refused), right=True, low=_WIDE),
+    Column("ABANDONED", lambda c: whole(c.abandoned), right=True, low=_WIDE),
+    Column("UNDECODABLE", lambda c: whole(c.undecodable), right=True, low=_WIDE),
+    Column("REJECTED", lambda c: whole(c.rejected), right=True, low=_WIDE),
+    Column("STATE", lambda c: _state(c.state, "blocks", c.blocks)),
+)
+
+
+def _publisher_notes(publishers: Sequence[PublisherStats]) -> Iterator[Text]:
+    for publisher in publishers:
+        name = shorten(publisher.name, _NAME)
+        if publisher.blocked_by:
+            waits = "waits for" if publisher.waiting else "has no room until there is some from"
+            who = ", ".join(shorten(consumer, _NAME) for consumer in publisher.blocked_by)
+            yield _note(f"{name} {waits} {who}: {whole(publisher.used)} bytes unread", _BLOCKED)
+        if publisher.state in _ILL:
+            yield _note(f"{name} (pid {publisher.pid}) {_ILL[publisher.state]}", "red")
+        if publisher.refused:
+            yield _note(f"{name} refused {plural(publisher.refused, 'event')}: no room in a ring", "yellow")
+
+
+def _consumer_notes(consumers: Sequence[ConsumerStats]) -> Iterator[Text]:
+    for consumer in consumers:
+        name = shorten(consumer.name, _NAME)
+        if consumer.dropped:
+            lost = [
+                f"{whole(getattr(consumer, cause))} {cause}" for cause in _CAUSES if getattr(consumer, cause)
+            ]
+            yield _note(f"{name} lost {plural(consumer.dropped, 'event')}: {', '.join(lost)}", "yellow")
+        if consumer.state in _ILL:
+            pid = f" (pid {consumer.pid})" if consumer.pid else ""
+            waits = f", {plural(consumer.depth, 'event')} waiting" if consumer.depth else ""
+            yield _note(f"{name}{pid} {_ILL[consumer.state]}{waits}", "red")
+        yield from _worker_notes(name, consumer)
+
+
+def _worker_notes(name: str, consumer: ConsumerStats) -> Iterator[Text]:
+    if consumer.kind == "group" and not consumer.workers and consumer.depth:
+        yield _note(f"{name} has no worker: {plural(consumer.depth, 'event')} waiting", "yellow")
+    busy = [f"{worker.pid} holds {worker.held}" for worker in consumer.workers if worker.held]
+    if busy:
+        yield _note(f"{name}: worker {', '.join(busy)}")
+    for worker in consumer.workers:
+        if worker.state in _ILL:
+            held = f", holds {plural(worker.held, 'event')}" if worker.held else ""
+            yield _note(f"{name}: worker {worker.pid} {_ILL[worker.state]}{held}", "red")
+
+
+def _participant_notes(stats: BusStats) -> Iterator[Text]:
+    """The ill who own no publisher, subscriber or worker; those were named with what they own."""
+    named = {item.pid for item in (*stats.publishers, *stats.consumers)}
+    named |= {worker.pid for consumer in stats.consumers for worker in consumer.workers}
+    for participant in stats.participants:
+        if participant.state in _ILL and participant.pid not in named:
+            yield _note(f"process {participant.pid} ({participant.command}) {_ILL[participant.state]}", "red")
+
+
+def _note(text: str, style: str = "") -> Text:
+    return line(f"  {text}", style)

@@ -1,0 +1,55 @@
+"""`doctor`: what `diagnostics` finds of this host, each finding with what to do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from rich.padding import Padding
+from rich.text import Text
+
+from shmbus import diagnostics
+from shmbus.cli import FAILED, OK, _arguments
+from shmbus.cli._render import console, plural, printable
+
+if TYPE_CHECKING:
+    import argparse
+
+_STYLES: Final = {"ok": "green", "warn": "bold yellow", "fail": "bold red"}
+_INDENT: Final = 6  # cells of the status and the gap after it
+
+
+def register(commands: _arguments.Commands) -> None:
+    """Add `doctor`."""
+    doctor = commands.add_parser("doctor", help="what this host offers, what it lacks, what was left behind")
+    doctor.add_argument("--json", action="store_true", help="print a JSON list of the findings")
+    doctor.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print every finding; the exit code is 1 when one of them is a failure."""
+    findings = diagnostics.examine()
+    if arguments.json:
+        print(msgspec.json.encode(findings).decode())
+    else:
+        show(findings)
+    return FAILED if any(finding.status == "fail" for finding in findings) else OK
+
+
+def show(findings: list[diagnostics.Finding]) -> None:
+    """A line a finding, its advice below it, a sum at the end."""
+    out = console()
+    widest = max((len(finding.check) for finding in findings), default=0)
+    for finding in findings:
+        text = Text(f"{finding.status:<{_INDENT}}", style=_STYLES[finding.status])
+        text.append(f"{printable(finding.check):<{widest}}  ", style="bold")
+        text.append(printable(finding.value), style="default not bold")
+        out.print(text, soft_wrap=True)
+        if finding.advice:
+            out.print(Padding(Text(printable(finding.advice)), (0, 0, 0, _INDENT + widest + 2)))
+    failed = sum(finding.status == "fail" for finding in findings)
+    warned = sum(finding.status == "warn" for finding in findings)
+    if failed or warned:
+        out.print(f"\n{plural(failed, 'failure')}, {plural(warned, 'warning')}")
+    else:
+        out.print("\nnothing to complain about")

@@ -1,0 +1,30 @@
+"""`supervise`: a supervisor in the foreground, with its log on stderr."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from shmbus import supervisor
+from shmbus.cli import _arguments
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def register(commands: _arguments.Commands) -> None:
+    """Add `supervise`."""
+    supervise = commands.add_parser(
+        "supervise",
+        help="run a supervisor of a bus in the foreground",
+        description="Find the dead of a bus, reclaim what they held, log every loss. While another supervisor"
+        " runs, this one stands by. It ends when the bus is removed, at SIGTERM or at Ctrl-C.",
+    )
+    supervise.add_argument("bus", metavar="BUS", type=_arguments.bus)
+    supervise.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Supervise until the bus is removed or somebody ends it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    return supervisor.run(arguments.bus, foreground=True)

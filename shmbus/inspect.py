@@ -1,0 +1,247 @@
+"""What tools do with a bus from outside: look at it without a trace, remove it, publish a JSON text.
+
+May touch: segments read-only; `remove` and `publish_json` excepted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import msgspec
+
+from shmbus import _books, _core, _description, _liveness, _reclaim, _schema, _segment
+from shmbus._codec import Codec
+from shmbus._registry import PREFIX, Registry, segment_name
+from shmbus._rings import Rings
+from shmbus.bus import Bus
+from shmbus.errors import AccessError, BusNotFoundError, ConfigError, CorruptSegmentError, LayoutMismatchError
+from shmbus.topic import DEAD_SUFFIX, DeadLetter, Topic, check_name
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from shmbus._document import TopicEntry
+    from shmbus.stats import BusStats, Loss
+
+
+def buses() -> list[str]:
+    """Names of the buses on this host, sorted; also of those that cannot be opened."""
+    found = (name.removeprefix(PREFIX) for name in _segment.names(PREFIX))
+    return sorted(name for name in found if ":" not in name)
+
+
+def stats_of(bus: str) -> BusStats:
+    """A bus at this moment, attached read-only.
+
+    Raises BusNotFoundError, AccessError, LayoutMismatchError, CorruptSegmentError.
+    """
+    registry = Registry.peek(check_name("bus", bus))
+    try:
+        return _books.stats(registry, Rings(bus, writable=False))
+    finally:
+        registry.close()
+
+
+def losses_of(bus: str) -> list[Loss]:
+    """Every loss on the books of a bus, attached read-only; raises as `stats_of` does."""
+    registry = Registry.peek(check_name("bus", bus))
+    try:
+        return _books.losses(registry, Rings(bus, writable=False))
+    finally:
+        registry.close()
+
+
+def remove(bus: str, *, force: bool = False) -> None:
+    """Remove a bus with everything in it.
+
+    Without `force` only one that nobody takes part in and that owes no group anything: else ConfigError says who and
+    what. Participants of a bus that is removed by force get ClosedError at their next look, a second later at most.
+    """
+    check_name("bus", bus)
+    try:
+        registry = Registry.open(bus, create=False)
+    except BusNotFoundError:
+        if not _segment.names(f"{segment_name(bus)}:"):
+            raise
+        _reclaim.unlink_all(bus)
+        return
+    except (LayoutMismatchError, CorruptSegmentError, AccessError):
+        if not force:
+            raise
+        _reclaim.unlink_all(bus)
+        return
+    try:
+        with registry.locked() as change:
+            rings = Rings(bus)
+            if not force:
+                _require_unused(change.document, rings)
+            _reclaim.remove_bus(change)
+    finally:
+        registry.close()
+
+
+def _require_unused(document: Any, rings: Rings) -> None:
+    live = [p for p in document.participants if _liveness.alive(p.pid, p.start)]
+    if live:
+        who = ", ".join(f"{p.pid} ({p.command})" for p in live)
+        raise ConfigError(f"the bus is in use by {who}; --force removes it under them")
+    owed = _reclaim.owed(document, rings)
+    if owed:
+        what = ", ".join(f"{name}: {count} events" for name, count in owed.items())
+        raise ConfigError(f"groups are owed events ({what}); --force removes them")
+
+
+def _topic(registry: Registry, name: str) -> TopicEntry:
+    entry = registry.read().topic_named(name)
+    if entry is None:
+        known = ", ".join(t.name for t in registry.read().topics) or "none"
+        raise TopicNotFoundError(f"bus {registry.bus!r} has no topic {name!r}; it has {known}")
+    return entry
+
+
+class TopicNotFoundError(BusNotFoundError):
+    """The bus exists, and the topic does not."""
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)
+
+
+class Tailed(msgspec.Struct, frozen=True):
+    """One event seen by a Tail, or a gap: then `gap` counts the events overwritten before they were seen."""
+
+    publisher: str
+    sequence: int
+    time_ns: int
+    headers: dict[str, Any] | None
+    event: Any
+    gap: int = 0
+
+
+class Tail:
+    """Reads a topic without being a consumer: no slot, no books, no trace; read-only."""
+
+    def __init__(self, bus: str, topic: str, *, oldest: bool = False) -> None:
+        self._registry: Final = Registry.peek(check_name("bus", bus))
+        self._rings: Final = Rings(bus, writable=False)
+        self._taps: dict[int, tuple[str, _core.Tap]] = {}
+        self._oldest = oldest
+        try:
+            self._entry: Final = _topic(self._registry, topic)
+            self._tap_new()
+        except BaseException:
+            self.close()
+            raise
+        self._oldest = True  # of rings that come from now on, everything
+
+    def _tap_new(self) -> None:
+        document = self._registry.read()
+        rings = {r.id: r for r in document.rings if r.topic == self._entry.index and r.group == 0}
+        for id in rings.keys() - self._taps.keys():
+            publisher = document.publisher(rings[id].publisher)
+            try:
+                tap = _core.Tap(self._rings.broadcast(rings[id]), self._oldest)
+            except FileNotFoundError:
+                continue
+            self._taps[id] = (publisher.name if publisher else "(gone)", tap)
+
+    @property
+    def removed(self) -> bool:
+        """True once the bus is gone."""
+        return self._registry.removed
+
+    def read(self, maximum: int = 1000) -> list[Tailed]:
+        """Up to about `maximum` events that came since the last call, publisher by publisher."""
+        if not self.removed:
+            self._tap_new()
+        found: list[Tailed] = []
+        for publisher, tap in self._taps.values():
+            while len(found) < maximum and (record := tap.read()) is not None:
+                found.append(self._tailed(publisher, record))
+        return found
+
+    def _tailed(self, publisher: str, record: tuple[int, int, bytes | None, bytes | None]) -> Tailed:
+        first, second, headers, payload = record
+        if payload is None or headers is None:
+            return Tailed(publisher, first, 0, None, None, gap=second - first + 1)
+        try:
+            event = _schema.decode_any(payload, self._codec())
+        except msgspec.DecodeError:
+            event = payload
+        return Tailed(publisher, first, second, _headers(headers), event)
+
+    def _codec(self) -> str:
+        return "raw" if _is_raw(self._entry) else self._entry.codec
+
+    def close(self) -> None:
+        self._taps.clear()
+        self._rings.clear()
+        self._registry.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _is_raw(entry: TopicEntry) -> bool:
+    return _description.parse(entry.description).codec == "raw"
+
+
+def _headers(data: bytes) -> dict[str, Any] | None:
+    try:
+        return msgspec.msgpack.decode(data, type=dict[str, Any]) if data else None
+    except msgspec.DecodeError:
+        return None
+
+
+def publish_json(bus: str, topic: str, text: str | bytes, *, headers: dict[str, Any] | None = None) -> int:
+    """Publish one event, given as JSON, to a topic whose Python type is not at hand; returns its sequence.
+
+    The value is checked against the schema that the bus has for the topic; bytes are base64. Raises ConfigError with the
+    path of what does not fit, BusNotFoundError.
+    """
+    with Bus.attach(bus) as opened, JsonPublisher(opened, topic) as publisher:
+        return publisher.publish(text, headers=headers)
+
+
+class JsonPublisher:
+    """Publishes JSON texts to a topic of a bus by the schema that the bus has for it."""
+
+    def __init__(self, bus: Bus, topic: str) -> None:
+        entry = _topic(bus._session.registry, topic)
+        if entry.codec == "pickle":
+            raise ConfigError(f"topic {topic!r} carries pickled objects: JSON cannot say what they are")
+        self._entry = entry
+        self._encode = msgspec.json.encode if entry.codec == "json" else msgspec.msgpack.encode
+        self._raw = _is_raw(entry)
+        carried = DeadLetter if topic.endswith(DEAD_SUFFIX) else bytes
+        self._publisher = bus._open_publisher(
+            Topic[Any](topic, carried, capacity=entry.capacity, codec=entry.codec),
+            Codec(None, None, (bytes,), entry.description, entry.fingerprint),
+            None,
+            "block",
+            None,
+        )
+
+    def publish(self, text: str | bytes, *, headers: dict[str, Any] | None = None) -> int:
+        try:
+            value = msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"not JSON: {error}") from error
+        value = _schema.conform(value, self._entry.description)
+        payload = value if self._raw else self._encode(value)
+        return self._publisher.publish(payload, headers=headers) or 0
+
+    def close(self) -> None:
+        self._publisher.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

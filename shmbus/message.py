@@ -1,0 +1,110 @@
+"""An event with what is known about it, and a gap where events are missing. Plain data.
+
+Must stay true: a Message of a worker carries the claim that it was handed out under, and settles that one or none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from shmbus.errors import ReclaimedError
+
+T_co = TypeVar("T_co", covariant=True)
+
+_decode_headers = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_encode_headers = msgspec.msgpack.Encoder().encode
+
+
+def encode_headers(headers: dict[str, Any]) -> bytes:
+    """Headers as they go into a record: a msgpack map. Raises TypeError for what msgspec cannot encode."""
+    return _encode_headers(headers)
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Events of one publisher that a subscriber will not get: sequences `first` to `last`, both inclusive."""
+
+    publisher: str
+    first: int
+    last: int
+    count: int
+    cause: str
+
+
+class Message(Generic[T_co]):
+    """An event, and where it came from."""
+
+    __slots__ = ("_headers", "event", "publisher", "sequence", "time_ns")
+
+    def __init__(self, event: T_co, sequence: int, publisher: str, time_ns: int, headers: bytes) -> None:
+        self.event = event
+        self.sequence = sequence
+        """Count of the publisher's events in the ring that this one came through, from 1, without holes."""
+        self.publisher = publisher
+        self.time_ns = time_ns
+        """CLOCK_REALTIME in ns when it was published."""
+        self._headers = headers
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """What the publisher passed as `headers`, {} for none. Raises msgspec.DecodeError if they are no map."""
+        return _decode_headers(self._headers) if self._headers else {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.event!r}, sequence={self.sequence}, publisher={self.publisher!r})"
+
+
+class Settles(Protocol):
+    """What a claimed message needs of its worker."""
+
+    def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "") -> bool: ...
+
+
+ACK, NACK, REJECT, UNDECODABLE = range(4)
+"""As in claimer.c."""
+
+
+class ClaimedMessage(Message[T_co]):
+    """An event that a worker holds until it settles it: once, with `ack`, `nack` or `reject`."""
+
+    __slots__ = ("_worker", "attempt", "ring_id", "settled", "word")
+
+    def __init__(
+        self,
+        event: T_co,
+        sequence: int,
+        publisher: str,
+        time_ns: int,
+        headers: bytes,
+        attempt: int,
+        ring_id: int,
+        word: int,
+        worker: Settles,
+    ) -> None:
+        super().__init__(event, sequence, publisher, time_ns, headers)
+        self.attempt = attempt
+        """1 at the first delivery; one more after every death and every nack."""
+        self.ring_id = ring_id
+        self.word = word
+        self.settled = False
+        self._worker = worker
+
+    def ack(self) -> None:
+        """Done. Raises ReclaimedError if it has been given to another worker, ClosedError after close()."""
+        self._settle(ACK)
+
+    def nack(self) -> None:
+        """Give it back, to be delivered again to any worker of the group."""
+        self._settle(NACK)
+
+    def reject(self, reason: str = "rejected") -> None:
+        """Send it to the dead-letter topic, with a reason of at most 1,000 characters, and be done with it."""
+        self._settle(REJECT, reason)
+
+    def _settle(self, how: int, reason: str = "") -> None:
+        if self.settled:
+            return
+        if not self._worker.settle(self, how, reason):
+            raise ReclaimedError(f"event {self.sequence} of {self.publisher!r} was given to another worker")
+        self.settled = True

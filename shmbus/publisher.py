@@ -1,0 +1,180 @@
+"""Publisher: writes one topic. The path of an event is in C (`_core.Producer`); here is what is out of the ordinary.
+
+May touch: its own rings through `_core`, and the wake-up channels of those who wait for them.
+
+Must stay true:
+- An event is written whole into every ring, or, with `on_full="drop"`, counted as refused by those without room.
+- A publisher that waits is woken by room, by a change of membership, and by every signal; its sleep is short.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar
+
+from shmbus import _core, _departures
+from shmbus._waker import Sleeper
+from shmbus.errors import ClosedError, ConfigError, EventTooLargeError, Full, ReclaimedError
+from shmbus.message import encode_headers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from shmbus._codec import Codec
+    from shmbus._document import ConsumerEntry, PublisherEntry, TopicEntry
+    from shmbus._session import Session
+    from shmbus.topic import Topic
+
+T = TypeVar("T")
+
+OnFull = Literal["block", "drop", "raise"]
+ON_FULL: Final = ("block", "drop", "raise")
+_NAP: Final = 0.02  # seconds; what a wake-up lost with a dead consumer costs
+
+
+class Publisher(_core.Producer[T], Generic[T]):
+    """Publishes events of one topic. Made by `Bus.publisher`.
+
+    Per-publisher order holds for every consumer. Threads may share a publisher.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        topic: Topic[T],
+        codec: Codec,
+        entry: TopicEntry,
+        me: PublisherEntry,
+        on_full: OnFull,
+        timeout: float | None,
+        forget: Callable[[Any], None],
+    ) -> None:
+        self._session = session
+        self.topic: Final = topic
+        self.name: Final = me.name
+        self._entry = entry
+        self._id = me.id
+        self._on_full = on_full
+        self._timeout = timeout
+        self._forget = forget
+        document = session.document()
+        ring = next(r for r in document.rings if r.publisher == me.id and r.group == 0)
+        super().__init__(
+            session.map,
+            entry.index,
+            session.rings.broadcast(ring),
+            codec.encode,
+            codec.accepts,
+            f"topic {topic.name!r} carries {_words(topic.type)}",
+        )
+        self._sleeper = Sleeper(f"{session.prefix}pub-{me.slot}")
+
+    if TYPE_CHECKING:
+
+        def publish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None:
+            """Publish one event; returns its sequence in the broadcast ring, None if a consumer had to go without it.
+
+            Blocks, drops or raises as `on_full` says when a reliable consumer is a whole ring behind. Raises
+            EventTypeError, EventTooLargeError and what the encoder raises before anything is written; Full, ClosedError,
+            ForkedError, CorruptSegmentError.
+            """
+
+    # -- hooks of the C type
+
+    def _refresh(self) -> None:
+        """Take over the topic's membership as it is now."""
+        self._seen_epoch()
+        document = self._session.document()
+        me = document.publisher(self._id)
+        if me is None or me.state != "active":
+            raise ReclaimedError(f"publisher {self.name!r} of topic {self.topic.name!r} was taken for dead")
+        consumers = {c.id: c for c in document.consumers if c.topic == self._entry.index}
+        groups = [
+            (self._session.rings.work(ring), consumers[ring.group].slot)
+            for ring in document.rings
+            if ring.publisher == self._id and ring.group in consumers
+        ]
+        subscribed = any(c.kind == "subscriber" and c.state == "active" for c in consumers.values())
+        self._set_groups(subscribed, groups)
+
+    def _wake(self, parked: int) -> None:
+        self._session.wake_subscribers(self._entry.index, parked)
+
+    def _wake_group(self, line: int, count: int) -> None:
+        self._session.wake_workers(line, count)
+
+    def _encode_headers(self, headers: dict[str, Any]) -> bytes:
+        if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):
+            raise ConfigError(f"headers are a dict with str keys: headers={headers!r}")
+        data = encode_headers(headers)
+        if len(data) > _core.MAX_HEADERS:
+            raise EventTooLargeError(self.topic.name, len(data), _core.MAX_HEADERS)
+        return data
+
+    def _too_large(self, size: int, maximum: int) -> NoReturn:
+        raise EventTooLargeError(self.topic.name, size, maximum)
+
+    def _make_room(self, length: int) -> bool:
+        """A ring is full: True when there is room in all, False to write where there is some."""
+        if self._on_full == "drop":
+            return False
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        try:
+            while True:
+                fits, slots, lines = self._full(length)
+                if fits and not lines:
+                    return True
+                left = _NAP if deadline is None else min(_NAP, deadline - time.monotonic())
+                if self._on_full == "raise" or left <= 0:
+                    raise Full(self.topic.name, self._blocking(slots, lines), self._batch)
+                self._sleeper.sleep(left)
+                self._session.care()
+                self._refresh()
+        finally:
+            if not self.closed:
+                self._unblock()
+
+    def _blocking(self, slots: int, lines: list[int]) -> list[str]:
+        """Names of the consumers that hold the room."""
+
+        def blocks(consumer: ConsumerEntry) -> bool:
+            if consumer.kind == "group":
+                return consumer.slot in lines
+            return consumer.state == "active" and consumer.topic == self._entry.index and slots >> consumer.slot & 1 != 0
+
+        return [c.name for c in self._session.document().consumers if blocks(c)]
+
+    # -- the end
+
+    def close(self) -> None:
+        """Retire: no more events; those not yet received stay for their consumers. Idempotent."""
+        if self.closed:
+            return
+        self._release()
+        self._sleeper.close()
+        self._forget(self)
+        try:
+            with self._session.locked() as change:
+                _departures.close_publisher(change, self._session.rings, self._id)
+        except (ClosedError, ReclaimedError):
+            pass  # the bus, or our part in it, is gone, and with it what there was to retire
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Publisher {self.name!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a publisher belongs to its process: pickle the Bus instead")
+
+
+def _words(type: Any) -> str:
+    return type.__qualname__ if hasattr(type, "__qualname__") else str(type)

@@ -1,0 +1,188 @@
+"""What `Bus.stats()` returns and `shmbus stat` prints: frozen Structs, one field one fact.
+
+Pure data and arithmetic; `_books.py` fills it in from a bus. The names are a stable schema: `shmbus stat --json` is
+`BusStats` encoded as JSON, with `rate` fields from two looks half a second apart.
+
+For each entry of `consumers`, and for each of its `publishers`:
+`offered == delivered + depth + overrun + refused + abandoned + undecodable + rejected`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Health = Literal["ok", "slow", "stalled", "stopped", "dead", "closed", "idle"]
+"""ok: keeps up; slow: a quarter of its ring or more behind; stalled: no progress for `stall_timeout` with work to do;
+stopped: by a signal; dead: gone without goodbye; closed: gone; idle: a group without a worker."""
+
+
+class Books(msgspec.Struct, frozen=True, kw_only=True):
+    """One consumer's books, in events, since it joined."""
+
+    offered: int = 0
+    delivered: int = 0
+    """Handed to the subscriber, or acked by a worker."""
+    depth: int = 0
+    """Not yet received, or not yet acked."""
+    overrun: int = 0
+    """Overwritten before a lossy subscriber came to them."""
+    refused: int = 0
+    """Not written, because a ring was full and its publisher drops."""
+    abandoned: int = 0
+    """Left behind by a subscriber that closed or died."""
+    undecodable: int = 0
+    """Not of the topic's type."""
+    rejected: int = 0
+    """Sent to the dead-letter topic."""
+
+    @property
+    def dropped(self) -> int:
+        """Events that the consumer will not get, for any cause."""
+        return self.overrun + self.refused + self.abandoned + self.undecodable + self.rejected
+
+
+class SourceStats(Books, frozen=True, kw_only=True):
+    """A consumer's books with one publisher."""
+
+    publisher: str
+    lag_ns: int = 0
+    """Age of the first event not yet received, 0 when there is none."""
+
+
+class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    pid: int
+    held: int
+    """Events that it has claimed and not settled."""
+    state: Health = "ok"
+
+
+class ConsumerStats(Books, frozen=True, kw_only=True):
+    """A subscriber or a group."""
+
+    name: str
+    topic: str
+    kind: Literal["subscriber", "group"]
+    mode: Literal["reliable", "lossy"]
+    state: Health
+    pid: int
+    """0 for a group, and for a consumer that is gone."""
+    lag_ns: int
+    """Age of the oldest event not yet received, 0 when there is none."""
+    claimed: int = 0
+    """Group: events in workers' hands; part of `depth`."""
+    blocks: tuple[str, ...] = ()
+    """Publishers that wait, or would have to, for this consumer to free room."""
+    rate: float = 0.0
+    """Events delivered per second between two looks."""
+    workers: tuple[WorkerStats, ...] = ()
+    publishers: tuple[SourceStats, ...] = ()
+
+
+class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    topic: str
+    state: Health
+    pid: int
+    """0 for a publisher that is gone and whose ring is still there."""
+    published: int
+    """Events in its broadcast ring since it opened; the sequence of the last one when counted from 1."""
+    unrouted: int
+    """Published while the topic had no consumer."""
+    refused: int
+    """Events that at least one ring did not take, summed over its rings."""
+    capacity: int
+    """Bytes of each of its rings."""
+    used: int
+    """Bytes of the fullest ring that wait for a consumer."""
+    waiting: bool
+    """It sleeps until there is room."""
+    blocked_by: tuple[str, ...] = ()
+    """Consumers whose unread events leave it no room."""
+    rate: float = 0.0
+    """Events published per second between two looks."""
+
+
+class TopicStats(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    capacity: int
+    codec: str
+    type: str
+    """Name of the event type."""
+
+
+class ParticipantStats(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    pid: int
+    command: str
+    state: Health
+
+
+class SupervisorStats(msgspec.Struct, frozen=True, kw_only=True):
+    pid: int
+    """0 when none runs."""
+    state: Literal["ok", "stalled", "none"]
+
+
+class Loss(msgspec.Struct, frozen=True, kw_only=True):
+    """Events that one consumer will not get from one publisher, for one cause."""
+
+    consumer: str
+    topic: str
+    publisher: str
+    cause: Literal["overrun", "refused", "abandoned", "undecodable", "rejected"]
+    count: int
+    first: int
+    """Sequence of the first; for `refused`, of the event that came after it."""
+    last: int
+    first_ns: int
+    """CLOCK_REALTIME in ns when the first was counted."""
+    last_ns: int
+
+
+class BusStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A bus at one moment. Looking perturbs nothing and takes no lock."""
+
+    bus: str
+    time_ns: int
+    created_ns: int
+    bytes: int
+    """Shared memory of the bus segment and its rings."""
+    interval: float = 0.0
+    """Seconds between the two looks that `rate` comes from, 0.0 when there was one."""
+    supervisor: SupervisorStats
+    topics: tuple[TopicStats, ...] = ()
+    participants: tuple[ParticipantStats, ...] = ()
+    publishers: tuple[PublisherStats, ...] = ()
+    consumers: tuple[ConsumerStats, ...] = ()
+
+
+def with_rates(before: BusStats, after: BusStats) -> BusStats:
+    """`after`, with events per second since `before`; what was not there before has a rate of 0."""
+    seconds = (after.time_ns - before.time_ns) / 1e9
+    if seconds <= 0:
+        return after
+    published = {(p.topic, p.name): p.published for p in before.publishers}
+    delivered = {(c.topic, c.kind, c.name): c.delivered for c in before.consumers}
+    return msgspec.structs.replace(
+        after,
+        interval=seconds,
+        publishers=tuple(
+            msgspec.structs.replace(
+                p, rate=_rate(p.published, published.get((p.topic, p.name)), seconds)
+            )
+            for p in after.publishers
+        ),
+        consumers=tuple(
+            msgspec.structs.replace(
+                c, rate=_rate(c.delivered, delivered.get((c.topic, c.kind, c.name)), seconds)
+            )
+            for c in after.consumers
+        ),
+    )
+
+
+def _rate(now: int, then: int | None, seconds: float) -> float:
+    return max(0, now - then) / seconds if then is not None else 0.0

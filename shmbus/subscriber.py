@@ -1,0 +1,155 @@
+"""Subscriber: receives every event of a topic. The path of an event is in C (`_core.Consumer`).
+
+May touch: its cursors and losses through `_core`, its own wake-up channel.
+
+Must stay true:
+- Every event of each publisher in its order, none twice; what is missing is a Gap, a DecodeError, or on the books.
+- A ring is let go of only when the document has: that is, when nothing in it is left to receive.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar
+
+from shmbus import _core, _departures
+from shmbus._codec import codec_for
+from shmbus._waiting import Parking, Receiver
+from shmbus.errors import ClosedError, DecodeError, GapError, ReclaimedError
+from shmbus.message import Gap, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from shmbus._document import ConsumerEntry, TopicEntry
+    from shmbus._session import Session
+    from shmbus.topic import Topic
+
+T = TypeVar("T")
+
+Mode = Literal["reliable", "lossy"]
+Start = Literal["latest", "oldest"]
+MODES: Final = ("reliable", "lossy")
+STARTS: Final = ("latest", "oldest")
+
+_log = logging.getLogger("shmbus.loss")
+
+
+class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
+    """Receives every event of a topic. Made by `Bus.subscriber`; one thread at a time uses it."""
+
+    def __init__(
+        self,
+        session: Session,
+        topic: Topic[T],
+        entry: TopicEntry,
+        me: ConsumerEntry,
+        on_gap: Callable[[Gap], object] | Literal["raise"] | None,
+        idle: str,
+        forget: Callable[[Any], None],
+    ) -> None:
+        self._session = session
+        self.topic: Final = topic
+        self.name: Final = me.name
+        self.mode: Final = me.mode
+        self._topic_name = topic.name
+        self._entry = entry
+        self._id = me.id
+        self._slot = me.slot
+        self._on_gap = on_gap
+        self._idle = idle
+        self._forget = forget
+        self._sources: set[int] = set()
+        _core.Consumer.__init__(self, session.map, entry.index, codec_for(topic).decode)
+        self._parking = Parking(
+            session,
+            f"sub-{entry.index}-{me.slot}",
+            _core.TOPIC_LINES + entry.index * _core.LINE,
+            _core.TOPIC_PARKED,
+            _core.TOPIC_AWAITING,
+            me.slot,
+        )
+
+    def messages(self) -> Iterator[Message[T]]:
+        """Iterate as over the subscriber itself, but over Messages: event, sequence, publisher, time_ns, headers."""
+        while not (self.closed or self.cancelled):
+            found = self._poll_message()
+            if found is not _core.NOTHING:
+                yield Message(*found)
+            elif not self._wait(None):
+                return
+
+    # -- hooks of the C type
+
+    def _refresh(self) -> None:
+        """Take over the topic's rings as they are now."""
+        self._seen_epoch()
+        document = self._session.document()
+        me = document.consumer(self._id)
+        if me is None or me.participant != self._session.participant or me.state != "active":
+            raise ReclaimedError(f"subscriber {self.name!r} of topic {self.topic.name!r} was taken for dead")
+        entries = {r.id: r for r in document.rings_of(me)}
+        for id in self._sources - entries.keys():
+            self._drop_source(id)
+            self._session.rings.forget(id)
+            self._sources.discard(id)
+        for id in entries.keys() - self._sources:
+            try:
+                ring = self._session.rings.broadcast(entries[id])
+            except FileNotFoundError:
+                continue  # removed since: it had nothing left for us
+            if ring.info()["members"] >> self._slot & 1:
+                publisher = document.publisher(entries[id].publisher)
+                self._add_source(ring, self._slot, publisher.name if publisher else "(gone)")
+                self._sources.add(id)
+
+    def _gap(self, publisher: str, first: int, last: int) -> None:
+        gap = Gap(publisher, first, last, last - first + 1, "overrun")
+        _log.warning(
+            "subscriber %s of topic %s was overrun: events %d to %d of %s are lost",
+            self.name,
+            self.topic.name,
+            first,
+            last,
+            publisher,
+            extra={"consumer": self.name, "topic": self.topic.name, "gap": gap},
+        )
+        if self._on_gap == "raise":
+            raise GapError(gap)
+        if self._on_gap is not None:
+            self._on_gap(gap)
+
+    def _undecodable(self, publisher: str, sequence: int, error: Exception) -> NoReturn:
+        raise DecodeError(self.topic.name, publisher, sequence, str(error)) from error
+
+    # -- the end
+
+    def close(self) -> None:
+        """Leave the topic; what was not received is counted as abandoned. Idempotent, callable from any thread."""
+        if self.closed:
+            return
+        self._release()
+        self._parking.interrupt()
+        self._parking.close()
+        self._forget(self)
+        try:
+            with self._session.locked() as change:
+                _departures.close_subscriber(change, self._session.rings, self._id)
+        except (ClosedError, ReclaimedError):
+            pass  # the bus, or our part in it, is gone, and with it what there was to leave
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Subscriber {self.name!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a subscriber belongs to its process: pickle the Bus instead")

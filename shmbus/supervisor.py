@@ -1,0 +1,269 @@
+"""Supervisor: finds the dead, reclaims what they held, tells who is stalled, and keeps the log of losses.
+
+May touch: everything of a bus under its lock, through `_reclaim`; the consumer lines of the bus segment. The data path
+does not need it: without one, events flow, and only what dead processes hold stays held.
+
+Must stay true:
+- One is in office at a time: the holder of an flock, which the kernel takes from the dead. Others queue on it.
+- It acts on proof of death alone: a pidfd that became readable, or a start time that changed. Slow or stopped
+  processes are reported, never touched.
+- It may die at any line: its successor finds everything in the document.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from shmbus import _books, _core, _departures, _liveness, _reclaim
+from shmbus._liveness import Watch
+from shmbus._registry import Registry, object_prefix
+from shmbus._rings import Rings
+from shmbus._segment import SHM_DIR
+from shmbus._session import Session
+from shmbus._waker import Sleeper
+from shmbus.errors import BusNotFoundError, ClosedError, LockTimeoutError, ShmbusError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from shmbus._document import Document
+    from shmbus.stats import BusStats, Loss
+
+ROUND: Final = 0.25
+"""Seconds between two looks at the document and at progress; deaths are noticed at once."""
+
+_log = logging.getLogger("shmbus.supervisor")
+_loss_log = logging.getLogger("shmbus.loss")
+
+
+class _Stop(Exception):
+    """A signal asks the supervisor to go."""
+
+
+def run(bus: str, *, foreground: bool) -> int:
+    """Serve a bus until it is removed, or SIGTERM or Ctrl-C comes; returns an exit code.
+
+    In the foreground it queues as a standby while another one is in office; otherwise it leaves at once then, and also
+    when no participant is left, even if a group is owed events. Raises BusNotFoundError, AccessError,
+    LayoutMismatchError and CorruptSegmentError.
+    """
+    previous = signal.signal(signal.SIGTERM, _stop)
+    office = None
+    try:
+        office = _take_office(bus, wait=foreground)
+        if office is not None:
+            _Supervisor(bus, foreground=foreground).serve()
+        return 0
+    except (_Stop, KeyboardInterrupt):
+        return 0
+    except ClosedError:
+        return 0
+    except BusNotFoundError:
+        if foreground:
+            raise
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        if office is not None:
+            os.close(office)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _Stop
+
+
+def _take_office(bus: str, *, wait: bool) -> int | None:
+    """The descriptor that holds the office, None if another supervisor has it and `wait` is false."""
+    while True:
+        descriptor = _open_office(bus)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # that bus was removed while we queued; there may be a new one
+
+
+def _open_office(bus: str) -> int:
+    """Opens the lock file, and makes it, under the bus lock: so it never outlives the bus."""
+    registry = Registry.open(bus, create=False)
+    try:
+        with registry.locked():
+            if registry.removed:
+                raise ClosedError(f"bus {bus!r} was removed")
+            path = f"{SHM_DIR}/{object_prefix(bus)}office"
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    finally:
+        registry.close()
+
+
+class _Supervisor:
+    """One term of office."""
+
+    def __init__(self, bus: str, *, foreground: bool) -> None:
+        self.foreground = foreground
+        self.registry = Registry.open(bus, create=False)
+        self.rings = Rings(bus)
+        self.session = Session(self.registry, 0, supervise=False)  # to wake others; it is no participant
+        self.watch = Watch()
+        self.watched: dict[tuple[int, int], int] = {}
+        self.progress: dict[int, tuple[tuple[int, ...], int]] = {}
+        self.reported: dict[tuple[str, ...], int] = {}
+        self.version = -1
+        self.next_round = 0.0
+
+    def serve(self) -> None:
+        memory = self.registry.map
+        _core.store(memory, _core.BUS_SUPERVISOR_START, _liveness.own_start_time())
+        _core.store(memory, _core.BUS_SUPERVISOR_PID, os.getpid())
+        _log.info("supervisor %d in office on bus %s", os.getpid(), self.registry.bus)
+        with self.registry.locked():  # so its channel never outlives the bus
+            sleeper = Sleeper(f"{object_prefix(self.registry.bus)}supervisor")
+            channel = sleeper.fifo()
+        try:
+            with self.watch:
+                while self.stays():
+                    self.round()
+                    _, woken = self.watch.poll(max(0.0, self.next_round - time.monotonic()), [channel])
+                    if woken:
+                        sleeper.drain_fifo()
+        finally:
+            sleeper.close()
+            if _core.load(memory, _core.BUS_SUPERVISOR_PID) == os.getpid():
+                _core.store(memory, _core.BUS_SUPERVISOR_PID, 0)
+
+    def stays(self) -> bool:
+        """Look who is there; False once the bus is gone, or nobody is left that an automatic supervisor would serve."""
+        if self.registry.removed or not self.registry.segment.linked():
+            return False
+        document = self.registry.read()
+        self.watch_all(document)
+        dead = _reclaim.dead_participants(document)
+        if dead or not document.participants:
+            return self.bury([p.id for p in dead])
+        return True
+
+    def watch_all(self, document: Document) -> None:
+        """Hold a pidfd for every participant's process, and for no other."""
+        wanted = {(p.pid, p.start) for p in document.participants}
+        for pid, start in self.watched.keys() - wanted:
+            self.watch.remove(pid, start)
+            del self.watched[pid, start]
+        for pid, start in wanted - self.watched.keys():
+            if self.watch.add(pid, start):
+                self.watched[pid, start] = 1
+
+    def bury(self, dead: list[int]) -> bool:
+        """Reclaim the dead; False if the bus is to be served no longer."""
+        try:
+            with self.registry.locked() as change:
+                if self.registry.removed:
+                    _reclaim.unlink_all(self.registry.bus)  # its remover died on the way
+                    return False
+                if change.died_inside:
+                    _reclaim.repair(change, self.rings)
+                for id in dead:
+                    self.announce(change.document, id)
+                    _reclaim.reclaim(change, self.rings, id, dead=True)
+                if dead:
+                    self.session.wake_everybody(change.document)
+                if _reclaim.remove_if_unused(change, self.rings):
+                    return False
+                return self.foreground or bool(change.document.participants)
+        except LockTimeoutError as error:
+            _log.warning("%s", error)
+            return True
+
+    def announce(self, document: Document, id: int) -> None:
+        participant = document.participant(id)
+        if participant is not None:
+            _log.warning("process %d (%s) is dead", participant.pid, participant.command)
+
+    # -- every ROUND seconds
+
+    def round(self) -> None:
+        """Sweep, note progress, log losses; about four times a second."""
+        now = time.monotonic()
+        if now < self.next_round:
+            return
+        self.next_round = now + ROUND
+        _core.store(self.registry.map, _core.BUS_SUPERVISOR_BEAT, time.monotonic_ns())
+        if any(r.state == "retired" for r in self.registry.read().rings):
+            self.sweep()
+        try:
+            self.note_progress(_books.stats(self.registry, self.rings))
+            for loss in _books.losses(self.registry, self.rings):
+                self.report(loss)
+        except ShmbusError as error:
+            _log.error("bus %s: %s", self.registry.bus, error)
+
+    def sweep(self) -> None:
+        """Remove what is drained; the lock is taken only when there is something."""
+        try:
+            if _departures.drained(self.registry.read(), self.rings):
+                with self.registry.locked() as change:
+                    if not self.registry.removed:
+                        _departures.sweep(change, self.rings)
+        except FileNotFoundError:
+            pass  # somebody else was faster
+        except LockTimeoutError as error:
+            _log.warning("%s", error)
+
+    def note_progress(self, stats: BusStats) -> None:
+        """Mark the consumers that had work to do for `stall_timeout` and did none of it."""
+        now = time.monotonic_ns()
+        document = self.registry.read()
+        lines = {
+            (document.topic_at(c.topic).name, c.kind, c.name): c.line
+            for c in document.consumers
+            if c.state == "active"
+        }
+        for consumer in stats.consumers:
+            line = lines.get((consumer.topic, consumer.kind, consumer.name))
+            if line is None:
+                continue
+            done = (consumer.delivered, consumer.dropped, consumer.offered if not consumer.depth else 0)
+            before = self.progress.get(line)
+            if before is None or before[0] != done or not consumer.depth:
+                self.progress[line] = (done, now)
+            stalled = now - self.progress[line][1] > document.stall_ns and bool(consumer.workers or consumer.pid)
+            at = _core.CONSUMER_LINES + line * _core.LINE + _core.CONSUMER_STALLED
+            if stalled != bool(_core.load(self.registry.map, at)):
+                _core.store(self.registry.map, at, self.progress[line][1] if stalled else 0)
+                if stalled:
+                    _log.warning(
+                        "%s %s of topic %s is stalled: %d events wait, none received for %.1f s",
+                        consumer.kind,
+                        consumer.name,
+                        consumer.topic,
+                        consumer.depth,
+                        document.stall_ns / 1e9,
+                    )
+
+    def report(self, loss: Loss) -> None:
+        """Write what came to a loss since it was last reported."""
+        key = (loss.consumer, loss.topic, loss.publisher, loss.cause, str(loss.first_ns))
+        if self.reported.get(key, 0) >= loss.count:
+            return
+        self.reported[key] = loss.count
+        _loss_log.warning(
+            "%s of topic %s lost %d events of %s: %s, sequences %d to %d",
+            loss.consumer,
+            loss.topic,
+            loss.count,
+            loss.publisher,
+            loss.cause,
+            loss.first,
+            loss.last,
+            extra={"bus": self.registry.bus, "loss": loss},
+        )

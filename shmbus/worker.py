@@ -1,0 +1,245 @@
+"""Worker: receives its share of a group's events, and settles each: ack, nack or reject. The path of an event is in C
+(`_core.Claimer`).
+
+May touch: claim words of its group through `_core`, its own wake-up channel, the dead-letter topic.
+
+Must stay true:
+- What it claimed and did not settle goes back to the group when it closes, breaks off or dies: at least once, each.
+- An event is dead-lettered before it is marked done: a death in between delivers it twice to the dead letters, not never.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
+
+from shmbus import _core, _departures
+from shmbus._codec import codec_for
+from shmbus._waiting import Parking, Receiver
+from shmbus.errors import ClosedError, DecodeError, ReclaimedError
+from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage
+from shmbus.topic import DeadLetter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from shmbus._document import ConsumerEntry, TopicEntry, WorkerEntry
+    from shmbus._session import Session
+    from shmbus.publisher import Publisher
+    from shmbus.topic import Topic
+
+T = TypeVar("T")
+
+MAX_PREFETCH: Final = 1024
+MAX_REASON: Final = 1000  # characters; the smallest dead-letter ring holds them beside the payload
+
+_log = logging.getLogger("shmbus.loss")
+
+
+class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
+    """One of the workers of a group. Made by `Bus.worker`; one thread at a time uses it.
+
+    Asking for the next event acks the last one: by iteration, `receive`, `try_receive` and `receive_many`. `messages`
+    leaves that to each message. What was not acked when the worker closes goes back to the group.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        topic: Topic[T],
+        entry: TopicEntry,
+        group: ConsumerEntry,
+        me: WorkerEntry,
+        max_deliver: int,
+        prefetch: int,
+        idle: str,
+        dead_letters: Callable[[], Publisher[DeadLetter] | None],
+        forget: Callable[[Any], None],
+    ) -> None:
+        self._session = session
+        self.topic: Final = topic
+        self.group: Final = group.name
+        self.name: Final = me.name
+        self._topic_name = topic.name
+        self._group_id = group.id
+        self._group_line = group.slot
+        self._id = me.id
+        self._idle = idle
+        self._max_deliver = max_deliver
+        self._dead_letters = dead_letters
+        self._forget = forget
+        self._sources: set[int] = set()
+        self._open: dict[tuple[int, int], ClaimedMessage[T]] = {}
+        _core.Claimer.__init__(
+            self,
+            session.map,
+            entry.index,
+            codec_for(topic).decode,
+            me.slot,
+            me.generation,
+            max_deliver,
+            prefetch,
+        )
+        self._parking = Parking(
+            session,
+            f"work-{group.slot}-{me.slot}",
+            _core.GROUP_LINES + group.slot * _core.LINE,
+            _core.GROUP_PARKED,
+            _core.GROUP_AWAITING,
+            me.slot,
+        )
+
+    def messages(self) -> Iterator[ClaimedMessage[T]]:
+        """Iterate over messages, each of which is held until its `ack`, `nack` or `reject` is called.
+
+        As many may be open as the ring has room for; open ones hold up the publisher once it is full.
+        """
+        while not (self.closed or self.cancelled):
+            found = self._poll_message()
+            if found is not _core.NOTHING:
+                message = ClaimedMessage[T](*found, self)
+                self._open[message.ring_id, message.sequence] = message
+                self._after_wait()
+                yield message
+            elif not self._wait(None):
+                return
+
+    def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "") -> bool:
+        """Settle a message of this worker; False if it is no longer this worker's. `ClaimedMessage` calls it."""
+        done = True
+        if how == REJECT:
+            done = self._bury(
+                message.ring_id,
+                message.sequence,
+                message.word,
+                message.attempt,
+                message.time_ns,
+                message.publisher,
+                reason,
+                REJECT,
+            )
+        else:
+            done = self._settle(message.ring_id, message.sequence, message.word, how)
+        self._open.pop((message.ring_id, message.sequence), None)
+        if how == NACK and done:
+            self._session.wake_workers(self._group_line, 1)
+        return done
+
+    # -- hooks of the C type
+
+    def _refresh(self) -> None:
+        """Take over the group's rings as they are now."""
+        self._seen_epoch()
+        document = self._session.document()
+        group = document.consumer(self._group_id)
+        if group is None or all(w.id != self._id for w in document.workers):
+            raise ReclaimedError(f"worker {self.name!r} of group {self.group!r} was taken for dead")
+        entries = {r.id: r for r in document.rings_of(group)}
+        for id in self._sources - entries.keys():
+            self._drop_source(id)
+            self._session.rings.forget(id)
+            self._sources.discard(id)
+        for id in entries.keys() - self._sources:
+            try:
+                ring = self._session.rings.work(entries[id])
+            except FileNotFoundError:
+                continue  # removed since: it had nothing left
+            publisher = document.publisher(entries[id].publisher)
+            self._add_source(ring, publisher.name if publisher else "(gone)")
+            self._sources.add(id)
+
+    def _after_wait(self) -> None:
+        """A woken worker that sees more work and parked siblings wakes one more."""
+        if self._ready():
+            self._session.wake_workers(self._group_line, 1)
+
+    def _exhausted(self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str) -> None:
+        reason = f"delivered {attempt - 1} times without an ack"
+        self._bury(ring_id, sequence, word, attempt - 1, time_ns, publisher, reason, REJECT)
+
+    def _undecodable(
+        self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, error: Exception
+    ) -> NoReturn:
+        self._bury(ring_id, sequence, word, attempt, time_ns, publisher, f"undecodable: {error}", UNDECODABLE)
+        raise DecodeError(self.topic.name, publisher, sequence, str(error)) from error
+
+    def _bury(
+        self,
+        ring_id: int,
+        sequence: int,
+        word: int,
+        attempt: int,
+        time_ns: int,
+        publisher: str,
+        reason: str,
+        how: int,
+    ) -> bool:
+        """Publish a dead letter, then mark the event done; False if it is not ours any more. It goes back on an error."""
+        payload = self._payload(ring_id, sequence, word)
+        if payload is None:
+            return False
+        try:
+            letters = self._dead_letters()
+            if letters is not None:
+                letters.publish(
+                    DeadLetter(
+                        reason=reason[:MAX_REASON],
+                        attempts=attempt,
+                        publisher=publisher,
+                        sequence=sequence,
+                        payload=payload,
+                        topic=self.topic.name,
+                        group=self.group,
+                        time_ns=time_ns,
+                    )
+                )
+        except BaseException:
+            self._settle(ring_id, sequence, word, NACK)
+            raise
+        _log.warning(
+            "group %s of topic %s dead-lettered event %d of %s: %s",
+            self.group,
+            self.topic.name,
+            sequence,
+            publisher,
+            reason,
+            extra={"consumer": self.group, "topic": self.topic.name, "publisher": publisher, "sequence": sequence},
+        )
+        return self._settle(ring_id, sequence, word, how)
+
+    # -- the end
+
+    def close(self) -> None:
+        """Leave the group; what was not settled goes back to it. Idempotent, callable from any thread."""
+        if self.closed:
+            return
+        for message in list(self._open.values()):
+            if not message.settled:
+                self._settle(message.ring_id, message.sequence, message.word, NACK)
+        self._open.clear()
+        self._release()
+        self._parking.interrupt()
+        self._parking.close()
+        self._forget(self)
+        try:
+            with self._session.locked() as change:
+                _departures.close_worker(change, self._session.rings, self._id)
+            self._session.wake_workers(self._group_line, 1)
+        except (ClosedError, ReclaimedError):
+            pass  # the bus, or our part in it, is gone, and with it what there was to give back
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name!r} of group {self.group!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a worker belongs to its process: pickle the Bus instead")

@@ -1,0 +1,299 @@
+/* Scenes on the work ring: publisher, workers, reclaimers. Workers are actors 1 to 3; actor n claims as owner n. */
+#include "world.h"
+
+static void offer_many(unsigned count) {
+    while (count--)
+        if (!offer(FULL_GIVE_UP))
+            fail("no room in the set-up");
+}
+
+/* Setting up: `self` claims the next record and keeps it, as if it had died or slept since. */
+static claim kept[MAX_ACTORS];
+
+static void keep(unsigned self) {
+    if (!take_job(self, &kept[self]))
+        fail("nothing to claim in the set-up");
+}
+
+static void work_off(unsigned count) {
+    claim c;
+    while (count--)
+        if (!take_job(3, &c) || !finish_job(3, &c))
+            fail("nothing to do in the set-up");
+}
+
+/* ---- programs ---- */
+
+static void offer_two(unsigned self) {
+    (void)self;
+    if (offer(FULL_SPIN))
+        offer(FULL_SPIN);
+}
+
+static void offer_one(unsigned self) {
+    (void)self;
+    offer(FULL_SPIN);
+}
+
+static void wait_one(unsigned self) {
+    (void)self;
+    offer(FULL_WAIT);
+}
+
+/* Takes and acks until everything is done, or nobody can bring anything any more. */
+static void work(unsigned self) {
+    claim c;
+    while (open_jobs()) {
+        unsigned long before = moment();
+        if (take_job(self, &c))
+            finish_job(self, &c);
+        else if (!spin(before))
+            return;
+    }
+}
+
+static void work_one(unsigned self) {
+    claim c;
+    if (take_job(self, &c))
+        finish_job(self, &c);
+}
+
+static void return_then_work(unsigned self) {
+    claim c;
+    if (take_job(self, &c))
+        return_job(self, &c);
+    work(self);
+}
+
+static void return_one(unsigned self) {
+    claim c;
+    if (take_job(self, &c))
+        return_job(self, &c);
+}
+
+static void finish_kept(unsigned self) { finish_job(self, &kept[self]); }
+
+static void return_kept(unsigned self) { return_job(self, &kept[self]); }
+
+/* The publisher looks only once the worker has done enough, or has nothing left: SYNC room. */
+static void work_and_settle(unsigned self) {
+    claim c;
+    uint64_t acked = 0;
+    const ring_header *h = the.work.view.header;
+    while (open_jobs()) {
+        unsigned long before = moment();
+        bool got = work_ready(&the.work.view) && take_job(self, &c);
+        if (got && finish_job(self, &c))
+            acked++;
+        if (acked && (!got || acked * 4 >= LOAD_RELAXED(&h->tail) - LOAD_RELAXED(&h->gate))) {
+            acked = 0;
+            if (ring_release_publisher(&the.work.view))
+                post(0);
+        }
+        if (!got && !spin(before))
+            return;
+    }
+}
+
+static void reclaim_first(unsigned self) {
+    (void)self;
+    reclaim(1);
+}
+
+/* A whole lap of the ring goes by in one step, unless somebody holds its first record. */
+static void lap(unsigned self) {
+    claim c;
+    begin_burst();
+    for (unsigned i = 0; i < 64; i++)
+        if (!take_job(self, &c) || !finish_job(self, &c) || !offer(FULL_GIVE_UP))
+            break;
+    end_burst();
+}
+
+static void look(unsigned self) {
+    (void)self;
+    work_terms t;
+    if (work_terms_of(&the.work.view, &t) != RING_OK)
+        fail("books: those of the group cannot be read");
+    if (t.offered != t.done + t.depth + t.refused || t.claimed > t.depth || t.offered > the.target - FIRST_SEQUENCE)
+        fail("books: the sum is not exact while others run");
+}
+
+/* ---- parking of workers ---- */
+
+static bool wake_one(void) {
+    uint64_t bits = LOAD_SEQ(&the.group->parked[0]); /* SYNC park */
+    for (; bits; bits &= bits - 1) {
+        uint64_t bit = bits & (~bits + 1);
+        if (AND_SEQ(&the.group->parked[0], ~bit) & bit) {
+            post((unsigned)__builtin_ctzll(bit));
+            return true;
+        }
+    }
+    return false;
+}
+
+static void offer_and_wake(unsigned self) {
+    (void)self;
+    for (int i = 0; i < 2; i++)
+        if (offer(FULL_SPIN))
+            wake_one();
+}
+
+/* False: nobody will post again. Without a death nothing may be ready then. */
+static bool park(unsigned self) {
+    uint64_t bit = 1ull << self;
+    OR_SEQ(&the.group->parked[0], bit); /* SYNC park */
+    if (work_ready(&the.work.view)) {
+        if (!(AND_SEQ(&the.group->parked[0], ~bit) & bit))
+            sleep_on(&the.semaphores[self]);
+        return true;
+    }
+    if (sleep_on(&the.semaphores[self]))
+        return true;
+    bool ready = work_ready(&the.work.view);
+    if (ready && !anybody_dead())
+        fail("W1: worker %u sleeps with work ready and no post coming", self);
+    if (ready)
+        AND_SEQ(&the.group->parked[0], ~bit);
+    return ready;
+}
+
+/* A woken worker that sees more work wakes one more; one that gives back wakes one, too. */
+static void work_or_park(unsigned self) {
+    claim c;
+    for (;;) {
+        if (!take_job(self, &c)) {
+            if (!park(self))
+                return;
+            continue;
+        }
+        if (work_ready(&the.work.view))
+            wake_one();
+        if (c.attempt == 1 && self == 1) {
+            return_job(self, &c);
+            wake_one();
+        } else
+            finish_job(self, &c);
+    }
+}
+
+/* ---- set-ups ---- */
+
+static void build_empty(void) {
+    make_work(FAR, BIG);
+    the.target = FIRST_SEQUENCE + 2;
+}
+
+static void build_small(void) {
+    make_work(FAR, 104);
+    the.target = FIRST_SEQUENCE + 2;
+}
+
+static void build_two(void) {
+    build_small();
+    offer_many(2);
+}
+
+static void build_three(void) {
+    build_small();
+    offer_many(3);
+    the.target++;
+}
+
+static void build_dead(void) { /* worker 1 died with two of three */
+    build_three();
+    keep(1);
+    keep(1);
+    the.work.reclaimed = 1u << 1;
+}
+
+static void build_kept(void) { /* workers 1 and 2 hold the first two of four that fill the ring */
+    make_work(FAR, BIG);
+    offer_many(4);
+    keep(1);
+    keep(2);
+    the.target = FIRST_SEQUENCE + 5;
+}
+
+static void build_full(void) {
+    make_work(FAR, BIG);
+    offer_many(4);
+    the.target = FIRST_SEQUENCE + 5;
+}
+
+static void build_zombie(void) {
+    build_two();
+    keep(1);
+}
+
+static void build_lap(void) { /* all descriptors in use, none held */
+    make_work(FAR, 8);
+    offer_many(64);
+    the.target = FIRST_SEQUENCE + 128;
+}
+
+static void build_descriptors(void) { /* the last of them is free, bytes abound */
+    make_work(FAR, 8);
+    offer_many(60);
+    work_off(58);
+    offer_many(61);
+    the.target = FIRST_SEQUENCE + 123;
+}
+
+static void verify_wait(void) {
+    if (!anybody_dead() && the.work.committed != the.target)
+        fail("W1: the publisher sleeps with room in the ring");
+    verify_work();
+}
+
+/* Without a death nothing is left over. */
+static void verify_parked(void) {
+    if (!anybody_dead() && open_jobs())
+        fail("W1: %llu events are left undone", (unsigned long long)open_jobs());
+    verify_work();
+}
+
+#define PUBLISHER(program) {'P', "publisher", program, true, false}
+#define WORKER(letter, program) {letter, "worker", program, true, false}
+#define RECLAIMER(after_death) {'C', "reclaimer", reclaim_first, true, after_death}
+
+const scene work_scenes[] = {
+    {"work", "two workers share what a publisher offers", build_empty, verify_work,
+     {PUBLISHER(offer_two), WORKER('A', work), WORKER('B', work)}, {1, 1}, {3, 2}},
+    {"compete", "two workers compete for two events", build_two, verify_work,
+     {{'-', "nobody", look, false, false}, WORKER('A', work), WORKER('B', work)}, {2, 1}, {3, 2}},
+    {"nack", "one of two workers gives back what it took", build_two, verify_work,
+     {{'O', "observer", look, false, false}, WORKER('A', return_one), WORKER('B', work_one)}, {2, 1}, {4, 2}},
+    {"nack-race", "a claim is given back beside two more", build_zombie, verify_work,
+     {{'O', "observer", look, false, false}, WORKER('A', return_kept), WORKER('B', work_one)}, {2, 1}, {4, 2}},
+    {"nack-work", "both workers go on until all is done", build_three, verify_work,
+     {{'O', "observer", look, false, false}, WORKER('A', return_then_work), WORKER('B', return_then_work)},
+     {1, 1}, {3, 2}},
+    {"reclaim", "what a dead worker held goes to another", build_two, verify_work,
+     {{'O', "observer", look, false, false}, WORKER('A', work), {'B', "worker", work, false, false},
+      {'C', "reclaimer", reclaim_first, false, true}}, {0, 1}, {1, 2}},
+    {"reclaim-cut", "a reclaim is cut short by another death", build_dead, verify_work,
+     {{'O', "observer", look, false, false}, {'-', "the dead", look, false, false}, WORKER('B', work),
+      RECLAIMER(false)}, {1, 1}, {3, 2}},
+    {"zombie", "a worker taken for dead acks what is no longer its own", build_zombie, verify_work,
+     {{'O', "observer", look, false, false}, WORKER('A', finish_kept), WORKER('B', work), RECLAIMER(false)},
+     {2, 1}, {3, 2}},
+    {"zombie-nack", "a worker taken for dead gives back what is no longer its own", build_zombie, verify_work,
+     {{'O', "observer", look, false, false}, WORKER('A', return_kept), WORKER('B', work), RECLAIMER(false)},
+     {2, 1}, {3, 2}},
+    {"gate", "neighbours ack while the publisher needs their room", build_kept, verify_work,
+     {PUBLISHER(offer_one), WORKER('A', finish_kept), WORKER('B', finish_kept)}, {2, 1}, {4, 2}},
+    {"lap", "a worker sleeps through a lap of the ring", build_lap, verify_work,
+     {{'O', "observer", look, false, false}, WORKER('A', work_one), {'L', "the lap", lap, false, false}},
+     {2, 1}, {4, 2}},
+    {"descriptors", "descriptors run out before bytes do", build_descriptors, verify_work,
+     {PUBLISHER(offer_two), WORKER('A', work_one)}, {2, 1}, {3, 2}},
+    {"work-wait", "the publisher sleeps until a worker frees room", build_full, verify_wait,
+     {PUBLISHER(wait_one), WORKER('A', work_and_settle)}, {2, 1}, {4, 2}},
+    {"work-park", "two workers park while two events are offered", build_small, verify_parked,
+     {PUBLISHER(offer_and_wake), WORKER('A', work_or_park), WORKER('B', work_or_park)}, {1, 1}, {3, 2}},
+    {"work-books", "stats are read while a worker and the publisher go on", build_full, verify_work,
+     {PUBLISHER(offer_one), WORKER('A', work), {'O', "observer", look, false, false}}, {2, 1}, {3, 2}},
+    {0},
+};

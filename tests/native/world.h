@@ -1,0 +1,95 @@
+/* What the scenes are made of: rings, the actors' own state, and what they saw, to be compared with the books.
+ *
+ * Everything private to an actor that outlives one call stands in `the`, which each schedule starts from a copy of. */
+#ifndef SHMBUS_TEST_WORLD_H
+#define SHMBUS_TEST_WORLD_H
+
+#include "explore.h"
+
+#define CAPACITY MIN_CAPACITY
+#define BIG 1000u /* bytes of a body: four records of 1,024 bytes fill a ring but for the frontier */
+#define FRESH_SLOT 60u
+#define FIRST_SEQUENCE 1000u
+#define FAR ((1ull << 33) + 3 * CAPACITY) /* position of a ring's start: past 2^32 */
+#define MAX_JOBS 128
+#define MAX_WATCHERS 3
+#define NO_HOLDER 0xff
+
+typedef struct source { /* a broadcast ring and its publisher */
+    ring_view view;
+    ring_writer writer;
+    uint32_t length;    /* of every body */
+    uint64_t committed; /* sequence of the next event that nobody could see yet */
+    uint64_t refused;
+} source;
+
+typedef struct watcher { /* a subscriber of one ring, and what it saw */
+    ring_reader reader;
+    const source *source;
+    unsigned slot, actor;
+    bool lossy, joined;
+    uint64_t first; /* on its books */
+    uint64_t delivered, lost, undecodable;
+} watcher;
+
+typedef struct job { /* one record of the work ring */
+    unsigned char holder;
+    unsigned char attempt, claims, nacks, done;
+} job;
+
+typedef struct workshop {
+    ring_view view;
+    work_writer writer;
+    uint32_t length;
+    uint64_t committed, refused;
+    job jobs[MAX_JOBS];
+    uint64_t reclaimed; /* bit per actor: proven (or taken for) dead */
+} workshop;
+
+typedef struct world {
+    source sources[2];
+    watcher watchers[MAX_WATCHERS];
+    workshop work;
+    word *semaphores; /* one per actor */
+    topic_line *topic;
+    group_line *group;
+    uint64_t target; /* how far the actors want to come */
+    uint64_t asleep; /* bit per actor: sleeps and nobody posts */
+} world;
+
+extern world the;
+
+/* ---- contents ---- */
+
+void fill(unsigned char *body, uint32_t length, uint64_t sequence);
+bool body_is_whole(const void *body, uint32_t length, uint64_t sequence, bool shared);
+
+/* ---- broadcast: world_ring.c ---- */
+
+enum when_full { FULL_SPIN, FULL_REFUSE, FULL_GIVE_UP, FULL_WAIT };
+
+void make_source(unsigned index, uint64_t start, uint32_t length);
+void make_lines(void);
+bool publish(unsigned source, enum when_full how);
+void publish_batch(unsigned source, unsigned count);
+bool take(unsigned watcher);
+void take_undecodable(unsigned watcher);
+void watch_until(unsigned watcher, uint64_t sequence);
+void open_watcher(unsigned index, unsigned source, unsigned slot, bool lossy);
+void join(unsigned index, unsigned source, bool lossy, bool oldest);
+void look_at_books(unsigned watcher);
+void verify_broadcast(void);
+
+/* ---- work: world_work.c ---- */
+
+void make_work(uint64_t start, uint32_t length);
+bool offer(enum when_full how);
+bool take_job(unsigned self, claim *out);
+bool finish_job(unsigned self, const claim *claim);
+bool return_job(unsigned self, const claim *claim);
+void reclaim(unsigned victim);
+void post(unsigned actor);
+void verify_work(void);
+uint64_t open_jobs(void);
+
+#endif
