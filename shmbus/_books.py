@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 
 from shmbus import _core, _description, _liveness
+from shmbus._departures import with_pending
 from shmbus.errors import CorruptSegmentError
 from shmbus.stats import (
     Books,
@@ -288,8 +289,9 @@ class _Look:
         )
         terms = self.terms(consumer, entry)
         publisher = self.publishers.get(entry.publisher)
-        for cause, (_, first, last, first_ns, last_ns) in details.items():
+        for cause, recorded in details.items():
             if terms[cause]:
+                _, first, last, first_ns, last_ns = with_pending(cause, recorded, terms, self.now)
                 yield Loss(
                     consumer=consumer.name,
                     topic=self.topics[consumer.topic].name,

@@ -75,7 +75,10 @@ class RingInfo(TypedDict):
     room: int
 
 class RingTerms(TypedDict):
-    """One slot's books, in events; `oldest_ns` is CLOCK_REALTIME of the first event not received, 0 when there is none."""
+    """One slot's books, in events; `oldest_ns` is CLOCK_REALTIME of the first event not received, 0 when there is none.
+
+    `pending_first` to `pending_last` is the part of `overrun` that the reader has yet to find out about; 0, 0 for none.
+    """
 
     offered: int
     delivered: int
@@ -84,6 +87,8 @@ class RingTerms(TypedDict):
     refused: int
     undecodable: int
     oldest_ns: int
+    pending_first: int
+    pending_last: int
 
 class WorkTerms(TypedDict):
     """A group's books on one ring, in events; `claimed` is part of `depth`. `need` and `room` are bytes."""

@@ -187,8 +187,18 @@ def _note_losses(
     for cause in _CAUSES:
         count = terms.get(cause, 0)
         if count:
-            _, *details = losses.get(cause, (0, 0, 0, 0, 0))
+            _, *details = with_pending(cause, losses[cause], terms, time.time_ns())
             _note(document, consumer, entry, cast("Cause", cause), (count, *details))
+
+
+def with_pending(
+    cause: str, recorded: _core.LossTuple, terms: Mapping[str, int], now: int
+) -> _core.LossTuple:
+    """What a ring has on record for a cause, with the overrun that its reader has yet to find out about."""
+    count, first, last, first_ns, last_ns = recorded
+    if cause != "overrun" or not terms.get("pending_last"):
+        return recorded
+    return count, first or terms["pending_first"], terms["pending_last"], first_ns or now, now
 
 
 def _note(

@@ -1,8 +1,7 @@
 """Hostile segments, for children of test_hostile.py: a crash or an endless loop there is a signal here.
 
-Each example is a healthy image, a few of whose words are overwritten while handles look at it. `main` runs one
-target; the example that runs is written to a file first, so that a death has a name.
-"""
+Each example is a healthy image, a few of whose words are overwritten while handles look at it. `main` runs
+one target; the example that runs is written to a file first, so that a death has a name."""
 
 from __future__ import annotations
 

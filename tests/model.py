@@ -1,8 +1,9 @@
-"""The broadcast ring in executable Python: the specification that `_core` is tested against (`model_work`: the work
-ring). Imports nothing of the project.
+"""The broadcast ring in executable Python: the specification that `_core` is tested against (`model_work`:
+the work ring). Imports nothing of the project.
 
-One thread, no memory, no clock: records are tuples in a list, positions and sequences plain integers. What the C core
-does with words, caches and orders is here the plain rule, and both must agree on every result and on all books.
+One thread, no memory, no clock: records are tuples in a list, positions and sequences plain integers. What
+the C core does with words, caches and orders is here the plain rule, and both must agree on every result and
+on all books.
 
     B1  every record between `oldest` and `tail` is whole
     B2  no reliable cursor is more than `capacity` behind `tail`
@@ -69,13 +70,15 @@ def span(length: int) -> int:
 
 
 def padding(capacity: int, head: int, size: int) -> int:
-    """Bytes between `head` and the end of the ring that a record of `size` bytes skips, since it never wraps."""
+    """Bytes between `head` and the end of the ring that a record of `size` bytes skips, since it never
+    wraps."""
     room = capacity - head % capacity
     return room if room < size else 0
 
 
 def maximum(capacity: int) -> int:
-    """The largest body: with padding it takes at most half of the ring, so it fits into an empty one wherever it is."""
+    """The largest body: with padding it takes at most half of the ring, so it fits into an empty one wherever
+    it is."""
     return capacity // 4 - RECORD_HEADER
 
 
@@ -145,8 +148,8 @@ class ModelBroadcastRing:
         return padding(self.capacity, self.tail, size) + size + ALIGN
 
     def reserve(self, need: int) -> bool:
-        """Announce an intent that covers the record, a sixteenth of the ring further where the gate lets it; retire
-        every record that positions below the intent will overwrite. B2: never past the gate."""
+        """Announce an intent that covers the record, a sixteenth of the ring further where the gate lets it;
+        retire every record that positions below the intent will overwrite. B2: never past the gate."""
         end = self.tail + need
         if end <= self.intent:
             return True
@@ -165,8 +168,8 @@ class ModelBroadcastRing:
         return record.end if record.start == position else record.start
 
     def publish(self, payload: bytes, headers: bytes = b"", drop: bool = False) -> int | None:
-        """The event's sequence. Without room: queue.Full and nothing happened, or None and a refusal on the books of
-        every subscriber. ValueError for an event that no empty ring could hold."""
+        """The event's sequence. Without room: queue.Full and nothing happened, or None and a refusal on the
+        books of every subscriber. ValueError for an event that no empty ring could hold."""
         check_size(self.capacity, headers, payload)
         need, sequence = self.need(headers, payload), self.sequence
         if not self.reserve(need):
@@ -187,7 +190,8 @@ class ModelBroadcastRing:
         self.sequence += 1
 
     def publish_many(self, payloads: Iterable[bytes], drop: bool = False) -> int:
-        """How many got in. All sizes are checked before the first is written; queue.Full leaves those that fitted."""
+        """How many got in. All sizes are checked before the first is written; queue.Full leaves those that
+        fitted."""
         batch = list(payloads)
         for payload in batch:
             check_size(self.capacity, b"", payload)
@@ -215,8 +219,8 @@ class ModelBroadcastRing:
     # ---- books ----
 
     def terms(self, slot: int) -> dict[str, int]:
-        """offered = delivered + depth + overrun + refused + undecodable. What a lossy subscriber will find overwritten
-        counts as overrun before it looks."""
+        """offered = delivered + depth + overrun + refused + undecodable. What a lossy subscriber will find
+        overwritten counts as overrun before it looks."""
         s = self.slots[slot]
         lost_already = max(0, self.sequence_at(self.oldest) - s.sequence) if s.lossy else 0
         overrun, undecodable, refused = s.overrun[0] + lost_already, s.undecodable[0], self.refused[0]

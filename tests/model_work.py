@@ -1,4 +1,5 @@
-"""The work ring in executable Python: the specification that `_core` is tested against. Imports nothing of the project.
+"""The work ring in executable Python: the specification that `_core` is tested against. Imports nothing of
+the project.
 
 The same rules as in `model`: one thread, no memory, no clock.
 
@@ -30,8 +31,8 @@ class Job:
 
 
 class Claim(NamedTuple):
-    """`word` is what the claim word was when the claim was made: a settlement expects it unchanged. `failure` says why
-    it must not be handed out ("exhausted", "undecodable"); its headers stay unread then."""
+    """`word` is what the claim word was when the claim was made: a settlement expects it unchanged. `failure`
+    says why it must not be handed out ("exhausted", "undecodable"); its headers stay unread then."""
 
     sequence: int
     headers: bytes
@@ -85,8 +86,8 @@ class ModelWorkRing:
     # ---- workers ----
 
     def claim(self, owner: int, generation: int = 1) -> Claim | None:
-        """K1: the first READY record becomes the worker's; the attempt counts from 1. A claim whose attempts are used
-        up, or whose payload does not decode, is held all the same until it is settled."""
+        """K1: the first READY record becomes the worker's; the attempt counts from 1. A claim whose attempts
+        are used up, or whose payload does not decode, is held all the same until it is settled."""
         for sequence, job in sorted(self.jobs.items()):
             if job.state != "READY":
                 continue
@@ -108,7 +109,8 @@ class ModelWorkRing:
         return sequence // self.descriptors % LAPS
 
     def ack(self, claim: Claim) -> bool:
-        """False if the claim is no longer the worker's. The gate moves over DONE records as far as they go."""
+        """False if the claim is no longer the worker's. The gate moves over DONE records as far as they
+        go."""
         job = self.mine(claim)
         if job is None:
             return False
@@ -128,7 +130,8 @@ class ModelWorkRing:
         return self.ack(claim)
 
     def give_back(self, claim: Claim) -> bool:
-        """READY again, the attempt kept, so that no claim word ever comes back. False if it is no longer held."""
+        """READY again, the attempt kept, so that no claim word ever comes back. False if it is no longer
+        held."""
         job = self.mine(claim)
         if job is not None:
             job.state, job.holder = "READY", None
@@ -139,7 +142,8 @@ class ModelWorkRing:
         return sum(job.holder == who for job in self.jobs.values())
 
     def reclaim(self, owner: int, generation: int) -> int:
-        """What a dead worker held is READY again, and first in line, since claims begin with the lowest sequence."""
+        """What a dead worker held is READY again, and first in line, since claims begin with the lowest
+        sequence."""
         who = (owner, generation % GENERATIONS)
         jobs = [job for job in self.jobs.values() if job.holder == who]
         for job in jobs:

@@ -1,8 +1,7 @@
 """One face for both rings: `_core`, driven through small subclasses over anonymous memory, and the model.
 
-`BROADCAST` and `WORK` name the implementations; an adapter has the model's methods and result shapes, so that a
-test reads the same over both. Payloads are raw bytes; `model.decodes` is the decoder.
-"""
+`BROADCAST` and `WORK` name the implementations; an adapter has the model's methods and result shapes, so that
+a test reads the same over both. Payloads are raw bytes; `model.decodes` is the decoder."""
 
 from __future__ import annotations
 
@@ -63,7 +62,8 @@ class Outcome(Exception):
 
 
 class Producer(ProducerBase):
-    """Refuses where `drop` says so, and raises queue.Full elsewhere; its groups are whatever `groups` holds."""
+    """Refuses where `drop` says so, and raises queue.Full elsewhere; its groups are whatever `groups`
+    holds."""
 
     drop = False
     routed = False
@@ -218,7 +218,8 @@ class CoreBroadcastRing:
 
 
 class CoreWorkRing:
-    """One work segment, its producer (with a broadcast ring that nobody reads), and a claimer for every worker."""
+    """One work segment, its producer (with a broadcast ring that nobody reads), and a claimer for every
+    worker."""
 
     def __init__(self, capacity: int, sequence: int = 1, position: int = 0, max_deliver: int = 5) -> None:
         self.capacity = capacity

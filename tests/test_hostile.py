@@ -1,4 +1,5 @@
-"""Corrupt and hostile segments never crash a process, never hold it up, and raise nothing that is not documented."""
+"""Corrupt and hostile segments never crash a process, never hold it up, and raise nothing that is not
+documented."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ BROADCAST, WORK = healthy_broadcast(0), healthy_work(1)
 
 @pytest.mark.parametrize("target", ["broadcast", "work", "noise"])
 def test_random_damage(target: str, processes: Processes, tmp_path: Path) -> None:
-    """Whatever words of a segment change while handles use it, each call returns or raises a documented error."""
+    """Whatever words of a segment change while handles use it, each call returns or raises a documented
+    error."""
     record = tmp_path / "example"
     code = "import sys, hostile; hostile.main(sys.argv[1], int(sys.argv[2]), sys.argv[3])"
     child = processes.spawn(code, target, EXAMPLES, record, cwd=tmp_path)
@@ -75,7 +77,8 @@ def changed(image: bytes, offset: int, value: int, width: int = 8) -> bytearray:
 
 @pytest.mark.parametrize(("kind", "image"), [(_core.BroadcastRing, BROADCAST), (_core.WorkRing, WORK)])
 def test_headers_that_cannot_be(kind: type, image: bytes) -> None:
-    """Another version is another layout; a kind, capacity, slot count or size that cannot be is corruption."""
+    """Another version is another layout; a kind, capacity, slot count or size that cannot be is
+    corruption."""
     kind(bytearray(image))
     with pytest.raises(LayoutMismatchError):
         kind(changed(image, 8, 2, 4))
@@ -101,7 +104,8 @@ def test_kinds_are_not_mixed() -> None:
 
 
 def test_layout_is_abi() -> None:
-    """The offsets that these tests damage are those of the segment: a healthy image has its counters there."""
+    """The offsets that these tests damage are those of the segment: a healthy image has its counters
+    there."""
     ring = _core.BroadcastRing(bytearray(BROADCAST))
     info = ring.info()
     words = [_core.load(BROADCAST, offset) for offset in (TAIL, INTENT, OLDEST)]

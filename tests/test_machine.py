@@ -104,7 +104,8 @@ class BroadcastMachine(RuleBasedStateMachine):
 
 
 class WorkMachine(RuleBasedStateMachine):
-    """One publisher, three workers of two generations that claim, settle late, settle twice, and are reclaimed."""
+    """One publisher, three workers of two generations that claim, settle late, settle twice, and are
+    reclaimed."""
 
     @initialize(
         sequence=st.sampled_from([1, 2**31 - 40, 2**32 - 5, 2**48 - 400]),

@@ -1,4 +1,5 @@
-"""What a broadcast ring promises, case by case, on the model and on `_core` alike (`rings` gives both one face)."""
+"""What a broadcast ring promises, case by case, on the model and on `_core` alike (`rings` gives both one
+face)."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def books(ring: AnyBroadcastRing, slot: int, **expected: int) -> None:
 
 
 def test_events_arrive_in_order(broadcast: MakeBroadcast) -> None:
-    """A reliable subscriber reads each event once, in order, with its sequence, and the books follow each step."""
+    """A reliable subscriber reads each event once, in order, with its sequence, and the books follow each
+    step."""
     ring = broadcast()
     ring.join(0)
     assert [ring.publish(b"a"), ring.publish(b""), ring.publish(b"c" * 9)] == [1, 2, 3]
@@ -66,7 +68,8 @@ def test_wrap_around(broadcast: MakeBroadcast) -> None:
 
 @pytest.mark.parametrize("left", [8, 16, 24, 32, 40])
 def test_padding_at_the_end(broadcast: MakeBroadcast, left: int) -> None:
-    """A record that does not fit before the end begins at the next lap, also where no header fits before the end."""
+    """A record that does not fit before the end begins at the next lap, also where no header fits before the
+    end."""
     ring = broadcast(position=CAPACITY - left)
     ring.join(0)
     ring.publish(fill(48))
@@ -88,7 +91,8 @@ def test_exact_end(broadcast: MakeBroadcast) -> None:
 
 
 def test_padding_is_passed_by_a_lossy_reader(broadcast: MakeBroadcast) -> None:
-    """A lossy reader that stands on padding which is overwritten lost nothing, and reads the event behind it."""
+    """A lossy reader that stands on padding which is overwritten lost nothing, and reads the event behind
+    it."""
     ring = broadcast(position=CAPACITY - 992)
     ring.join(0, lossy=True)
     ring.publish(fill(1024))  # pads 992, of which the fourth record's announcement covers a part
@@ -111,7 +115,8 @@ def test_headers(broadcast: MakeBroadcast) -> None:
 
 @pytest.mark.parametrize("headers", [0, 1, 8, LARGEST])
 def test_largest_record(broadcast: MakeBroadcast, headers: int) -> None:
-    """The largest body, headers rounded up to eight, fits; one byte more is an error, writes nothing and hurts nobody."""
+    """The largest body, headers rounded up to eight, fits; one byte more is an error, writes nothing and
+    hurts nobody."""
     ring = broadcast()
     ring.join(0)
     payload = b"x" * (LARGEST - -(-headers // 8) * 8)
@@ -142,7 +147,8 @@ def test_counters_of_any_size(broadcast: MakeBroadcast, sequence: int, position:
 
 
 def test_exact_fill(broadcast: MakeBroadcast) -> None:
-    """A ring is full to the last record that leaves room for the next sequence; nothing is lost, and one read makes room."""
+    """A ring is full to the last record that leaves room for the next sequence; nothing is lost, and one read
+    makes room."""
     ring = broadcast()
     ring.join(0)
     assert until_full(lambda: ring.publish(fill(64))) == CAPACITY // 64 - 1
@@ -201,7 +207,8 @@ def test_unrouted_events_are_history(broadcast: MakeBroadcast) -> None:
 
 
 def test_publish_many(broadcast: MakeBroadcast) -> None:
-    """A batch goes in whole, or as far as there is room: queue.Full leaves what fitted, dropping counts the rest."""
+    """A batch goes in whole, or as far as there is room: queue.Full leaves what fitted, dropping counts the
+    rest."""
     ring = broadcast()
     ring.join(0)
     assert ring.publish_many([]) == 0
@@ -232,7 +239,8 @@ def test_join_latest(broadcast: MakeBroadcast) -> None:
 
 @pytest.mark.parametrize("events", [3, 63, 200])
 def test_join_oldest(broadcast: MakeBroadcast, events: int) -> None:
-    """Who joins at the oldest gets every record that is whole, and a reliable joiner gates from there at once."""
+    """Who joins at the oldest gets every record that is whole, and a reliable joiner gates from there at
+    once."""
     ring = broadcast()
     for index in range(events):
         ring.publish(b"%060d" % index)
@@ -247,8 +255,8 @@ def test_join_oldest(broadcast: MakeBroadcast, events: int) -> None:
 
 @pytest.mark.parametrize("read_before", [0, 1])
 def test_overrun_is_an_exact_gap(broadcast: MakeBroadcast, read_before: int) -> None:
-    """A lapped reader learns exactly what it lost, resumes at the oldest whole record, and its books say the same before
-    it looks and after."""
+    """A lapped reader learns exactly what it lost, resumes at the oldest whole record, and its books say the
+    same before it looks and after."""
     ring = broadcast()
     ring.join(0, lossy=True)
     for _ in range(3):

@@ -1,4 +1,5 @@
-"""What a work ring promises, case by case, on the model and on `_core` alike (`rings` gives both one face)."""
+"""What a work ring promises, case by case, on the model and on `_core` alike (`rings` gives both one
+face)."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def test_ack_out_of_order(work: MakeWork) -> None:
 
 
 def test_descriptors_run_out_first(work: MakeWork) -> None:
-    """Records below 64 bytes exhaust the descriptors: the ring is full with bytes to spare, and says that it has no room."""
+    """Records below 64 bytes exhaust the descriptors: the ring is full with bytes to spare, and says that it
+    has no room."""
     ring = work()
     assert until_full(lambda: ring.publish(b"")) == CAPACITY // 64
     assert ring.terms()["room"] == 0
@@ -128,7 +130,8 @@ def test_give_back(work: MakeWork) -> None:
 
 
 def test_reclaim(work: MakeWork) -> None:
-    """Reclaim gives others what one generation of a worker held: attempts kept, lowest first, stale claims refused."""
+    """Reclaim gives others what one generation of a worker held: attempts kept, lowest first, stale claims
+    refused."""
     ring = work()
     for index in range(6):
         ring.publish(b"%d" % index)
@@ -147,7 +150,8 @@ def test_reclaim(work: MakeWork) -> None:
 
 
 def test_max_deliver(work: MakeWork) -> None:
-    """A record whose attempts are used up is not handed out but told as exhausted, and its rejection is on the books."""
+    """A record whose attempts are used up is not handed out but told as exhausted, and its rejection is on
+    the books."""
     ring = work(max_deliver=2)
     ring.publish(b"poison", b"h")
     for attempt in (1, 2):
@@ -185,7 +189,8 @@ def test_largest_work_record(work: MakeWork) -> None:
 
 @pytest.mark.parametrize("sequence", [2**31 - 70, 2**32 - 70, 2**48 - 70], ids=["laps", "32 bits", "48 bits"])
 def test_work_counters_of_any_size(work: MakeWork, sequence: int) -> None:
-    """Sequences cross the limits of a claim word's lap (25 bits of laps of 64), of 32 bits and of the hint (48 bits)."""
+    """Sequences cross the limits of a claim word's lap (25 bits of laps of 64), of 32 bits and of the hint
+    (48 bits)."""
     ring = work(sequence=sequence, position=2**48 - 64)
     stale: list[Claim] = []
     for index in range(300):

@@ -48,7 +48,7 @@ static int resume(ring_reader *r) {
             return RING_CORRUPT;
         r->lost_first = r->sequence;
         r->lost_last = sequence - 1;
-        r->position = position;
+        r->position = r->tail = position; /* the tail that we know may lie below: look again */
         r->sequence = sequence;
         return r->lost_last >= r->lost_first ? RING_OVERRUN : RING_EMPTY;
     }
@@ -174,16 +174,22 @@ static uint64_t time_at(const ring_view *view, uint64_t position, uint64_t tail)
 int ring_terms_of(const ring_view *view, unsigned slot, ring_terms *out) {
     if (slot >= MAX_SUBSCRIBERS)
         return RING_CORRUPT;
+    *out = (ring_terms){0};
     cursor_slot *s = slot_of(view, slot);
     uint64_t join = LOAD_ACQUIRE(&s->join_sequence), lossy = LOAD_ACQUIRE(&s->lossy), cursor, position, next;
     loss_pair *losses = &s->losses[LOAD_ACQUIRE(&s->flip) & 1]; /* SYNC losses */
     uint64_t overrun = LOAD_ACQUIRE(&losses->overrun.count), overrun_last = LOAD_ACQUIRE(&losses->overrun.last);
     uint64_t undecodable = LOAD_ACQUIRE(&losses->undecodable.count);
     uint64_t undecodable_last = LOAD_ACQUIRE(&losses->undecodable.last);
-    cursor = LOAD_ACQUIRE(&s->cursor);
-    next = position = cursor;
-    if (!lossy && ring_sequence_at(view, position, &next) != RING_OK)
-        return RING_CORRUPT;
+    next = position = cursor = LOAD_ACQUIRE(&s->cursor);
+    for (int tries = 0; !lossy; tries++) { /* a position is pinned, and its sequence there, while the cursor stays */
+        if (ring_sequence_at(view, position, &next) != RING_OK || tries == RING_PATIENCE)
+            return RING_CORRUPT;
+        cursor = LOAD_ACQUIRE(&s->cursor);
+        if (cursor == position)
+            break;
+        position = cursor;
+    }
     if (overrun && overrun_last + 1 > next)
         next = overrun_last + 1;
     if (undecodable && undecodable_last + 1 > next)
@@ -201,6 +207,8 @@ int ring_terms_of(const ring_view *view, unsigned slot, ring_terms *out) {
             break;
     }
     if (lossy && LOAD_ACQUIRE(&view->header->intent) <= oldest + view->capacity && oldest_sequence > next) {
+        out->pending_first = next;
+        out->pending_last = oldest_sequence - 1;
         overrun += oldest_sequence - next; /* overwritten already; its reader will find out */
         next = oldest_sequence;
     }

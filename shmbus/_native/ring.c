@@ -134,14 +134,15 @@ int ring_writer_open(ring_writer *w, const ring_view *view) {
     return ring_sequence_at(view, tail, &w->sequence);
 }
 
-/* The slowest reliable cursor, or `none` where nobody gates. A cursor that cannot be is a corrupt segment's, and gates
- * at the oldest record: a hostile subscriber may stop its publisher, but not make it write out of bounds. */
+/* The slowest reliable cursor, or `none` (the publisher's end) where nobody gates. One below `oldest` is a joiner's that
+ * was pinned just before `oldest` passed it, and gates like any other. A cursor that cannot be is a corrupt segment's,
+ * and gates at the oldest record: a hostile subscriber may stop its publisher, but not make it write out of bounds. */
 static uint64_t slowest(const ring_view *view, uint64_t oldest, uint64_t none) {
     uint64_t gate = none;
     uint64_t members = LOAD_SEQ(&view->header->members) & LOAD_SEQ(&view->header->reliable);
     for (; members; members &= members - 1) {
         uint64_t cursor = LOAD_SEQ(&slot_of(view, (unsigned)__builtin_ctzll(members))->cursor); /* SYNC cursor */
-        if (cursor > none || cursor < oldest)
+        if (cursor > none || none - cursor > view->capacity)
             cursor = oldest;
         if (cursor < gate)
             gate = cursor;
@@ -175,8 +176,12 @@ static int announce(ring_writer *w, uint64_t end) {
             scan(w);
         if (want > w->gate + capacity)
             want = w->gate + capacity;
-        if (end > want)
+        if (end > want && !again)
             return RING_FULL;
+        if (end > want)
+            break; /* what the first round announced must be taken back */
+        if (want > LOAD_RELAXED(&w->view.header->tail) + capacity)
+            ring_commit(w); /* a batch longer than the ring: `oldest` must not pass `tail` */
         if (retire(w, want) != RING_OK)
             return RING_CORRUPT;
         STORE_SEQ(&w->view.header->intent, want); /* SYNC intent */

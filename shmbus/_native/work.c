@@ -174,6 +174,8 @@ int work_claim(const ring_view *view, unsigned owner, unsigned generation, claim
             return RING_OK;
         }
     }
+    if (from < tail) /* or work_ready would say so for ever, and nobody park */
+        CAS_SEQ(&view->header->next, &hint, (hint & ~SEQUENCE_MASK) | (tail & SEQUENCE_MASK));
     return RING_EMPTY;
 }
 

@@ -1,8 +1,8 @@
 """The command `shmbus`: which commands there are, and what becomes of an error. See docs/cli.md.
 
 One module a family of commands; each has `register(commands)`, which adds its parsers, and functions that
-take the parsed arguments and return an exit code. They render and compute nothing: figures come from `inspect`,
-`stats` and `diagnostics`.
+take the parsed arguments and return an exit code. They render and compute nothing: figures come from
+`inspect`, `stats` and `diagnostics`.
 
 Exit codes: 0 done; 1 it failed, or `doctor` found something; 2 usage; 3 no such bus or topic; 130
 interrupted. An error is one line on stderr that begins with "shmbus: ".
@@ -15,6 +15,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
+import shmbus
 from shmbus.errors import BusNotFoundError, ShmbusError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 OK: Final = 0
 FAILED: Final = 1
+USAGE: Final = 2
 NOT_FOUND: Final = 3
 INTERRUPTED: Final = 130
 
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="shmbus", description="Look at and work with shared-memory event buses on this host."
     )
-    root.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    root.add_argument("--version", action="version", version=f"%(prog)s {shmbus.__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for family in (listing, stat, events, supervise, doctor, demo):
         family.register(commands)
@@ -65,12 +67,3 @@ def complain(error: object, code: int = FAILED) -> int:
     sys.stdout.flush()
     print(f"shmbus: {text or type(error).__name__}", file=sys.stderr)
     return code
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("shmbus")
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -107,8 +107,15 @@ def _state(state: Health, doing: str, names: Sequence[str]) -> Clipped:
     if not names:
         return Clipped(state, _STYLES[state])
     words = f"{doing} {', '.join(names)}"
-    style = _STYLES[state] if state in _ILL else _BLOCKED
-    return Clipped(words if state == "ok" else f"{words} ({state})", style)
+    if state in _ILL:
+        return Clipped(f"{words} ({state})", _STYLES[state])
+    return Clipped(words, _BLOCKED)
+
+
+def _publisher_state(publisher: PublisherStats) -> Clipped:
+    if publisher.waiting and not publisher.blocked_by and publisher.state == "ok":
+        return Clipped("waits for room", _BLOCKED)  # it was just made, and nobody is in its way any more
+    return _state(publisher.state, "blocked by", publisher.blocked_by)
 
 
 def _used(publisher: PublisherStats) -> str:
@@ -135,7 +142,7 @@ _PUBLISHER_COLUMNS: Final[Sequence[Column[PublisherStats]]] = (
     Column("RING", lambda p: size(p.capacity), right=True, low=_MEDIUM),
     Column("UNROUTED", lambda p: whole(p.unrouted), right=True, low=_WIDE),
     Column("REFUSED", lambda p: whole(p.refused), right=True, low=_MEDIUM),
-    Column("STATE", lambda p: _state(p.state, "blocked by", p.blocked_by)),
+    Column("STATE", _publisher_state),
 )
 
 _CONSUMER_COLUMNS: Final[Sequence[Column[ConsumerStats]]] = (
@@ -165,7 +172,7 @@ def _publisher_notes(publishers: Sequence[PublisherStats]) -> Iterator[Text]:
     for publisher in publishers:
         name = shorten(publisher.name, _NAME)
         if publisher.blocked_by:
-            waits = "waits for" if publisher.waiting else "has no room until there is some from"
+            waits = "waits for" if publisher.waiting else "has no room because of"
             who = ", ".join(shorten(consumer, _NAME) for consumer in publisher.blocked_by)
             yield _note(f"{name} {waits} {who}: {whole(publisher.used)} bytes unread", _BLOCKED)
         if publisher.state in _ILL:

@@ -53,7 +53,7 @@ _LARGEST: Final = (
     SOURCES.capacity // 4 - 4096
 )  # bytes of text that fit into an event, beside path and framing
 _ELSEWHERE: Final = frozenset({"site-packages", "dist-packages", "__pycache__"})
-_LOOK: Final = 0.25  # seconds between two looks at the bus
+_LOOK: Final = 0.5  # seconds between two looks at the bus
 _TURN: Final = 0.05  # seconds to wait for results when there is no room for sources, or none left
 _LONGEST: Final = 5
 _PATIENCE: Final = 15.0  # seconds for the supervisor to remove the bus

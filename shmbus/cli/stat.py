@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Group
 
 from shmbus import inspect
-from shmbus.cli import FAILED, OK, _arguments, complain
+from shmbus.cli import FAILED, OK, USAGE, _arguments, complain
 from shmbus.cli._bus_view import BusView
 from shmbus.cli._render import console, line
 from shmbus.cli._terminate import ending_on_sigterm
@@ -44,7 +44,7 @@ def register(commands: _arguments.Commands) -> None:
         metavar="SECONDS",
         nargs="?",
         const=_INTERVAL,
-        type=_arguments.seconds,
+        type=_seconds_or_bus,
         help=f"look again and again, every {_INTERVAL:g} s by default",
     )
     stat.set_defaults(run=run)
@@ -56,8 +56,21 @@ def register(commands: _arguments.Commands) -> None:
     top.set_defaults(run=run, json=False)
 
 
+def _seconds_or_bus(text: str) -> float | str:
+    """What follows `--watch`: it may be left out, and then a bus is what stands there."""
+    try:
+        float(text)
+    except ValueError:
+        return _arguments.bus(text)
+    return _arguments.seconds(text)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """`stat` and `top`."""
+    if isinstance(arguments.watch, str):
+        if arguments.bus is not None:
+            return complain(f"one bus at a time: {arguments.watch}, {arguments.bus}", USAGE)
+        arguments.bus, arguments.watch = arguments.watch, _INTERVAL
     looker = Looker(arguments.bus)
     looker.look()
     if arguments.watch is None:

@@ -16,9 +16,19 @@ static void crowded(uint64_t start, bool lossy) {
 
 static void build_reliable(void) { crowded(FAR, false); }
 
+static void build_refuse(void) {
+    build_reliable();
+    the.target++;
+}
+
 static void build_padding(void) { crowded(FAR + CAPACITY - 4 * 1024 - 16, false); }
 
 static void build_lossy(void) { crowded(FAR, true); }
+
+static void build_lapped(void) {
+    crowded(FAR, true);
+    the.target = FIRST_SEQUENCE + 8;
+}
 
 static void build_two(void) {
     make_source(0, FAR + 512, BIG);
@@ -53,6 +63,11 @@ static void publish_two(unsigned self) {
 static void publish_three(unsigned self) {
     publish_two(self);
     publish(0, FULL_SPIN);
+}
+
+static void publish_five(unsigned self) {
+    publish_three(self);
+    publish_two(self);
 }
 
 static void wait_two(unsigned self) {
@@ -159,6 +174,8 @@ const scene ring_scenes[] = {
      verify_broadcast, {PUBLISHER(publish_two), READER(watch)}, {2, 1}, {4, 2}},
     {"lossy", "the publisher overruns a lossy reader", build_lossy, verify_broadcast,
      {PUBLISHER(publish_two), READER(watch)}, {2, 1}, {4, 2}},
+    {"lapped", "the publisher overtakes a lossy reader by more than a lap", build_lapped, verify_broadcast,
+     {PUBLISHER(publish_five), READER(watch)}, {2, 1}, {3, 2}},
     {"small", "a lossy reader is overrun by chunks of small records", build_small, verify_broadcast,
      {PUBLISHER(publish_three), READER(watch)}, {2, 1}, {3, 2}},
     {"two-readers", "the slower of two reliable readers gates", build_two, verify_broadcast,
@@ -169,7 +186,7 @@ const scene ring_scenes[] = {
      {PUBLISHER(wait_two), READER(watch)}, {2, 1}, {4, 2}},
     {"wait-two", "a publisher sleeps until the slower of two readers frees room", build_two, verify_wait,
      {PUBLISHER(wait_two), READER(watch), {'S', "reader", watch, true, false}}, {1, 1}, {3, 2}},
-    {"refuse", "a publisher counts what finds no room", build_reliable, verify_refused,
+    {"refuse", "a publisher counts what finds no room", build_refuse, verify_refused,
      {PUBLISHER(refuse_three), READER(watch_four), {'O', "observer", look, false, false}}, {1, 1}, {3, 2}},
     {"spoilt", "a reader books three events that do not decode", build_reliable, verify_spoilt,
      {PUBLISHER(publish_two), READER(spoil), {'O', "observer", look, false, false}}, {1, 1}, {3, 2}},

@@ -204,7 +204,10 @@ bool take(unsigned index) {
 void take_undecodable(unsigned index) {
     watcher *w = &the.watchers[index];
     record r;
-    if (ring_peek(&w->reader, &r) == RING_OK) {
+    int status = ring_peek(&w->reader, &r);
+    if (status == RING_OVERRUN)
+        overrun(w);
+    if (status == RING_OK) {
         ring_undecodable(&w->reader, &r, 11);
         w->undecodable++;
     }

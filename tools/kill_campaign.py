@@ -1,0 +1,341 @@
+"""Kills processes of a bus under load, hundreds of times, and audits what is left. Long form: --kills 5000.
+
+One bus, one topic with small rings, so that publishers wrap and block all the time. Publishers, reliable and lossy
+subscribers, workers of one group and supervisors are SIGKILLed at random moments and replaced; one subscriber, the
+auditor, lives through it all. Every process writes down what it saw in a file of its own, so that nothing that is
+checked depends on the library alone. At the end, all of this must hold:
+
+- nothing hangs: each phase ends within its time;
+- the books of every consumer balance, at every look on the way and at the end;
+- each life of a reliable subscriber saw each publisher's events in order, without a hole; a lossy one in order;
+- the auditor saw every event that any publisher committed, once; every one of them was processed by the group;
+- /dev/shm and the process table are as before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+import shmbus
+from shmbus.stats import BusStats
+
+SEEN = struct.Struct("<II")
+ROLES = ("publisher", "subscriber", "lossy", "worker", "supervisor")
+GRACE = 120.0  # seconds for a phase that takes one or two: past it, something hangs
+
+
+class Load(msgspec.Struct, array_like=True, frozen=True):
+    life: int
+    count: int
+    padding: bytes
+
+
+TOPIC = shmbus.Topic("load", Load, capacity=1 << 14)
+
+
+class Stop(Exception):
+    """SIGTERM came."""
+
+
+@contextlib.contextmanager
+def until_told() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise Stop
+
+    try:
+        signal.signal(signal.SIGTERM, stop)
+        yield
+    except Stop:
+        pass
+
+
+class Notes:
+    """What one life saw, written with one system call an event, so that a kill loses none of it."""
+
+    def __init__(self, folder: str, role: str, life: int) -> None:
+        self.fd = os.open(f"{folder}/{role}-{life}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def add(self, life: int, count: int) -> None:
+        os.write(self.fd, SEEN.pack(life, count))
+
+
+def publisher(bus: str, folder: str, life: int, index: int) -> None:
+    notes = Notes(folder, "publisher", life)
+    chance = random.Random(life)
+    with until_told(), shmbus.Bus(bus) as opened, opened.publisher(TOPIC, name=f"pub-life-{life}") as handle:
+        count = 0
+        while True:
+            batch = [Load(life, count + i + 1, bytes(chance.randrange(400))) for i in range(chance.choice((1, 1, 1, 8)))]
+            if len(batch) == 1:
+                handle.publish(batch[0])
+            else:
+                handle.publish_many(batch)
+            count += len(batch)
+            notes.add(life, count)
+            if chance.random() < 0.05:
+                time.sleep(0.001)
+
+
+def subscriber(bus: str, folder: str, life: int, index: int, mode: Any = "reliable") -> None:
+    notes = Notes(folder, "subscriber" if mode == "reliable" else "lossy", life)
+    with until_told(), shmbus.Bus(bus) as opened:
+        with opened.subscriber(TOPIC, name=f"{mode}-{index}", mode=mode) as handle:
+            for event in handle:
+                notes.add(event.life, event.count)
+
+
+def lossy(bus: str, folder: str, life: int, index: int) -> None:
+    subscriber(bus, folder, life, index, "lossy")
+
+
+def auditor(bus: str, folder: str, life: int, index: int) -> None:
+    notes = Notes(folder, "auditor", life)
+    with until_told(), shmbus.Bus(bus) as opened, opened.subscriber(TOPIC, name="auditor") as handle:
+        Path(folder, "ready").touch()
+        for event in handle:
+            notes.add(event.life, event.count)
+
+
+def worker(bus: str, folder: str, life: int, index: int) -> None:
+    notes = Notes(folder, "worker", life)
+    chance = random.Random(life)
+    prefetch = chance.choice((1, 1, 4))
+    with until_told(), shmbus.Bus(bus) as opened:
+        with opened.worker(TOPIC, group="pool", max_deliver=4000, prefetch=prefetch) as handle:
+            if chance.random() < 0.5:
+                for event in handle:
+                    notes.add(event.life, event.count)
+            else:
+                for message in handle.messages():
+                    if chance.random() < 0.02:
+                        message.nack()
+                        continue
+                    notes.add(message.event.life, message.event.count)
+                    message.ack()
+
+
+def supervisor(bus: str, folder: str, life: int, index: int) -> None:
+    from shmbus.supervisor import run
+
+    run(bus, foreground=True)
+
+
+RUN: dict[str, Callable[[str, str, int, int], None]] = {
+    "publisher": publisher,
+    "subscriber": subscriber,
+    "lossy": lossy,
+    "worker": worker,
+    "supervisor": supervisor,
+    "auditor": auditor,
+}
+
+
+def read_notes(folder: str, role: str) -> dict[int, list[tuple[int, int]]]:
+    """What each life of a role saw: (publisher's life, count), in order."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for path in Path(folder).glob(f"{role}-*"):
+        data = path.read_bytes()
+        found[int(path.name.rpartition("-")[2])] = list(SEEN.iter_unpack(data[: len(data) // SEEN.size * SEEN.size]))
+    return found
+
+
+class Campaign:
+    def __init__(self, kills: int, seed: int, roles: list[str], folder: str) -> None:
+        self.kills = kills
+        self.roles = roles
+        self.folder = folder
+        self.chance = random.Random(seed)
+        self.bus = f"kill-{os.getpid()}-{seed}"
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["shmbus", "shmbus.supervisor"])
+        self.processes: dict[tuple[str, int], BaseProcess] = {}
+        self.lives = 0
+        self.killed: collections.Counter[str] = collections.Counter()
+        self.looks = 0
+
+    def start(self, role: str, index: int) -> None:
+        self.lives += 1
+        process = self.context.Process(target=RUN[role], args=(self.bus, self.folder, self.lives, index), daemon=True)
+        process.start()
+        self.processes[role, index] = process
+
+    def run(self) -> None:
+        with shmbus.Bus(self.bus) as bus:
+            bus.group(TOPIC, "pool")
+            self.start("auditor", 0)
+            self.wait(lambda: Path(self.folder, "ready").exists(), "the auditor's start")
+            for role, many in (("publisher", 2), ("subscriber", 1), ("lossy", 1), ("worker", 2), ("supervisor", 1)):
+                for index in range(many):
+                    self.start(role, index)
+            while sum(self.killed.values()) < self.kills:
+                self.kill_one(bus)
+                if self.chance.random() < 0.2:
+                    self.check_books(bus.stats())
+            self.finish(bus)
+        self.check_nothing_left()
+
+    def kill_one(self, bus: shmbus.Bus) -> None:
+        role = self.chance.choice(self.roles)
+        index = self.chance.choice([i for r, i in self.processes if r == role])
+        process = self.processes[role, index]
+        time.sleep(self.chance.expovariate(1 / 0.03))  # not a wait: the moment of the kill
+        victim = process.pid
+        if role == "supervisor" and self.chance.random() < 0.5:
+            victim = bus.stats().supervisor.pid or victim  # whoever is in office, also an automatic one
+        if not process.is_alive():
+            raise AssertionError(f"{role} {index} ended by itself with exit code {process.exitcode}")
+        assert victim is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        self.killed[role] += 1
+        if victim == process.pid:
+            process.join(GRACE)
+            self.start(role, index)
+
+    def finish(self, bus: shmbus.Bus) -> None:
+        """Stop the publishers, let everybody drain, stop everybody, and audit."""
+        self.stop("publisher")
+        self.wait(lambda: self.drained(bus.stats()), "draining", lambda: describe(bus.stats()))
+        for role in ("worker", "subscriber", "lossy", "auditor"):
+            self.stop(role)
+        stats = bus.stats()
+        self.check_books(stats)
+        self.audit(stats)
+        self.stop("supervisor")
+
+    def stop(self, role: str) -> None:
+        chosen = [process for (r, _), process in self.processes.items() if r == role]
+        for process in chosen:
+            process.terminate()
+        for process in chosen:
+            process.join(GRACE)
+            if process.is_alive():
+                raise AssertionError(f"{role} {process.pid} hangs after SIGTERM")
+            if process.exitcode not in (0, -signal.SIGTERM):
+                raise AssertionError(f"{role} ended with exit code {process.exitcode}")
+
+    def wait(self, done: Callable[[], bool], what: str, why: Callable[[], str] = str) -> None:
+        deadline = time.monotonic() + GRACE
+        while not done():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"hang: {what} takes more than {GRACE:g} s {why()}")
+            time.sleep(0.02)
+
+    def drained(self, stats: BusStats) -> bool:
+        live = [c for c in stats.consumers if c.state not in ("closed", "dead")]
+        return all(c.depth == 0 for c in live) and all(p.state != "dead" or not p.pid for p in stats.publishers)
+
+    def check_books(self, stats: BusStats) -> None:
+        self.looks += 1
+        for consumer in stats.consumers:
+            for books in (consumer, *consumer.publishers):
+                if books.offered != books.delivered + books.depth + books.dropped:
+                    raise AssertionError(f"books do not balance: {consumer}")
+            if min(consumer.delivered, consumer.depth, consumer.dropped) < 0:
+                raise AssertionError(f"negative: {consumer}")
+
+    def audit(self, stats: BusStats) -> None:
+        """Compare the books with what every life wrote down."""
+        consumers = {c.name: c for c in stats.consumers}
+        committed: dict[int, int] = {}
+        (seen,) = read_notes(self.folder, "auditor").values()
+        check_order("auditor", seen, holes=False)
+        for life, count in seen:
+            committed[life] = count
+        total = sum(committed.values())
+        for life, notes in read_notes(self.folder, "publisher").items():
+            if notes and notes[-1][1] > committed.get(life, 0):
+                raise AssertionError(f"publisher {life} published {notes[-1][1]}, the auditor saw {committed.get(life)}")
+        for role in ("subscriber", "lossy"):
+            for life, notes in read_notes(self.folder, role).items():
+                check_order(f"{role} {life}", notes, holes=role == "lossy")
+        books = consumers["auditor"]
+        if (books.offered, books.delivered) != (total, total):
+            raise AssertionError(f"the auditor received {total}: {books}")
+        processed = {event for notes in read_notes(self.folder, "worker").values() for event in notes}
+        wanted = {(life, count) for life, last in committed.items() for count in range(1, last + 1)}
+        if processed != wanted:
+            raise AssertionError(f"group: {len(wanted - processed)} never processed, {len(processed - wanted)} unknown")
+        pool = consumers["pool"]
+        if (pool.offered, pool.delivered, pool.depth) != (total, total, 0):
+            raise AssertionError(f"the group was offered {total}: {pool}")
+        sys.stdout.write(
+            f"{sum(self.killed.values())} kills ({', '.join(f'{n} {r}' for r, n in sorted(self.killed.items()))}), "
+            f"{self.lives} lives, {total} events, {self.looks} looks at the books\n"
+        )
+
+    def check_nothing_left(self) -> None:
+        def left() -> list[str]:
+            return [name for name in os.listdir("/dev/shm") if self.bus in name]
+
+        def running() -> list[int]:
+            return [p.pid for p in psutil.process_iter(["cmdline"]) if self.bus in " ".join(p.info["cmdline"] or [])]
+
+        self.wait(lambda: not left() and not running(), "cleaning up", lambda: f"{left()} {running()}")
+
+    def clean(self) -> None:
+        """After a failure: leave nothing behind all the same."""
+        for process in self.processes.values():
+            process.kill()
+        with contextlib.suppress(shmbus.ShmbusError):
+            from shmbus import inspect
+
+            inspect.remove(self.bus, force=True)
+
+
+def check_order(who: str, seen: list[tuple[int, int]], *, holes: bool) -> None:
+    last: dict[int, int] = {}
+    for life, count in seen:
+        before = last.get(life)
+        if before is not None and (count <= before if holes else count != before + 1):
+            raise AssertionError(f"{who} saw event {count} of publisher {life} after {before}")
+        last[life] = count
+    if not holes and who == "auditor" and any(min(c for li, c in seen if li == life) != 1 for life in last):
+        raise AssertionError("the auditor missed the beginning of a publisher")
+
+
+def describe(stats: BusStats) -> str:
+    return msgspec.json.format(msgspec.json.encode(stats)).decode()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=None, help="of the choices; the moments stay random")
+    parser.add_argument("--roles", default=",".join(ROLES), help="whom to kill, comma-separated")
+    arguments = parser.parse_args()
+    seed = arguments.seed if arguments.seed is not None else random.randrange(1 << 16)
+    roles = arguments.roles.split(",")
+    if not set(roles) <= set(ROLES):
+        parser.error(f"roles are {', '.join(ROLES)}")
+    with tempfile.TemporaryDirectory(prefix="shmbus-kills-") as folder:
+        campaign = Campaign(arguments.kills, seed, roles, folder)
+        sys.stdout.write(f"bus {campaign.bus}, seed {seed}\n")
+        sys.stdout.flush()
+        try:
+            campaign.run()
+        except BaseException:
+            campaign.clean()
+            raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
