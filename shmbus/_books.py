@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import msgspec
 
@@ -33,12 +33,14 @@ from shmbus.stats import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from shmbus._document import ConsumerEntry, Document, PublisherEntry, RingEntry
     from shmbus._registry import Registry
     from shmbus._rings import Rings
     from shmbus.stats import Health
+
+R = TypeVar("R")
 
 _TERMS: Final = ("offered", "delivered", "depth", "overrun", "refused", "abandoned", "undecodable", "rejected")
 _TRIES: Final = 100
@@ -47,28 +49,25 @@ _BEAT_NS: Final = 5_000_000_000  # a supervisor makes a round at least every sec
 
 def stats(registry: Registry, rings: Rings) -> BusStats:
     """The bus at this moment."""
-    for _ in range(_TRIES):
-        version = _core.load(registry.map, _core.BUS_VERSION)
-        try:
-            found = _Look(registry, rings).bus()
-        except FileNotFoundError:
-            continue
-        if _core.load(registry.map, _core.BUS_VERSION) == version:
-            return found
-    return found
+    return _settled(registry, lambda: _Look(registry, rings).bus())
 
 
 def losses(registry: Registry, rings: Rings) -> list[Loss]:
     """Every loss on the books, the oldest first: of rings that are gone, and of those that are there."""
+    return sorted(_settled(registry, lambda: _Look(registry, rings).losses()), key=lambda loss: loss.first_ns)
+
+
+def _settled(registry: Registry, look: Callable[[], R]) -> R:
+    """What `look` finds while the document stays as it is."""
     for _ in range(_TRIES):
         version = _core.load(registry.map, _core.BUS_VERSION)
         try:
-            found = _Look(registry, rings).losses()
+            found = look()
         except FileNotFoundError:
-            continue
+            continue  # a ring was removed meanwhile
         if _core.load(registry.map, _core.BUS_VERSION) == version:
-            break
-    return sorted(found, key=lambda loss: loss.first_ns)
+            return found
+    raise CorruptSegmentError(f"bus {registry.bus!r} names rings that are not there, or changes all the time")
 
 
 class _Look:
@@ -140,9 +139,9 @@ class _Look:
         ring = self.rings.broadcast(entry)
         bits = ring.blocking(ring.info()["need"] or entry.capacity // 8)
         for consumer in self.document.consumers:
-            if consumer.topic == entry.topic and consumer.kind == "subscriber" and consumer.state == "active":
-                if bits >> consumer.slot & 1:
-                    self.note_blocking(entry, consumer)
+            here = consumer.topic == entry.topic and consumer.kind == "subscriber" and consumer.state == "active"
+            if here and bits >> consumer.slot & 1:
+                self.note_blocking(entry, consumer)
 
     def note_blocking(self, entry: RingEntry, consumer: ConsumerEntry | None) -> None:
         publisher = self.publishers.get(entry.publisher)
@@ -210,8 +209,7 @@ class _Look:
         """The rings that have books of this consumer."""
         for entry in self.document.rings_of(consumer):
             if consumer.kind == "group" or (
-                consumer.state == "active"
-                and self.rings.broadcast(entry).info()["members"] >> consumer.slot & 1
+                consumer.state == "active" and self.rings.broadcast(entry).info()["members"] >> consumer.slot & 1
             ):
                 yield entry
 

@@ -75,9 +75,7 @@ def _functions(
 
 
 def _is_type(hint: Any) -> bool:
-    alias = (
-        hasattr(hint, "__supertype__") or hasattr(hint, "__value__") or typing.get_origin(hint) is not None
-    )
+    alias = hasattr(hint, "__supertype__") or hasattr(hint, "__value__") or typing.get_origin(hint) is not None
     return alias or inspect.isclass(hint) or hint is Any or hint is None
 
 

@@ -101,9 +101,7 @@ class _Conformer:
         except msgspec.ValidationError as error:
             raise self.refusal(path, node, value) from error
         except (TypeError, ValueError) as error:
-            raise CorruptSegmentError(
-                f"schema description with limits that cannot be: {node.limits}"
-            ) from error
+            raise CorruptSegmentError(f"schema description with limits that cannot be: {node.limits}") from error
 
     def union(self, path: str, node: Node, value: Any) -> Any:
         members = [member for member in map(self.schema.resolve, node.of) if _same_shape(member, value)]
@@ -122,10 +120,7 @@ class _Conformer:
         if not isinstance(value, list) or not _length_fits(node, value):
             raise self.refusal(path, node, value)
         items = node.of if node.kind == "tuple" else node.of[:1] * len(value)
-        return [
-            self.node(f"{path}[{i}]", item, one)
-            for i, (item, one) in enumerate(zip(items, value, strict=True))
-        ]
+        return [self.node(f"{path}[{i}]", item, one) for i, (item, one) in enumerate(zip(items, value, strict=True))]
 
     def mapping(self, path: str, node: Node, value: Any) -> dict[Any, Any]:
         if not isinstance(value, dict) or not _length_fits(node, value):
@@ -152,20 +147,14 @@ class _Conformer:
         fields = {field.name: field for field in node.fields}
         tag = {} if node.tag_field is None else {node.tag_field: node.tag}
         if unknown := [name for name in value if name not in fields and name not in tag]:
-            raise ConfigError(
-                f"{path}.{unknown[0]}: no such field, {node.title} has {', '.join([*tag, *fields])}"
-            )
+            raise ConfigError(f"{path}.{unknown[0]}: no such field, {node.title} has {', '.join([*tag, *fields])}")
         for name, known in tag.items():
             if value.get(name, known) != known:
                 raise ConfigError(f"{path}.{name}: expected {known!r}, got {value[name]!r}")
         for name, field in fields.items():
             if field.required and name not in value:
                 raise ConfigError(f"{path}.{name}: required, and missing")
-        found = {
-            name: self.node(f"{path}.{name}", f.type, value[name])
-            for name, f in fields.items()
-            if name in value
-        }
+        found = {name: self.node(f"{path}.{name}", f.type, value[name]) for name, f in fields.items() if name in value}
         return self.listed(path, node, found) if node.array_like else tag | found
 
     def named(self, path: str, node: Node, value: list[Any]) -> dict[str, Any]:
@@ -181,9 +170,7 @@ class _Conformer:
         last = max((i for i, field in enumerate(node.fields) if field.name in found), default=-1)
         head = [] if node.tag_field is None else [node.tag]
         given = node.fields[: last + 1]
-        return head + [
-            found[f.name] if f.name in found else self.default(f"{path}.{f.name}", f) for f in given
-        ]
+        return head + [found[f.name] if f.name in found else self.default(f"{path}.{f.name}", f) for f in given]
 
     def default(self, path: str, field: Field) -> Any:
         if field.default is not msgspec.UNSET:

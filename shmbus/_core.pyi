@@ -61,7 +61,7 @@ def fetch_or(buffer: Any, offset: int, bits: int, /) -> int: ...
 def fetch_and(buffer: Any, offset: int, bits: int, /) -> int: ...
 
 class RingInfo(TypedDict):
-    """The publisher's words: positions in bytes, `sequence` of the next event, bitmaps of slots, bytes of need and room."""
+    """The publisher's words: positions, need and room in bytes, `sequence` of the next event, bitmaps of slots."""
 
     tail: int
     sequence: int
@@ -156,7 +156,7 @@ class Tap:
 
     def __new__(cls, ring: BroadcastRing, oldest: bool = False, /) -> Tap: ...
     def read(self) -> tuple[int, int, bytes | None, bytes | None] | None:
-        """(sequence, time_ns, headers, payload); (first, last, None, None) for a gap; None when there is nothing."""
+        """(sequence, time_ns, headers, payload); (first, last, None, None) for a gap; None for nothing."""
 
 class Producer(Generic[T]):
     """The path of an event into its rings; Publisher adds the hooks that it calls when something is out of the ordinary."""

@@ -33,7 +33,7 @@ MAX_CLOSED: Final = 32
 """Closed subscribers that a topic keeps by name; past it the oldest are merged into one."""
 DEPARTED: Final = "(departed)"
 
-_CAUSES: Final = ("overrun", "refused", "undecodable", "rejected")
+_CAUSES: Final[tuple[Cause, ...]] = ("overrun", "refused", "undecodable", "rejected")
 
 
 def close_publisher(change: Change, rings: Rings, id: int, *, dead: bool = False) -> None:
@@ -136,10 +136,7 @@ def _members(document: Document, entry: RingEntry, ring: _core.BroadcastRing) ->
     return [
         c
         for c in document.consumers
-        if c.topic == entry.topic
-        and c.kind == "subscriber"
-        and c.state == "active"
-        and bits >> c.slot & 1
+        if c.topic == entry.topic and c.kind == "subscriber" and c.state == "active" and bits >> c.slot & 1
     ]
 
 
@@ -188,22 +185,18 @@ def _note_losses(
         count = terms.get(cause, 0)
         if count:
             _, *details = with_pending(cause, losses[cause], terms, time.time_ns())
-            _note(document, consumer, entry, cast("Cause", cause), (count, *details))
+            _note(document, consumer, entry, cause, (count, *details))
 
 
-def with_pending(
-    cause: str, recorded: _core.LossTuple, terms: Mapping[str, int], now: int
-) -> _core.LossTuple:
+def with_pending(cause: str, recorded: _core.LossTuple, terms: Mapping[str, int], now: int) -> _core.LossTuple:
     """What a ring has on record for a cause, with the overrun that its reader has yet to find out about."""
-    count, first, last, first_ns, last_ns = recorded
+    count, first, _, first_ns, _ = recorded
     if cause != "overrun" or not terms.get("pending_last"):
         return recorded
     return count, first or terms["pending_first"], terms["pending_last"], first_ns or now, now
 
 
-def _note(
-    document: Document, consumer: ConsumerEntry, entry: RingEntry, cause: Cause, loss: tuple[int, ...]
-) -> None:
+def _note(document: Document, consumer: ConsumerEntry, entry: RingEntry, cause: Cause, loss: tuple[int, ...]) -> None:
     publisher = document.publisher(entry.publisher)
     count, first, last, first_ns, last_ns = loss
     document.losses.append(
@@ -231,9 +224,7 @@ def _name_of(publisher: PublisherEntry | None) -> str:
 
 def _merge_closed(document: Document, topic: int) -> None:
     """Keep the document small where thousands of subscribers come and go: none of their totals is lost."""
-    closed = [
-        c for c in document.consumers if c.topic == topic and c.kind == "subscriber" and c.state == "closed"
-    ]
+    closed = [c for c in document.consumers if c.topic == topic and c.kind == "subscriber" and c.state == "closed"]
     if len(closed) <= MAX_CLOSED:
         return
     into = next((c for c in closed if c.name == DEPARTED), None)

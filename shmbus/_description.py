@@ -113,9 +113,7 @@ def describe(type: Any, codec_name: str) -> bytes:
     if type is bytes:
         return _canonical(Description("raw", Node("bytes")))
     if codec_name == "pickle":
-        return _canonical(
-            Description("pickle", Node("python", title=getattr(type, "__qualname__", _title(type))))
-        )
+        return _canonical(Description("pickle", Node("python", title=getattr(type, "__qualname__", _title(type)))))
     walk = _Describer()
     root = walk.node(msgspec.inspect.type_info(type))
     return _canonical(Description(typing.cast(Any, codec_name), root, walk.defs))
@@ -130,12 +128,8 @@ def words(schema: Description, node: Node) -> str:
         return " | ".join(words(schema, member) for member in node.of)
     text = node.title if node.kind == "enum" and node.title else node.kind
     if node.of:
-        text += " of " + (" to " if node.kind in MAPPINGS else ", ").join(
-            words(schema, part) for part in node.of
-        )
-    notes = [f"{name} {limit!r}" for name, limit in node.limits.items()] or [
-        repr(value) for value in node.values
-    ]
+        text += " of " + (" to " if node.kind in MAPPINGS else ", ").join(words(schema, part) for part in node.of)
+    notes = [f"{name} {limit!r}" for name, limit in node.limits.items()] or [repr(value) for value in node.values]
     if node.title and node.title != text:
         notes.append(f"title {node.title!r}")
     return f"{text} ({', '.join(notes)})" if notes else text
@@ -199,9 +193,7 @@ class _Describer:
                 or (kind == "typeddict" and not field.required)
                 or (plain and omits and not array_like)
             )
-            fields.append(
-                Field(field.encode_name, self.node(field.type), field.required, omissible, default, factory)
-            )
+            fields.append(Field(field.encode_name, self.node(field.type), field.required, omissible, default, factory))
         return Node(
             kind,
             title=title,

@@ -140,7 +140,9 @@ def open_subscriber(
     """Enter a subscriber, and its cursor into every ring. One that comes back under its name goes on with its totals."""
     document = change.document
     slot = _lowest_free(
-        (c.slot for c in _live_subscribers(document, topic)), _core.MAX_SUBSCRIBERS, f"subscribers of topic {topic.name!r}"
+        (c.slot for c in _live_subscribers(document, topic)),
+        _core.MAX_SUBSCRIBERS,
+        f"subscribers of topic {topic.name!r}",
     )
     consumer = next(
         (c for c in document.consumers if c.kind == "subscriber" and c.topic == topic.index and c.name == name), None
@@ -168,18 +170,14 @@ def open_subscriber(
 
 
 def _live_subscribers(document: Document, topic: TopicEntry) -> list[ConsumerEntry]:
-    return [
-        c for c in document.consumers if c.kind == "subscriber" and c.topic == topic.index and c.state != "closed"
-    ]
+    return [c for c in document.consumers if c.kind == "subscriber" and c.topic == topic.index and c.state != "closed"]
 
 
 def _new_consumer(
     document: Document, topic: TopicEntry, kind: Literal["subscriber", "group"], name: str, slot: int
 ) -> ConsumerEntry:
     line = _lowest_free((c.line for c in document.consumers), _core.MAX_CONSUMERS, "consumers")
-    consumer = ConsumerEntry(
-        id=document.new_id(), line=line, topic=topic.index, kind=kind, name=name, slot=slot
-    )
+    consumer = ConsumerEntry(id=document.new_id(), line=line, topic=topic.index, kind=kind, name=name, slot=slot)
     document.consumers.append(consumer)
     return consumer
 

@@ -38,9 +38,7 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
     for worker in [w for w in document.workers if w.participant == id]:
         given_back = _departures.close_worker(change, rings, worker.id)
         if dead:
-            _log.warning(
-                "worker %s (pid %d) died: %d events given back", worker.name, participant.pid, given_back
-            )
+            _log.warning("worker %s (pid %d) died: %d events given back", worker.name, participant.pid, given_back)
     for consumer in [c for c in document.consumers if c.participant == id]:
         _departures.close_subscriber(change, rings, consumer.id, dead=dead)
     for publisher in [p for p in document.publishers if p.participant == id]:
@@ -51,9 +49,7 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
 
 def dead_participants(document: Document) -> list[Participant]:
     """Participants whose process is gone; those whose reclaim was cut short among them."""
-    return [
-        p for p in document.participants if p.state == "reclaiming" or not _liveness.alive(p.pid, p.start)
-    ]
+    return [p for p in document.participants if p.state == "reclaiming" or not _liveness.alive(p.pid, p.start)]
 
 
 def repair(change: Change, rings: Rings) -> None:

@@ -72,13 +72,13 @@ class Registry:
         Raises BusNotFoundError (without `create`), NoSpaceError, AccessError, LayoutMismatchError, CorruptSegmentError.
         """
         name = segment_name(bus)
+        document = Document() if stall_ns is None else Document(stall_ns=stall_ns)
         while True:
             try:
                 return cls(bus, _checked(Segment.attach(name)))
             except FileNotFoundError:
                 if not create:
                     raise BusNotFoundError(bus) from None
-            document = Document() if stall_ns is None else Document(stall_ns=stall_ns)
             try:
                 return cls(bus, Segment.create(name, _core.BUS_BYTES, lambda memory: _fill(memory, document)))
             except FileExistsError:
@@ -215,9 +215,7 @@ def _decode(raw: bytes) -> Document:
 
 def _fill(memory: mmap.mmap, document: Document) -> None:
     boot = struct.unpack("<2Q", _liveness.boot_id())
-    struct.pack_into(
-        "<6Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, _liveness.pid_namespace(), time.time_ns()
-    )
+    struct.pack_into("<6Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, _liveness.pid_namespace(), time.time_ns())
     _write_document(memory, 0, _document.encode(document))
     struct.pack_into("<Q", memory, 0, _core.BUS_MAGIC)
 

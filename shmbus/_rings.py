@@ -50,7 +50,7 @@ class Rings:
                 _segment.unlink(name)
 
     def broadcast(self, entry: RingEntry) -> _core.BroadcastRing:
-        """A broadcast ring. Raises FileNotFoundError when it has been removed, CorruptSegmentError, LayoutMismatchError."""
+        """A broadcast ring. Raises FileNotFoundError once it is removed, CorruptSegmentError, LayoutMismatchError."""
         ring = self._broadcast.get(entry.id)
         if ring is None:
             ring = self._broadcast[entry.id] = _same(_core.BroadcastRing(self._attach(entry)), entry)
@@ -88,9 +88,7 @@ class Rings:
 
     def bytes(self, entry: RingEntry) -> int:
         """Size of a ring's segment."""
-        return (
-            _core.WorkRing.size(entry.capacity) if entry.group else _core.BroadcastRing.size(entry.capacity)
-        )
+        return _core.WorkRing.size(entry.capacity) if entry.group else _core.BroadcastRing.size(entry.capacity)
 
     def clear(self) -> None:
         self._broadcast.clear()

@@ -76,11 +76,7 @@ class _Difference:
         self.seen: set[tuple[str | None, str | None]] = set()
 
     def lines(self) -> list[str]:
-        found = (
-            []
-            if self.ours.codec == self.theirs.codec
-            else [_part("codec", self.ours.codec, self.theirs.codec)]
-        )
+        found = [] if self.ours.codec == self.theirs.codec else [_part("codec", self.ours.codec, self.theirs.codec)]
         found += self.nodes("event", self.ours.root, self.theirs.root)
         return list(dict.fromkeys(found))
 
@@ -202,9 +198,7 @@ class _Admission:
         tries = [self.nodes(path, member, writer, len(objects) > 1) for member in r.of]
         if [] in tries:
             return []
-        return (
-            tries[r.of.index(objects[0])] if len(objects) == 1 and w.kind in OBJECTS else self.no(path, r, w)
-        )
+        return tries[r.of.index(objects[0])] if len(objects) == 1 and w.kind in OBJECTS else self.no(path, r, w)
 
     def recursive(self, path: str, reader: Node, writer: Node, tagged: bool) -> list[str]:
         pair = (reader.title, writer.title)
@@ -230,9 +224,7 @@ class _Admission:
                 missing = "lacks it" if written is None else "may leave it out"
                 yield f"{path}: ours requires it, theirs {missing}"
         yield from (
-            f"{r.title}.{name}: only in theirs, ours forbids it"
-            for name in other
-            if r.closed and name not in mine
+            f"{r.title}.{name}: only in theirs, ours forbids it" for name in other if r.closed and name not in mine
         )
 
     def arrays(self, r: Node, w: Node) -> Iterator[str]:

@@ -87,9 +87,7 @@ class Segment:
             raise
 
     @classmethod
-    def _fill_and_link(
-        cls, fd: int, name: str, size: int, initialise: Callable[[mmap.mmap], None]
-    ) -> Segment:
+    def _fill_and_link(cls, fd: int, name: str, size: int, initialise: Callable[[mmap.mmap], None]) -> Segment:
         os.posix_fallocate(fd, 0, size)
         segment = cls(name, fd, writable=True)
         directory = os.open(SHM_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -263,9 +261,7 @@ def _after_fork_in_child() -> None:
     _no_fork.release()
 
 
-os.register_at_fork(
-    before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_after_fork_in_child
-)
+os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_after_fork_in_child)
 
 
 def unlink(name: str) -> bool:
@@ -281,9 +277,7 @@ def names(prefix: str) -> list[str]:
     """The regular files of /dev/shm whose names begin with `prefix`, whoever owns them, sorted."""
     with os.scandir(SHM_DIR) as entries:
         return sorted(
-            entry.name
-            for entry in entries
-            if entry.name.startswith(prefix) and entry.is_file(follow_symlinks=False)
+            entry.name for entry in entries if entry.name.startswith(prefix) and entry.is_file(follow_symlinks=False)
         )
 
 

@@ -106,12 +106,17 @@ class Session:
 
     def check(self) -> None:
         """Raise ForkedError or ClosedError if this session cannot be used here."""
-        if os.getpid() != self.pid:
+        if self.inherited:
             raise ForkedError(
                 f"bus {self.bus!r} was opened by process {self.pid} before fork(): open Bus({self.bus!r}) here"
             )
         if self.closed:
             raise ClosedError(f"bus {self.bus!r} is closed")
+
+    @property
+    def inherited(self) -> bool:
+        """True in a forked child: what is here belongs to the parent, and closing it only lets go."""
+        return os.getpid() != self.pid
 
     def _repair(self, change: Change) -> None:
         if change.died_inside:
@@ -237,7 +242,7 @@ class Session:
 
     def close(self) -> None:
         """Leave the bus; the last one to leave removes it, unless a group is owed events."""
-        if self.closed or os.getpid() != self.pid:
+        if self.closed or self.inherited:
             self.closed = True
             return
         try:

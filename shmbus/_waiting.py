@@ -92,6 +92,7 @@ class Core(Protocol):
     def closed(self) -> bool: ...
     @property
     def cancelled(self) -> bool: ...
+
     _spin_ns: int
 
     def _poll(self) -> Any: ...
@@ -196,7 +197,9 @@ class Receiver(Generic[T]):
     def _nothing(self, timeout: float | None) -> Exception:
         core = self._as_core()
         if core.closed or core.cancelled:
-            return ClosedError(f"the handle on topic {self._topic_name!r} was {'closed' if core.closed else 'cancelled'}")
+            return ClosedError(
+                f"the handle on topic {self._topic_name!r} was {'closed' if core.closed else 'cancelled'}"
+            )
         return Empty(f"nothing on topic {self._topic_name!r} within the timeout" if timeout is not None else "nothing")
 
     def _wait(self, deadline: float | None) -> bool:

@@ -153,9 +153,7 @@ class Sleeper:
 
     def _open_cell(self) -> ctypes.c_char:
         if os.getpid() != self._pid:
-            raise ForkedError(
-                f"{self.name} was opened by process {self._pid}, this is its fork {os.getpid()}"
-            )
+            raise ForkedError(f"{self.name} was opened by process {self._pid}, this is its fork {os.getpid()}")
         cell = self._cell
         if cell is None:
             raise ClosedError(f"{self.name} is closed")
@@ -281,9 +279,7 @@ def _open_or_create(name: str) -> _segment.Segment:
         except FileNotFoundError:
             continue  # removed in between
         if segment.size < _SEMAPHORE_SIZE:
-            raise CorruptSegmentError(
-                f"semaphore {name} is too short: size={segment.size}, need {_SEMAPHORE_SIZE}"
-            )
+            raise CorruptSegmentError(f"semaphore {name} is too short: size={segment.size}, need {_SEMAPHORE_SIZE}")
         return segment
 
 

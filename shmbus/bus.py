@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from shmbus.topic import DeadLetter
 
 T = TypeVar("T")
+H = TypeVar("H", bound=Publisher[Any] | Subscriber[Any] | Worker[Any])
 Idle = Literal["adaptive", "park", "spin"]
 
 MAX_DELIVER: Final = 4000
@@ -52,10 +53,10 @@ _open_buses: Final[weakref.WeakSet[Bus]] = weakref.WeakSet()
 class Bus:
     """A named namespace of topics on this host; created by the first process that opens it.
 
-    `idle` says how its subscribers and workers wait for events: "adaptive" spins briefly where that pays, then sleeps;
-    "park" sleeps at once; "spin" never sleeps and takes a core. `supervise=False` starts no supervisor; the participants
-    then look after the dead themselves, about once a second. `stall_timeout` (seconds) is fixed by the creator: who makes
-    no progress for that long with work to do is reported as stalled.
+    `idle` says how its subscribers and workers wait for events: "adaptive" spins briefly where that pays, then
+    sleeps; "park" sleeps at once; "spin" never sleeps and takes a core. `supervise=False` starts no supervisor; the
+    participants then look after the dead themselves, about once a second. `stall_timeout` (seconds) is fixed by the
+    creator: who makes no progress for that long with work to do is reported as stalled.
 
     Raises ConfigError, NoSpaceError, AccessError, LayoutMismatchError, CorruptSegmentError, CapacityError,
     LockTimeoutError.
@@ -86,7 +87,7 @@ class Bus:
         _check_choice("idle", idle, IDLE_MODES)
         if not isinstance(stall_timeout, (int, float)) or not 0 < stall_timeout < 1e9:
             raise ConfigError(f"stall_timeout is a positive number of seconds: stall_timeout={stall_timeout!r}")
-        self.name: Final = name
+        self.name = name
         self._idle: Idle = idle
         self._supervise = supervise
         self._handles: weakref.WeakSet[Publisher[Any] | Subscriber[Any] | Worker[Any]] = weakref.WeakSet()
@@ -113,9 +114,9 @@ class Bus:
     ) -> Publisher[T]:
         """A publisher of a topic.
 
-        When a reliable consumer is a whole ring behind, `on_full="block"` waits up to `timeout` seconds (None: for ever),
-        then raises Full; "raise" raises it at once; "drop" writes the event where there is room, counts it as refused
-        elsewhere, and returns None. Raises ConfigError, SchemaMismatchError, NoSpaceError, CapacityError.
+        When a reliable consumer is a whole ring behind, `on_full="block"` waits up to `timeout` seconds (None: for
+        ever), then raises Full; "raise" raises it at once; "drop" writes the event where there is room, counts it as
+        refused elsewhere, and returns None. Raises ConfigError, SchemaMismatchError, NoSpaceError, CapacityError.
         """
         _check_topic(topic)
         _check_choice("on_full", on_full, ON_FULL)
@@ -148,9 +149,9 @@ class Bus:
     ) -> Subscriber[T]:
         """A subscriber to every event of a topic, from now on, or from the oldest that the rings still hold.
 
-        "reliable" holds back the publishers rather than lose an event. "lossy" holds back nobody: it is overrun, counts
-        what it lost, and is told: `on_gap(Gap)` is called, or with "raise" GapError raised, before the next event. One
-        that comes back under its `name` goes on with its totals. Raises ConfigError, SchemaMismatchError, CapacityError.
+        "reliable" holds back the publishers rather than lose an event. "lossy" holds back nobody: it is overrun,
+        counts what it lost, and is told: `on_gap(Gap)` is called, or with "raise" GapError raised, before the next
+        event. One that comes back under its `name` goes on with its totals. Raises ConfigError, SchemaMismatchError, CapacityError.
         """
         _check_topic(topic)
         _check_choice("mode", mode, MODES)
@@ -239,7 +240,7 @@ class Bus:
                 publisher = self._dead_letters[topic.name] = self.publisher(dead_letter_topic(topic))
             return publisher
 
-    def _keep(self, handle: Any) -> Any:
+    def _keep(self, handle: H) -> H:
         with self._lock:
             self._handles.add(handle)
         self._session.tell_supervisor()
@@ -271,6 +272,7 @@ class Bus:
 
     @property
     def closed(self) -> bool:
+        """True after close()."""
         return self._session.closed
 
     def close(self) -> None:

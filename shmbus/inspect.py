@@ -173,6 +173,7 @@ class Tail:
         return "raw" if _is_raw(self._entry) else self._entry.codec
 
     def close(self) -> None:
+        """Let go of the bus. Idempotent."""
         self._taps.clear()
         self._rings.clear()
         self._registry.close()
@@ -200,8 +201,8 @@ def _headers(data: bytes) -> dict[str, Any] | None:
 def publish_json(bus: str, topic: str, text: str | bytes, *, headers: dict[str, Any] | None = None) -> int:
     """Publish one event, given as JSON, to a topic whose Python type is not at hand; returns its sequence.
 
-    The value is checked against the schema that the bus has for the topic; bytes are base64. Raises ConfigError with the
-    path of what does not fit, BusNotFoundError.
+    The value is checked against the schema that the bus has for the topic; bytes are base64. Raises ConfigError with
+    the path of what does not fit, BusNotFoundError.
     """
     with Bus.attach(bus) as opened, JsonPublisher(opened, topic) as publisher:
         return publisher.publish(text, headers=headers)
@@ -227,6 +228,7 @@ class JsonPublisher:
         )
 
     def publish(self, text: str | bytes, *, headers: dict[str, Any] | None = None) -> int:
+        """Publish one JSON text; returns its sequence. Raises ConfigError with the path of what does not fit."""
         try:
             value = msgspec.json.decode(text)
         except msgspec.DecodeError as error:
@@ -236,6 +238,7 @@ class JsonPublisher:
         return self._publisher.publish(payload, headers=headers) or 0
 
     def close(self) -> None:
+        """Retire the publisher. Idempotent."""
         self._publisher.close()
 
     def __enter__(self) -> Self:

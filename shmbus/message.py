@@ -58,7 +58,9 @@ class Message(Generic[T_co]):
 class Settles(Protocol):
     """What a claimed message needs of its worker."""
 
-    def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "") -> bool: ...
+    def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "") -> bool:
+        """Settle a message; False if it is no longer this worker's."""
+        ...
 
 
 ACK, NACK, REJECT, UNDECODABLE = range(4)
@@ -72,6 +74,7 @@ class ClaimedMessage(Message[T_co]):
 
     def __init__(
         self,
+        worker: Settles,
         event: T_co,
         sequence: int,
         publisher: str,
@@ -80,7 +83,6 @@ class ClaimedMessage(Message[T_co]):
         attempt: int,
         ring_id: int,
         word: int,
-        worker: Settles,
     ) -> None:
         super().__init__(event, sequence, publisher, time_ns, headers)
         self.attempt = attempt

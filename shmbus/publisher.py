@@ -77,8 +77,8 @@ class Publisher(_core.Producer[T], Generic[T]):
             """Publish one event; returns its sequence in the broadcast ring, None if a consumer had to go without it.
 
             Blocks, drops or raises as `on_full` says when a reliable consumer is a whole ring behind. Raises
-            EventTypeError, EventTooLargeError and what the encoder raises before anything is written; Full, ClosedError,
-            ForkedError, CorruptSegmentError.
+            EventTypeError, EventTooLargeError and what the encoder raises before anything is written; Full,
+            ClosedError, ForkedError, CorruptSegmentError.
             """
 
     # -- hooks of the C type
@@ -142,7 +142,9 @@ class Publisher(_core.Producer[T], Generic[T]):
         def blocks(consumer: ConsumerEntry) -> bool:
             if consumer.kind == "group":
                 return consumer.slot in lines
-            return consumer.state == "active" and consumer.topic == self._entry.index and slots >> consumer.slot & 1 != 0
+            return (
+                consumer.state == "active" and consumer.topic == self._entry.index and slots >> consumer.slot & 1 != 0
+            )
 
         return [c.name for c in self._session.document().consumers if blocks(c)]
 
@@ -154,6 +156,8 @@ class Publisher(_core.Producer[T], Generic[T]):
             return
         self._release()
         self._sleeper.close()
+        if self._session.inherited:
+            return
         self._forget(self)
         try:
             with self._session.locked() as change:

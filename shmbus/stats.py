@@ -52,6 +52,8 @@ class SourceStats(Books, frozen=True, kw_only=True):
 
 
 class WorkerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker of a group."""
+
     name: str
     pid: int
     held: int
@@ -82,6 +84,8 @@ class ConsumerStats(Books, frozen=True, kw_only=True):
 
 
 class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A publisher, for as long as one of its rings is there."""
+
     name: str
     topic: str
     state: Health
@@ -106,6 +110,8 @@ class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TopicStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A topic, as the first to use it defined it."""
+
     name: str
     capacity: int
     codec: str
@@ -114,6 +120,8 @@ class TopicStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ParticipantStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A process, once for each Bus object that it has open."""
+
     id: int
     pid: int
     command: str
@@ -121,6 +129,8 @@ class ParticipantStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SupervisorStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The supervisor in office."""
+
     pid: int
     """0 when none runs."""
     state: Literal["ok", "stalled", "none"]
@@ -170,15 +180,11 @@ def with_rates(before: BusStats, after: BusStats) -> BusStats:
         after,
         interval=seconds,
         publishers=tuple(
-            msgspec.structs.replace(
-                p, rate=_rate(p.published, published.get((p.topic, p.name)), seconds)
-            )
+            msgspec.structs.replace(p, rate=_rate(p.published, published.get((p.topic, p.name)), seconds))
             for p in after.publishers
         ),
         consumers=tuple(
-            msgspec.structs.replace(
-                c, rate=_rate(c.delivered, delivered.get((c.topic, c.kind, c.name)), seconds)
-            )
+            msgspec.structs.replace(c, rate=_rate(c.delivered, delivered.get((c.topic, c.kind, c.name)), seconds))
             for c in after.consumers
         ),
     )

@@ -118,7 +118,7 @@ class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
         )
         if self._on_gap == "raise":
             raise GapError(gap)
-        if self._on_gap is not None:
+        if callable(self._on_gap):
             self._on_gap(gap)
 
     def _undecodable(self, publisher: str, sequence: int, error: Exception) -> NoReturn:
@@ -131,6 +131,9 @@ class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
         if self.closed:
             return
         self._release()
+        if self._session.inherited:
+            self._parking.sleeper.close()
+            return
         self._parking.interrupt()
         self._parking.close()
         self._forget(self)

@@ -224,9 +224,7 @@ class _Supervisor:
         now = time.monotonic_ns()
         document = self.registry.read()
         lines = {
-            (document.topic_at(c.topic).name, c.kind, c.name): c.line
-            for c in document.consumers
-            if c.state == "active"
+            (document.topic_at(c.topic).name, c.kind, c.name): c.line for c in document.consumers if c.state == "active"
         }
         for consumer in stats.consumers:
             line = lines.get((consumer.topic, consumer.kind, consumer.name))

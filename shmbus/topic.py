@@ -119,9 +119,7 @@ class Topic(Generic[T]):
         _check_choice("schema", schema, ("strict", "evolve"))
         _check_choice("codec", codec, ("msgpack", "json", "pickle"))
         if name.endswith(DEAD_SUFFIX) and type is not DeadLetter:
-            raise ConfigError(
-                f"a topic named *{DEAD_SUFFIX} has the type DeadLetter: name={name!r}, type={type!r}"
-            )
+            raise ConfigError(f"a topic named *{DEAD_SUFFIX} has the type DeadLetter: name={name!r}, type={type!r}")
         values = {"name": name, "type": type, "capacity": capacity, "schema": schema, "codec": codec}
         for field, value in values.items():
             object.__setattr__(self, field, value)
@@ -130,11 +128,7 @@ class Topic(Generic[T]):
     def __repr__(self) -> str:
         shown = self.type.__qualname__ if isinstance(self.type, builtins.type) else repr(self.type)
         defaults = {"capacity": DEFAULT_CAPACITY, "schema": "strict", "codec": "msgpack"}
-        options = [
-            f", {key}={getattr(self, key)!r}"
-            for key, usual in defaults.items()
-            if getattr(self, key) != usual
-        ]
+        options = [f", {key}={getattr(self, key)!r}" for key, usual in defaults.items() if getattr(self, key) != usual]
         return f"Topic({self.name!r}, {shown}{''.join(options)})"
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ May touch: claim words of its group through `_core`, its own wake-up channel, th
 
 Must stay true:
 - What it claimed and did not settle goes back to the group when it closes, breaks off or dies: at least once, each.
-- An event is dead-lettered before it is marked done: a death in between delivers it twice to the dead letters, not never.
+- An event is dead-lettered before it is marked done: a death in between makes two dead letters of it, never none.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
         while not (self.closed or self.cancelled):
             found = self._poll_message()
             if found is not _core.NOTHING:
-                message = ClaimedMessage[T](*found, self)
+                message: ClaimedMessage[T] = ClaimedMessage(self, *found)
                 self._open[message.ring_id, message.sequence] = message
                 self._after_wait()
                 yield message
@@ -176,7 +176,7 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
         reason: str,
         how: int,
     ) -> bool:
-        """Publish a dead letter, then mark the event done; False if it is not ours any more. It goes back on an error."""
+        """Publish a dead letter, then mark the event done; on an error it goes back. False if it is not ours any more."""
         payload = self._payload(ring_id, sequence, word)
         if payload is None:
             return False
@@ -215,6 +215,10 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
         """Leave the group; what was not settled goes back to it. Idempotent, callable from any thread."""
         if self.closed:
             return
+        if self._session.inherited:
+            self._release()
+            self._parking.sleeper.close()
+            return
         for message in list(self._open.values()):
             if not message.settled:
                 self._settle(message.ring_id, message.sequence, message.word, NACK)
@@ -239,7 +243,9 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Worker {self.name!r} of group {self.group!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"
+        return (
+            f"<Worker {self.name!r} of group {self.group!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"
+        )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a worker belongs to its process: pickle the Bus instead")

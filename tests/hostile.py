@@ -5,6 +5,7 @@ one target; the example that runs is written to a file first, so that a death ha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -33,7 +34,8 @@ DOCUMENTED = (CorruptSegmentError, LayoutMismatchError, ReclaimedError, queue.Fu
 WORDS = st.one_of(
     st.integers(0, 100),
     st.integers(0, 64).map(lambda n: n * 8),
-    st.sampled_from([CAPACITY - 8, CAPACITY, CAPACITY + 8, 2 * CAPACITY, 2**32, 2**48, 2**63, 2**64 - 8, 2**64 - 1]),
+    st.sampled_from([CAPACITY - 8, CAPACITY, CAPACITY + 8, 2 * CAPACITY, 2**32, 2**48]),
+    st.sampled_from([2**63, 2**64 - 8, 2**64 - 1]),
     st.builds(lambda kind, length, headers: kind | length | headers << 48,
               st.sampled_from([0, EVENT, PAD]), st.integers(0, 5000), st.integers(0, 0xFFFF)),
     st.builds(lambda lap, state, attempt, holder: lap << 39 | state << 36 | attempt << 24 | holder,
@@ -121,7 +123,12 @@ def use_broadcast(image: bytes, changes: list[tuple[int, int]], early: bool) -> 
         calls.append((lambda o=oldest: ring.join(5, lossy=o, oldest=o), 1))  # type: ignore[misc]
     calls.append((ring.info, 1))
     calls.append((lambda: ring.blocking(100), 1))
-    prepare(lambda: [(lambda p=Producer(BUS, 0, ring, None, (), "bytes"): p.publish(b"x" * 900), 20)])  # type: ignore[misc]
+
+    def publisher() -> list[tuple[Callable[[], Any], int]]:
+        producer = Producer(BUS, 0, ring, None, (), "bytes")
+        return [(lambda: producer.publish(b"x" * 900), 20)]
+
+    prepare(publisher)
     overwrite(segment, changes)
     for call, times in calls + calls:
         tolerated(call, times)
@@ -164,10 +171,8 @@ def use_work(image: bytes, changes: list[tuple[int, int]], early: bool) -> None:
 def open_noise(noise: bytes, kind: Any) -> None:
     """A segment of random bytes, with and without the right first words."""
     for segment in (bytearray(noise), bytearray(BROADCAST_IMAGES[0][:32] + noise)):
-        try:
+        with contextlib.suppress(CorruptSegmentError, LayoutMismatchError):
             kind(segment)
-        except (CorruptSegmentError, LayoutMismatchError):
-            pass
 
 
 CASES: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]]] = {
@@ -175,7 +180,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]]]
         use_broadcast,
         (
             st.sampled_from(BROADCAST_IMAGES),
-            damage((TAIL, HEADER_END), (CURSORS, CURSORS + 2 * CURSOR_BYTES), (RECORDS, RECORDS + 1600), (0, 64)),
+            damage((0, HEADER_END), (CURSORS, CURSORS + 2 * CURSOR_BYTES), (RECORDS, RECORDS + 1600)),
             st.booleans(),
         ),
     ),
@@ -183,7 +188,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]]]
         use_work,
         (
             st.sampled_from(WORK_IMAGES),
-            damage((TAIL, HEADER_END), (DESCRIPTORS, DESCRIPTORS_END), (WORK_RECORDS, WORK_RECORDS + 1600), (0, 64)),
+            damage((0, HEADER_END), (DESCRIPTORS, DESCRIPTORS_END), (WORK_RECORDS, WORK_RECORDS + 1600)),
             st.booleans(),
         ),
     ),

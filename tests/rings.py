@@ -16,11 +16,13 @@ from model_work import Claim, ModelWorkRing
 from shmbus import _core
 
 if TYPE_CHECKING:
-    ProducerBase, ConsumerBase, ClaimerBase = (
-        _core.Producer[bytes],
-        _core.Consumer[bytes],
-        _core.Claimer[bytes],
-    )
+
+    class ProducerBase(_core.Producer[bytes]): ...
+
+    class ConsumerBase(_core.Consumer[bytes]): ...
+
+    class ClaimerBase(_core.Claimer[bytes]): ...
+
 else:
     ProducerBase, ConsumerBase, ClaimerBase = _core.Producer, _core.Consumer, _core.Claimer
 
@@ -114,9 +116,7 @@ class Claimer(ClaimerBase):
     def _refresh(self) -> None:
         self._seen_epoch()
 
-    def _exhausted(
-        self, ring: int, sequence: int, word: int, attempt: int, time: int, publisher: str
-    ) -> None:
+    def _exhausted(self, ring: int, sequence: int, word: int, attempt: int, time: int, publisher: str) -> None:
         raise Outcome(self.failed(ring, sequence, word, attempt, "exhausted"))
 
     def _undecodable(
@@ -197,7 +197,7 @@ class CoreBroadcastRing:
     def read(self, slot: int) -> Read:
         value = outcome(self.consumers[slot]._poll_message)
         if not isinstance(value, tuple) or isinstance(value, Gap | Undecodable):
-            return value  # type: ignore[return-value]
+            return value
         event, sequence, _, _, headers = value
         return Message(sequence, headers or b"", event)
 

@@ -14,15 +14,11 @@ from model_work import Claim, ModelWorkRing
 from rings import CoreBroadcastRing, CoreWorkRing
 
 CAPACITY = 4096
-SHORT = settings(
-    max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
-)
+SHORT = settings(max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck))
 SLOTS = st.integers(0, 3)
 OWNERS = st.integers(0, 2)
 LARGEST = maximum(CAPACITY)
-SIZES = st.one_of(
-    st.integers(0, 64), st.integers(65, LARGEST), st.sampled_from([LARGEST - 1, LARGEST, LARGEST + 1])
-)
+SIZES = st.one_of(st.integers(0, 64), st.integers(65, LARGEST), st.sampled_from([LARGEST - 1, LARGEST, LARGEST + 1]))
 HEADERS = st.sampled_from([0, 0, 0, 1, 7, 8, 13])
 SEQUENCES = st.sampled_from([1, 2**32 - 5, 2**48 - 40])
 POSITIONS = st.sampled_from([0, CAPACITY - 8, CAPACITY - 40, 2**32 - 48, 2**48 - 1000])

@@ -25,9 +25,7 @@ def work(request: pytest.FixtureRequest) -> MakeWork:
 
 def books(ring: AnyWorkRing, **expected: int) -> None:
     """The terms are the expected ones, and zero where nothing is expected."""
-    zero = dict.fromkeys(
-        ("offered", "delivered", "depth", "claimed", "refused", "rejected", "undecodable"), 0
-    )
+    zero = dict.fromkeys(("offered", "delivered", "depth", "claimed", "refused", "rejected", "undecodable"), 0)
     terms = ring.terms()
     del terms["room"]
     assert terms == zero | expected

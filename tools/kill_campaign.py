@@ -82,7 +82,9 @@ def publisher(bus: str, folder: str, life: int, index: int) -> None:
     with until_told(), shmbus.Bus(bus) as opened, opened.publisher(TOPIC, name=f"pub-life-{life}") as handle:
         count = 0
         while True:
-            batch = [Load(life, count + i + 1, bytes(chance.randrange(400))) for i in range(chance.choice((1, 1, 1, 8)))]
+            batch = [
+                Load(life, count + i + 1, bytes(chance.randrange(400))) for i in range(chance.choice((1, 1, 1, 8)))
+            ]
             if len(batch) == 1:
                 handle.publish(batch[0])
             else:
@@ -262,7 +264,9 @@ class Campaign:
         total = sum(committed.values())
         for life, notes in read_notes(self.folder, "publisher").items():
             if notes and notes[-1][1] > committed.get(life, 0):
-                raise AssertionError(f"publisher {life} published {notes[-1][1]}, the auditor saw {committed.get(life)}")
+                raise AssertionError(
+                    f"publisher {life} published {notes[-1][1]}, the auditor saw {committed.get(life)}"
+                )
         for role in ("subscriber", "lossy"):
             for life, notes in read_notes(self.folder, role).items():
                 check_order(f"{role} {life}", notes, holes=role == "lossy")
