@@ -11,15 +11,18 @@ Must stay true:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, cast
 
 from shmbus import _core
 from shmbus._document import Cause, LossEntry, Totals
+from shmbus.errors import CorruptSegmentError, LayoutMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from shmbus._document import ConsumerEntry, Document, PublisherEntry, RingEntry
     from shmbus._registry import Change
@@ -34,6 +37,8 @@ MAX_CLOSED: Final = 32
 DEPARTED: Final = "(departed)"
 
 _CAUSES: Final[tuple[Cause, ...]] = ("overrun", "refused", "undecodable", "rejected")
+
+_log = logging.getLogger("shmbus.loss")
 
 
 def close_publisher(change: Change, rings: Rings, id: int, *, dead: bool = False) -> None:
@@ -57,15 +62,17 @@ def close_subscriber(change: Change, rings: Rings, id: int, *, dead: bool = Fals
     if consumer is None or consumer.state == "closed":
         return
     bit = 1 << consumer.slot
-    members = [
-        (entry, ring)
-        for entry in document.rings_of(consumer)
-        if (ring := rings.broadcast(entry)).info()["members"] & bit
-    ]
+    members: list[tuple[RingEntry, _core.BroadcastRing]] = []
+    for entry in document.rings_of(consumer):
+        with _unless_unreadable(entry):
+            ring = rings.broadcast(entry)
+            if ring.info()["members"] & bit:
+                members.append((entry, ring))
     if consumer.state != "leaving":
         if consumer.state == "active":  # a join that was cut short received nothing, and its slots may be half-made
             for entry, ring in members:
-                _settle_slot(document, consumer, entry, ring, abandoned=True)
+                with _unless_unreadable(entry):
+                    _settle_slot(document, consumer, entry, ring, abandoned=True)
         consumer.state, consumer.dead = "leaving", dead
         change.commit()
     for _, ring in members:
@@ -86,7 +93,8 @@ def close_worker(change: Change, rings: Rings, id: int) -> int:
     given_back = 0
     if group is not None:
         for entry in document.rings_of(group):
-            given_back += rings.work(entry).reclaim(worker.slot, worker.generation)
+            with _unless_unreadable(entry):
+                given_back += rings.work(entry).reclaim(worker.slot, worker.generation)
     document.workers.remove(worker)
     change.commit(*(() if group is None else (group.topic,)))
     return given_back
@@ -97,10 +105,11 @@ def drained(document: Document, rings: Rings) -> list[RingEntry]:
     found: list[RingEntry] = []
     kept: defaultdict[int, list[RingEntry]] = defaultdict(list)
     for entry in document.rings:
-        if entry.state == "retired" and not _depth(document, rings, entry):
-            if entry.group or rings.broadcast(entry).info()["sequence"] == 1:
+        if entry.state == "retired":
+            depth, history = _rest(document, rings, entry)
+            if not depth and not history:
                 found.append(entry)
-            else:
+            elif not depth:
                 kept[entry.topic].append(entry)
     for entries in kept.values():
         found.extend(entries[:-HISTORY])
@@ -114,7 +123,8 @@ def sweep(change: Change, rings: Rings) -> None:
     if not entries:
         return
     for entry in entries:
-        _settle_ring(document, rings, entry)
+        with _unless_unreadable(entry):
+            _settle_ring(document, rings, entry)
     gone = {entry.id for entry in entries}
     document.rings = [r for r in document.rings if r.id not in gone]
     having = {r.publisher for r in document.rings}
@@ -124,11 +134,24 @@ def sweep(change: Change, rings: Rings) -> None:
         rings.remove(entry.id)
 
 
-def _depth(document: Document, rings: Rings, entry: RingEntry) -> int:
-    if entry.group:
-        return rings.work(entry).terms()["depth"]
-    ring = rings.broadcast(entry)
-    return sum(ring.terms(consumer.slot)["depth"] for consumer in _members(document, entry, ring))
+@contextmanager
+def _unless_unreadable(entry: RingEntry) -> Iterator[None]:
+    """A ring that cannot be read must not keep the dead from being buried: its books are lost, and that is said."""
+    try:
+        yield
+    except (CorruptSegmentError, LayoutMismatchError, FileNotFoundError) as error:
+        _log.error("the books of ring %d are lost: %s", entry.id, error)
+
+
+def _rest(document: Document, rings: Rings, entry: RingEntry) -> tuple[int, bool]:
+    """What is left in a ring: events to receive, and whether it is worth keeping as history."""
+    with _unless_unreadable(entry):
+        if entry.group:
+            return rings.work(entry).terms()["depth"], False
+        ring = rings.broadcast(entry)
+        depth = sum(ring.terms(consumer.slot)["depth"] for consumer in _members(document, entry, ring))
+        return depth, ring.info()["sequence"] > 1
+    return 0, False
 
 
 def _members(document: Document, entry: RingEntry, ring: _core.BroadcastRing) -> list[ConsumerEntry]:
@@ -159,13 +182,13 @@ def _settle_slot(
 ) -> None:
     """Put a slot's books into its consumer's totals; what is left unread is abandoned."""
     terms = cast("dict[str, int]", dict(ring.terms(consumer.slot)))
-    losses = ring.losses(consumer.slot)
+    losses, sequence = ring.losses(consumer.slot), ring.info()["sequence"]
     _add(consumer.totals, terms)
     _note_losses(document, consumer, entry, terms, losses)
     depth = terms["depth"]
     if abandoned and depth:
         consumer.totals.abandoned += depth
-        last, now = ring.info()["sequence"] - 1, time.time_ns()
+        last, now = sequence - 1, time.time_ns()
         _note(document, consumer, entry, "abandoned", (depth, max(1, last - depth + 1), last, now, now))
 
 

@@ -68,6 +68,6 @@ def _judge(bus: str, entries: list[str]) -> Leftover | None:
         return None
     owed = sum(consumer.depth for consumer in stats.consumers)
     if owed:
-        advice = f"attach a consumer, or lose them: shmbus rm --force {bus}"
+        advice = f"shmbus rm --force {bus}, which loses them; or attach a consumer"
         return Leftover(f"bus {bus!r} has no participant and owes {owed:,} events ({objects})", advice)
     return Leftover(f"bus {bus!r} has no participant ({objects})", f"shmbus rm {bus}")

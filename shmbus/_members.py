@@ -42,7 +42,10 @@ def attach(change: Change, pid: int, start: int, command: str) -> Participant:
 
 
 def ensure_topic(change: Change, topic: Topic[Any], codec: Codec, role: Literal["reader", "writer"]) -> TopicEntry:
-    """The topic's entry, created if need be. Raises SchemaMismatchError, and ConfigError for another codec."""
+    """The topic's entry, made if need be: the commit of who joins it makes it real.
+
+    Raises SchemaMismatchError, and ConfigError for another codec.
+    """
     document = change.document
     entry = document.topic_named(topic.name)
     if entry is None:
@@ -56,7 +59,6 @@ def ensure_topic(change: Change, topic: Topic[Any], codec: Codec, role: Literal[
             description=codec.description,
         )
         document.topics.append(entry)
-        change.commit()
         return entry
     if entry.codec != topic.codec:
         raise ConfigError(f"topic {topic.name!r} exists with codec {entry.codec!r}, not {topic.codec!r}")
@@ -137,7 +139,7 @@ def open_subscriber(
     mode: Literal["reliable", "lossy"],
     start: Literal["latest", "oldest"],
 ) -> ConsumerEntry:
-    """Enter a subscriber, and its cursor into every ring. One that comes back under its name goes on with its totals."""
+    """Enter a subscriber, and its cursor into every ring. One that comes back under its name keeps its totals."""
     document = change.document
     slot = _lowest_free(
         (c.slot for c in _live_subscribers(document, topic)),

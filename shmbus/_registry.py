@@ -62,8 +62,7 @@ class Registry:
         self.segment: Final = segment
         self.map: Final = segment.map
         self._lock: Final = FileLock(segment.name)
-        self._seen = -1
-        self._document = Document()
+        self._cached = (-1, Document())  # one object, so that threads see a version with its own document
 
     @classmethod
     def open(cls, bus: str, *, create: bool, stall_ns: int | None = None) -> Registry:
@@ -102,13 +101,14 @@ class Registry:
         """The document as it is now, without the lock. Not to be changed: it is shared with other readers here."""
         for _ in range(_READ_TRIES):
             version = _core.load(self.map, _core.BUS_VERSION)
-            if version == self._seen:
-                return self._document
+            cached = self._cached
+            if version == cached[0]:
+                return cached[1]
             raw = _raw_document(self.map, version)
             if raw is None or _core.load(self.map, _core.BUS_VERSION) != version:
                 continue  # overtaken while we copied
             document = _decode(raw)
-            self._seen, self._document = version, document
+            self._cached = (version, document)
             return document
         raise CorruptSegmentError(f"bus {self.bus!r}: no valid registry document in {_READ_TRIES} looks")
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from shmbus import _core, _liveness, _members, _reclaim, _spawn
-from shmbus._registry import Registry, object_prefix
+from shmbus._registry import LOCK_TIMEOUT, Registry, object_prefix
 from shmbus._rings import Rings
 from shmbus._waker import Posts
 from shmbus.errors import ClosedError, ForkedError, LockTimeoutError, ReclaimedError
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 BOUND: Final = 1.0
 """Seconds of the longest sleep: what a wake-up that got lost with its sender costs."""
+COLLECTED_TIMEOUT: Final = 1.0
+"""Seconds for the bus lock when a handle is closed by the garbage collector, which may run under that very lock."""
 _ALL: Final = 2**64 - 1
 _OPEN_TIMEOUT: Final = 30.0  # seconds for a removal that is under way; it takes milliseconds
 
@@ -92,10 +94,10 @@ class Session:
         return self.registry.read()
 
     @contextmanager
-    def locked(self) -> Iterator[Change]:
+    def locked(self, timeout: float = LOCK_TIMEOUT) -> Iterator[Change]:
         """The bus lock, in a process that is still entered. Raises ReclaimedError, ClosedError, LockTimeoutError."""
         self.check()
-        with self.registry.locked() as change:
+        with self.registry.locked(timeout) as change:
             if self.registry.removed:
                 raise ClosedError(f"bus {self.bus!r} was removed")
             self._repair(change)
@@ -103,6 +105,11 @@ class Session:
             if me is None or me.state == "reclaiming":
                 raise ReclaimedError(f"process {self.pid} was taken for dead on bus {self.bus!r}")
             yield change
+
+    @property
+    def usable(self) -> bool:
+        """True in the process that opened it, until it is closed."""
+        return not self.closed and self.pid == os.getpid()
 
     def check(self) -> None:
         """Raise ForkedError or ClosedError if this session cannot be used here."""
@@ -240,13 +247,13 @@ class Session:
         """Let the supervisor look at the document now."""
         self.posts.post_fifo(f"{self.prefix}supervisor")
 
-    def close(self) -> None:
+    def close(self, timeout: float = LOCK_TIMEOUT) -> None:
         """Leave the bus; the last one to leave removes it, unless a group is owed events."""
         if self.closed or self.inherited:
             self.closed = True
             return
         try:
-            with self.registry.locked() as change:
+            with self.registry.locked(timeout) as change:
                 if not self.registry.removed:
                     _reclaim.reclaim(change, self.rings, self.participant, dead=False)
                     _reclaim.remove_if_unused(change, self.rings)

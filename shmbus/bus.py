@@ -10,17 +10,21 @@ Must stay true:
 from __future__ import annotations
 
 import atexit
+import functools
 import os
+import sys
 import threading
 import warnings
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from shmbus import _books, _members
 from shmbus._codec import codec_for
-from shmbus._session import Session
+from shmbus._registry import LOCK_TIMEOUT
+from shmbus._session import COLLECTED_TIMEOUT, Session
 from shmbus._waiting import IDLE_MODES
-from shmbus.errors import ClosedError, ConfigError
+from shmbus.errors import ClosedError, ConfigError, LockTimeoutError
 from shmbus.publisher import ON_FULL, Publisher
 from shmbus.subscriber import MODES, STARTS, Subscriber
 from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, dead_letter_topic
@@ -95,6 +99,7 @@ class Bus:
         self._lock = threading.RLock()
         self._session = Session.open(name, create=create, supervise=supervise, stall_ns=int(stall_timeout * 1e9))
         _open_buses.add(self)
+        _leave_at_exit(os.getpid())
         try:
             self._session.ensure_supervisor()
             self._session.tell_supervisor()
@@ -151,7 +156,8 @@ class Bus:
 
         "reliable" holds back the publishers rather than lose an event. "lossy" holds back nobody: it is overrun,
         counts what it lost, and is told: `on_gap(Gap)` is called, or with "raise" GapError raised, before the next
-        event. One that comes back under its `name` goes on with its totals. Raises ConfigError, SchemaMismatchError, CapacityError.
+        event. One that comes back under its `name` goes on with its totals. Raises ConfigError, SchemaMismatchError,
+        CapacityError.
         """
         _check_topic(topic)
         _check_choice("mode", mode, MODES)
@@ -197,8 +203,12 @@ class Bus:
         check_label("group", group)
         if name is not None:
             check_label("worker", name)
+        if not topic.name.endswith(DEAD_SUFFIX):
+            dead_letter_topic(topic)  # its name must be possible before anything is created
         _check_range("max_deliver", max_deliver, MAX_DELIVER)
         _check_range("prefetch", prefetch, MAX_PREFETCH)
+        if not topic.name.endswith(DEAD_SUFFIX):
+            dead_letter_topic(topic)  # its name must have room
         idle = self._checked_idle(idle)
         with self._session.locked() as change:
             entry = _members.ensure_topic(change, topic, codec_for(topic), "reader")
@@ -277,6 +287,9 @@ class Bus:
 
     def close(self) -> None:
         """Close what this Bus made, and leave. Idempotent; in a forked child it only lets go."""
+        self._close(LOCK_TIMEOUT)
+
+    def _close(self, timeout: float) -> None:
         _open_buses.discard(self)
         if self._session.closed:
             return
@@ -285,7 +298,7 @@ class Bus:
                 handles = list(self._handles)
             for handle in handles:
                 handle.close()
-        self._session.close()
+        self._session.close(timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -299,7 +312,8 @@ class Bus:
         session = getattr(self, "_session", None)
         if session is not None and not session.closed and session.pid == os.getpid():
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            with suppress(LockTimeoutError):
+                self._close(timeout=COLLECTED_TIMEOUT)
 
     def __reduce__(self) -> tuple[Callable[..., Bus], tuple[str, Idle, bool]]:
         return _reopen, (self.name, self._idle, self._supervise)
@@ -336,4 +350,11 @@ def _close_all() -> None:
             continue
 
 
-atexit.register(_close_all)
+@functools.lru_cache(maxsize=1)
+def _leave_at_exit(pid: int) -> None:
+    """Once in each process. Forked children of multiprocessing run none of `atexit`, but their finalizers."""
+    atexit.register(_close_all)
+    if "multiprocessing" in sys.modules:
+        from multiprocessing import util
+
+        util.Finalize(None, _close_all, exitpriority=-100)

@@ -39,9 +39,7 @@ class Finding(msgspec.Struct, frozen=True):
 _MIB: Final = 1 << 20
 _KERNEL: Final = (5, 3)  # pidfd_open
 _GLIBC: Final = (2, 30)  # sem_clockwait
-_SMALL_SHM: Final = (
-    64 * _MIB
-)  # what container runtimes give by default: some thirty rings of the default size
+_SMALL_SHM: Final = 64 * _MIB  # what container runtimes give by default: some thirty rings of the default size
 _LITTLE_FREE: Final = 16 * _MIB
 _FEW_FILES: Final = 256  # a mapped ring takes a descriptor before Python 3.13, an awaiting handle always does
 _FIRST_NAMESPACE: Final = 0xEFFFFFFC  # the inode of the host's own PID namespace (PROC_PID_INIT_INO)
@@ -92,9 +90,7 @@ def check_pidfd() -> Finding:
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError) as error:
-        advice = (
-            "allow pidfd_open in the sandbox (seccomp); until then deaths are looked for, 5 times a second"
-        )
+        advice = "allow pidfd_open in the sandbox (seccomp); until then deaths are looked for, 5 times a second"
         return Finding("pidfd", "warn", f"pidfd_open: {error}", advice)
     return Finding("pidfd", "ok", "a death is seen at once")
 
@@ -121,9 +117,7 @@ def check_mount() -> Finding:
     if "ro" in mount.options.split(","):
         return Finding("/dev/shm", "fail", shown, "mount -o remount,rw /dev/shm")
     if mount.kind != "tmpfs":
-        return Finding(
-            "/dev/shm", "warn", shown, "a tmpfs is expected; another file system may write to a disk"
-        )
+        return Finding("/dev/shm", "warn", shown, "a tmpfs is expected; another file system may write to a disk")
     return Finding("/dev/shm", "ok", shown)
 
 
@@ -150,9 +144,7 @@ def check_segment() -> Finding:
         _segment.Segment.create(name, _PAGE, lambda memory: None).close()
         _segment.Segment.attach(name).close()
     except OSError as error:
-        return Finding(
-            "segments", "fail", str(error), f"/dev/shm must be a writable tmpfs, with room: {_RAISE_SHM}"
-        )
+        return Finding("segments", "fail", str(error), f"/dev/shm must be a writable tmpfs, with room: {_RAISE_SHM}")
     finally:
         _segment.unlink(name)
     return Finding("segments", "ok", "created, mapped and removed one")
@@ -182,9 +174,7 @@ def check_descriptors() -> Finding:
     shown = f"{_limit(soft)}, up to {_limit(hard)}"
     if soft == resource.RLIM_INFINITY or soft >= _FEW_FILES:
         return Finding("descriptors", "ok", shown)
-    return Finding(
-        "descriptors", "warn", shown, "ulimit -n 1024: a mapped ring takes one, an awaiting handle too"
-    )
+    return Finding("descriptors", "warn", shown, "ulimit -n 1024: a mapped ring takes one, an awaiting handle too")
 
 
 def check_namespace() -> Finding:

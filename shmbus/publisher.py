@@ -9,12 +9,17 @@ Must stay true:
 
 from __future__ import annotations
 
+import os
 import time
+import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar
 
 from shmbus import _core, _departures
+from shmbus._registry import LOCK_TIMEOUT
+from shmbus._session import COLLECTED_TIMEOUT
 from shmbus._waker import Sleeper
-from shmbus.errors import ClosedError, ConfigError, EventTooLargeError, Full, ReclaimedError
+from shmbus.errors import ClosedError, ConfigError, EventTooLargeError, Full, LockTimeoutError, ReclaimedError
 from shmbus.message import encode_headers
 
 if TYPE_CHECKING:
@@ -150,7 +155,7 @@ class Publisher(_core.Producer[T], Generic[T]):
 
     # -- the end
 
-    def close(self) -> None:
+    def close(self, *, _timeout: float = LOCK_TIMEOUT) -> None:
         """Retire: no more events; those not yet received stay for their consumers. Idempotent."""
         if self.closed:
             return
@@ -160,7 +165,7 @@ class Publisher(_core.Producer[T], Generic[T]):
             return
         self._forget(self)
         try:
-            with self._session.locked() as change:
+            with self._session.locked(_timeout) as change:
                 _departures.close_publisher(change, self._session.rings, self._id)
         except (ClosedError, ReclaimedError):
             pass  # the bus, or our part in it, is gone, and with it what there was to retire
@@ -172,6 +177,17 @@ class Publisher(_core.Producer[T], Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if (
+            hasattr(self, "_sleeper")
+            and not self.closed
+            and not self._session.closed
+            and self._session.pid == os.getpid()
+        ):
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            with suppress(LockTimeoutError):
+                self.close(_timeout=COLLECTED_TIMEOUT)
 
     def __repr__(self) -> str:
         return f"<Publisher {self.name!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"

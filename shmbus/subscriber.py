@@ -10,12 +10,18 @@ Must stay true:
 from __future__ import annotations
 
 import logging
+import os
+import time
+import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar
 
 from shmbus import _core, _departures
 from shmbus._codec import codec_for
+from shmbus._registry import LOCK_TIMEOUT
+from shmbus._session import COLLECTED_TIMEOUT
 from shmbus._waiting import Parking, Receiver
-from shmbus.errors import ClosedError, DecodeError, GapError, ReclaimedError
+from shmbus.errors import ClosedError, DecodeError, GapError, LockTimeoutError, ReclaimedError
 from shmbus.message import Gap, Message
 
 if TYPE_CHECKING:
@@ -33,6 +39,9 @@ Mode = Literal["reliable", "lossy"]
 Start = Literal["latest", "oldest"]
 MODES: Final = ("reliable", "lossy")
 STARTS: Final = ("latest", "oldest")
+
+LOG_INTERVAL: Final = 1.0
+"""Seconds between two log records of one lossy subscriber; the books have every event all the same."""
 
 _log = logging.getLogger("shmbus.loss")
 
@@ -62,6 +71,7 @@ class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
         self._idle = idle
         self._forget = forget
         self._sources: set[int] = set()
+        self._unlogged, self._next_log = 0, 0.0
         _core.Consumer.__init__(self, session.map, entry.index, codec_for(topic).decode)
         self._parking = Parking(
             session,
@@ -107,15 +117,18 @@ class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
 
     def _gap(self, publisher: str, first: int, last: int) -> None:
         gap = Gap(publisher, first, last, last - first + 1, "overrun")
-        _log.warning(
-            "subscriber %s of topic %s was overrun: events %d to %d of %s are lost",
-            self.name,
-            self.topic.name,
-            first,
-            last,
-            publisher,
-            extra={"consumer": self.name, "topic": self.topic.name, "gap": gap},
-        )
+        self._unlogged += gap.count
+        if time.monotonic() >= self._next_log:
+            _log.warning(
+                "subscriber %s of topic %s was overrun: %d events lost, up to %d of %s",
+                self.name,
+                self.topic.name,
+                self._unlogged,
+                last,
+                publisher,
+                extra={"consumer": self.name, "topic": self.topic.name, "gap": gap},
+            )
+            self._unlogged, self._next_log = 0, time.monotonic() + LOG_INTERVAL
         if self._on_gap == "raise":
             raise GapError(gap)
         if callable(self._on_gap):
@@ -126,7 +139,7 @@ class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
 
     # -- the end
 
-    def close(self) -> None:
+    def close(self, *, _timeout: float = LOCK_TIMEOUT) -> None:
         """Leave the topic; what was not received is counted as abandoned. Idempotent, callable from any thread."""
         if self.closed:
             return
@@ -138,7 +151,7 @@ class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
         self._parking.close()
         self._forget(self)
         try:
-            with self._session.locked() as change:
+            with self._session.locked(_timeout) as change:
                 _departures.close_subscriber(change, self._session.rings, self._id)
         except (ClosedError, ReclaimedError):
             pass  # the bus, or our part in it, is gone, and with it what there was to leave
@@ -150,6 +163,17 @@ class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if (
+            hasattr(self, "_parking")
+            and not self.closed
+            and not self._session.closed
+            and self._session.pid == os.getpid()
+        ):
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            with suppress(LockTimeoutError):
+                self.close(_timeout=COLLECTED_TIMEOUT)
 
     def __repr__(self) -> str:
         return f"<Subscriber {self.name!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"

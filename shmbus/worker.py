@@ -11,12 +11,17 @@ Must stay true:
 from __future__ import annotations
 
 import logging
+import os
+import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from shmbus import _core, _departures
 from shmbus._codec import codec_for
+from shmbus._registry import LOCK_TIMEOUT
+from shmbus._session import COLLECTED_TIMEOUT
 from shmbus._waiting import Parking, Receiver
-from shmbus.errors import ClosedError, DecodeError, ReclaimedError
+from shmbus.errors import ClosedError, DecodeError, LockTimeoutError, ReclaimedError
 from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage
 from shmbus.topic import DeadLetter
 
@@ -176,7 +181,7 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
         reason: str,
         how: int,
     ) -> bool:
-        """Publish a dead letter, then mark the event done; on an error it goes back. False if it is not ours any more."""
+        """Publish a dead letter, then mark the event done; on an error it goes back. False: it is not ours any more."""
         payload = self._payload(ring_id, sequence, word)
         if payload is None:
             return False
@@ -211,7 +216,7 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
 
     # -- the end
 
-    def close(self) -> None:
+    def close(self, *, _timeout: float = LOCK_TIMEOUT) -> None:
         """Leave the group; what was not settled goes back to it. Idempotent, callable from any thread."""
         if self.closed:
             return
@@ -228,7 +233,7 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
         self._parking.close()
         self._forget(self)
         try:
-            with self._session.locked() as change:
+            with self._session.locked(_timeout) as change:
                 _departures.close_worker(change, self._session.rings, self._id)
             self._session.wake_workers(self._group_line, 1)
         except (ClosedError, ReclaimedError):
@@ -241,6 +246,17 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if (
+            hasattr(self, "_parking")
+            and not self.closed
+            and not self._session.closed
+            and self._session.pid == os.getpid()
+        ):
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            with suppress(LockTimeoutError):
+                self.close(_timeout=COLLECTED_TIMEOUT)
 
     def __repr__(self) -> str:
         return (

@@ -14,7 +14,7 @@ import shmbus
 from shmbus.stats import Books
 
 
-class Order(msgspec.Struct, frozen=True):
+class Order(msgspec.Struct, frozen=True, order=True):
     id: int
     cents: int = 0
 

@@ -232,6 +232,8 @@ class ModelBroadcastRing:
             "overrun": overrun,
             "refused": refused - s.refused_before,
             "undecodable": undecodable,
+            "pending_first": s.sequence if lost_already else 0,
+            "pending_last": s.sequence + lost_already - 1 if lost_already else 0,
         }
 
     def losses(self, slot: int) -> dict[str, Loss]:

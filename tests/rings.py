@@ -8,23 +8,12 @@ from __future__ import annotations
 import mmap
 import queue
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from model import Gap, Loss, Message, ModelBroadcastRing, Read, Undecodable, decodes
 from model_work import Claim, ModelWorkRing
 
 from shmbus import _core
-
-if TYPE_CHECKING:
-
-    class ProducerBase(_core.Producer[bytes]): ...
-
-    class ConsumerBase(_core.Consumer[bytes]): ...
-
-    class ClaimerBase(_core.Claimer[bytes]): ...
-
-else:
-    ProducerBase, ConsumerBase, ClaimerBase = _core.Producer, _core.Consumer, _core.Claimer
 
 ACK, NACK, REJECT, UNDECODABLE = range(4)
 
@@ -63,7 +52,7 @@ class Outcome(Exception):
         self.value = value
 
 
-class Producer(ProducerBase):
+class Producer(_core.Producer[bytes]):
     """Refuses where `drop` says so, and raises queue.Full elsewhere; its groups are whatever `groups`
     holds."""
 
@@ -88,7 +77,7 @@ class Producer(ProducerBase):
         return bytes(headers)
 
 
-class Consumer(ConsumerBase):
+class Consumer(_core.Consumer[bytes]):
     """Every hook ends the call with what it was told."""
 
     def _refresh(self) -> None:
@@ -110,7 +99,7 @@ class Consumer(ConsumerBase):
         pass
 
 
-class Claimer(ClaimerBase):
+class Claimer(_core.Claimer[bytes]):
     """Every hook ends the call with the claim that it was told of."""
 
     def _refresh(self) -> None:

@@ -16,11 +16,8 @@ from support import SHM, Processes, entries, eventually, line
 import shmbus
 from shmbus import Bus
 
-Any_bus = Any  # tests of wrong arguments pass what the types forbid
-
-
 @pytest.fixture
-def bus(bus_name: str) -> Iterator[Any_bus]:
+def bus(bus_name: str) -> Iterator[Bus]:
     with Bus(bus_name, supervise=False) as opened:
         yield opened
 
@@ -61,7 +58,7 @@ def test_bad_bus_option(bus_name: str, options: dict[str, Any]) -> None:
     assert not entries(bus_name)
 
 
-BAD_CALLS: dict[str, Callable[[Any_bus], object]] = {
+BAD_CALLS: dict[str, Callable[[Any], object]] = {
     "publisher topic": lambda bus: bus.publisher("orders"),
     "publisher on_full": lambda bus: bus.publisher(ORDERS, on_full="wait"),
     "publisher timeout": lambda bus: bus.publisher(ORDERS, timeout=-1),
@@ -333,7 +330,6 @@ def fork_and_use(name: str) -> None:
 
     from events import ORDERS, Order, orders, take
 
-    import shmbus
     from shmbus import Bus
 
     bus = Bus(name, supervise=False)
@@ -381,10 +377,9 @@ def fork_and_use(name: str) -> None:
         return  # a forked child that ends in the ordinary way, atexit and all
     assert os.wait()[1] == 0
     message.ack()
-    assert take(sub, 3) == orders(3)
-    assert take(worker, 2) == orders(2, 2)
+    assert sorted(take(sub, 3)) == orders(3)
+    assert sorted(take(worker, 2)) == orders(2, 2)
     worker.ack()
-    assert shmbus.stats.Books is not None
     assert [p.pid for p in bus.stats().participants] == [os.getpid()]
     bus.close()
     print("whole")

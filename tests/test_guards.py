@@ -98,7 +98,7 @@ def close_while_publishing(moment: str) -> None:
             return b""
 
     def encode(event: Any) -> bytes:
-        if moment in {"encoder", "batch encoder"}:
+        if event == b"closing":
             producer._release()
         return bytes(event)
 
@@ -111,11 +111,11 @@ def close_while_publishing(moment: str) -> None:
     producer.publish(b"before")
     try:
         if moment == "encoder":
-            producer.publish(b"a")
+            producer.publish(b"closing")
         elif moment == "headers":
             producer.publish(b"a", headers={})
         elif moment == "batch encoder":
-            producer.publish_many([b"a", b"b"])
+            producer.publish_many([b"a", b"closing", b"b"])
         else:
             producer.publish_many(events())
     except ClosedError:
@@ -208,6 +208,7 @@ def test_views_that_a_decoder_keeps(lossy: str, processes: Processes) -> None:
 
 def use_after_fork() -> None:
     import os
+    from functools import partial
 
     from rings import CoreBroadcastRing, CoreWorkRing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,6 @@ def test_bus_goes_to_children(bus_name: str, processes: Processes, tmp_path: Pat
     """A Bus pickles to spawned and forkserver children and into a pool's initializer, and nobody complains."""
     script = tmp_path / "main.py"
     script.write_text(SCRIPT)
-    import sys
-
     child = processes.run([sys.executable, str(script), bus_name, method], stderr=subprocess.PIPE)
     output, errors = child.communicate()
     assert (output.strip(), errors, child.returncode) == ("[0, 0] 1", "", 0)

@@ -194,10 +194,10 @@ static int announce(ring_writer *w, uint64_t end) {
             return RING_OK;
         want = end; /* a joiner gates us: take back what nobody has written yet */
     }
-    uint64_t floor = w->head + RECORD_ALIGN;
-    w->limit = w->gate + capacity > floor ? w->gate + capacity : floor;
-    if (w->limit > want)
-        w->limit = want;
+    uint64_t floor = w->head + RECORD_ALIGN; /* written already: a joiner must not take it for intact */
+    if (want > w->gate + capacity)
+        want = w->gate + capacity;
+    w->limit = want > floor ? want : floor;
     STORE_SEQ(&w->view.header->intent, w->limit);
     return w->limit >= end ? RING_OK : RING_FULL;
 }

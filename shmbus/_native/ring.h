@@ -77,7 +77,8 @@ typedef struct ring_reader {
 typedef struct ring_terms { /* one consumer's books on one ring; see design of the books in docs/architecture.md */
     uint64_t offered, delivered, depth, overrun, refused, undecodable;
     uint64_t oldest_ns; /* CLOCK_REALTIME of the first event not yet received, 0 when depth is 0 or it cannot be read */
-    uint64_t pending_first, pending_last; /* part of overrun: overwritten, and its reader does not know yet; 0, 0 for none */
+    uint64_t pending_first,
+        pending_last; /* part of overrun: overwritten, and its reader does not know yet; 0, 0 for none */
 } ring_terms;
 
 static inline uint64_t record_span(uint64_t length) {

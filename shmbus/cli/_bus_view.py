@@ -185,9 +185,7 @@ def _consumer_notes(consumers: Sequence[ConsumerStats]) -> Iterator[Text]:
     for consumer in consumers:
         name = shorten(consumer.name, _NAME)
         if consumer.dropped:
-            lost = [
-                f"{whole(getattr(consumer, cause))} {cause}" for cause in _CAUSES if getattr(consumer, cause)
-            ]
+            lost = [f"{whole(getattr(consumer, cause))} {cause}" for cause in _CAUSES if getattr(consumer, cause)]
             yield _note(f"{name} lost {plural(consumer.dropped, 'event')}: {', '.join(lost)}", "yellow")
         if consumer.state in _ILL:
             pid = f" (pid {consumer.pid})" if consumer.pid else ""

@@ -49,9 +49,7 @@ if TYPE_CHECKING:
     from shmbus.stats import BusStats, ConsumerStats
 
 _SHM: Final = Path("/dev/shm")
-_LARGEST: Final = (
-    SOURCES.capacity // 4 - 4096
-)  # bytes of text that fit into an event, beside path and framing
+_LARGEST: Final = SOURCES.capacity // 4 - 4096  # bytes of text that fit into an event, beside path and framing
 _ELSEWHERE: Final = frozenset({"site-packages", "dist-packages", "__pycache__"})
 _LOOK: Final = 0.5  # seconds between two looks at the bus
 _TURN: Final = 0.05  # seconds to wait for results when there is no room for sources, or none left
@@ -67,9 +65,7 @@ def register(commands: _arguments.Commands) -> None:
         description="Parse the sources of Python's standard library in a pool of worker processes; half-way"
         " one of them is killed and replaced. Nothing is lost, and nothing is left behind.",
     )
-    demo.add_argument(
-        "--workers", metavar="N", type=_arguments.positive, help="default: one a core, at least 2"
-    )
+    demo.add_argument("--workers", metavar="N", type=_arguments.positive, help="default: one a core, at least 2")
     demo.add_argument("--limit", metavar="N", type=_arguments.positive, help="parse N files only")
     demo.add_argument("--check", action="store_true", help="compare with a single-process run")
     demo.add_argument("--no-kill", dest="kill", action="store_false", help="kill no worker")
@@ -92,9 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 def source_files(limit: int | None) -> list[Path]:
     """The .py files of Python's standard library that fit into an event; with `limit`, the first ones."""
     root = Path(sysconfig.get_path("stdlib"))
-    files = (
-        path for path in sorted(root.rglob("*.py")) if not _ELSEWHERE & set(path.relative_to(root).parts)
-    )
+    files = (path for path in sorted(root.rglob("*.py")) if not _ELSEWHERE & set(path.relative_to(root).parts))
     return [path for path in files if path.stat().st_size <= _LARGEST][:limit]
 
 
@@ -124,9 +118,7 @@ class Collection:
     def longest(self) -> list[tuple[Found, Function]]:
         """The longest functions, the longest first."""
         functions = ((item, function) for item in self.found.values() for function in item.functions)
-        return heapq.nsmallest(
-            _LONGEST, functions, key=lambda pair: (-pair[1].lines, pair[0].path, pair[1].line)
-        )
+        return heapq.nsmallest(_LONGEST, functions, key=lambda pair: (-pair[1].lines, pair[0].path, pair[1].line))
 
 
 class Job:
@@ -175,8 +167,7 @@ class Job:
         assert self._books is not None
         show_books(self._books)
         print(
-            f"\ndelivered again: {plural(collection.again, 'file')};"
-            f" reported twice, counted once: {collection.twice}"
+            f"\ndelivered again: {plural(collection.again, 'file')}; reported twice, counted once: {collection.twice}"
         )
         good = all(balanced(consumer) for consumer in self._books.consumers)
         if self.rejected:
@@ -249,9 +240,7 @@ class Job:
             alone = {found.path: found for found in _examined(self.files, screen)}
         seconds = time.monotonic() - started
         pooled = self.collection.found
-        different = sorted(
-            path for path in alone.keys() | pooled.keys() if alone.get(path) != pooled.get(path)
-        )
+        different = sorted(path for path in alone.keys() | pooled.keys() if alone.get(path) != pooled.get(path))
         if different:
             print(f"check: {plural(len(different), 'file')} differ from a single-process run")
             show_differences(different)

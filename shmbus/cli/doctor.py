@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from shmbus import diagnostics
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import argparse
 
 _STYLES: Final = {"ok": "green", "warn": "bold yellow", "fail": "bold red"}
-_INDENT: Final = 6  # cells of the status and the gap after it
 
 
 def register(commands: _arguments.Commands) -> None:
@@ -39,14 +38,16 @@ def run(arguments: argparse.Namespace) -> int:
 def show(findings: list[diagnostics.Finding]) -> None:
     """A line a finding, its advice below it, a sum at the end."""
     out = console()
-    widest = max((len(finding.check) for finding in findings), default=0)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
     for finding in findings:
-        text = Text(f"{finding.status:<{_INDENT}}", style=_STYLES[finding.status])
-        text.append(f"{printable(finding.check):<{widest}}  ", style="bold")
-        text.append(printable(finding.value), style="default not bold")
-        out.print(text, soft_wrap=True)
+        status = Text(finding.status, style=_STYLES[finding.status])
+        table.add_row(status, printable(finding.check), printable(finding.value))
         if finding.advice:
-            out.print(Padding(Text(printable(finding.advice)), (0, 0, 0, _INDENT + widest + 2)))
+            table.add_row("", "", Text(printable(finding.advice), style="italic"))
+    out.print(table)
     failed = sum(finding.status == "fail" for finding in findings)
     warned = sum(finding.status == "warn" for finding in findings)
     if failed or warned:

@@ -31,17 +31,13 @@ def register(commands: _arguments.Commands) -> None:
     tail.add_argument("topic", metavar="TOPIC", type=_arguments.topic)
     tail.add_argument("--json", action="store_true", help="print one JSON object a line")
     tail.add_argument("--oldest", action="store_true", help="begin with the oldest events still there")
-    tail.add_argument(
-        "-n", dest="count", metavar="COUNT", type=_arguments.positive, help="end after COUNT events"
-    )
+    tail.add_argument("-n", dest="count", metavar="COUNT", type=_arguments.positive, help="end after COUNT events")
     tail.set_defaults(run=run_tail)
     pub = commands.add_parser("pub", help="publish a JSON document as an event")
     pub.add_argument("bus", metavar="BUS", type=_arguments.bus)
     pub.add_argument("topic", metavar="TOPIC", type=_arguments.topic)
     pub.add_argument("json", metavar="JSON", help="the event, or - for one a line from stdin")
-    pub.add_argument(
-        "-H", "--header", dest="headers", metavar="KEY=VALUE", action="append", default=[], type=_header
-    )
+    pub.add_argument("-H", "--header", dest="headers", metavar="KEY=VALUE", action="append", default=[], type=_header)
     pub.set_defaults(run=run_pub)
 
 
@@ -90,9 +86,7 @@ def as_json(item: inspect.Tailed) -> str:
 def _json(value: Any) -> str:
     """JSON on one line, with everything that a terminal would act upon escaped."""
     text = msgspec.json.encode(value, enc_hook=repr).decode()
-    return (
-        text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-    )
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _follow(tail: inspect.Tail) -> Iterator[inspect.Tailed]:

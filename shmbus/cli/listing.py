@@ -34,9 +34,7 @@ _COLUMNS: Sequence[Column[BusStats]] = (
     Column("MEMORY", lambda s: size(s.bytes), right=True),
     Column("PROCESSES", lambda s: str(len(s.participants)), right=True),
     Column("TOPICS", lambda s: str(len(s.topics)), right=True),
-    Column(
-        "CONSUMERS", lambda s: str(sum(c.state not in ("closed", "dead") for c in s.consumers)), right=True
-    ),
+    Column("CONSUMERS", lambda s: str(sum(c.state not in ("closed", "dead") for c in s.consumers)), right=True),
     Column("DEPTH", lambda s: short(sum(c.depth for c in s.consumers)), right=True),
     Column("SUPERVISOR", lambda s: str(s.supervisor.pid or "none"), right=True),
 )

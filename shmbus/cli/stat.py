@@ -35,9 +35,7 @@ _INTERVAL: Final = 1.0  # seconds between the looks of a live one
 def register(commands: _arguments.Commands) -> None:
     """Add `stat` and `top`."""
     stat = commands.add_parser("stat", help="rates, depths, lags, drops, who blocks whom")
-    stat.add_argument(
-        "bus", metavar="BUS", nargs="?", type=_arguments.bus, help="default: every bus of this host"
-    )
+    stat.add_argument("bus", metavar="BUS", nargs="?", type=_arguments.bus, help="default: every bus of this host")
     stat.add_argument("--json", action="store_true", help="print one JSON document")
     stat.add_argument(
         "--watch",
@@ -50,9 +48,7 @@ def register(commands: _arguments.Commands) -> None:
     stat.set_defaults(run=run)
     top = commands.add_parser("top", help="the live view of one bus: stat BUS --watch")
     top.add_argument("bus", metavar="BUS", type=_arguments.bus)
-    top.add_argument(
-        "-i", "--interval", dest="watch", metavar="SECONDS", default=_INTERVAL, type=_arguments.seconds
-    )
+    top.add_argument("-i", "--interval", dest="watch", metavar="SECONDS", default=_INTERVAL, type=_arguments.seconds)
     top.set_defaults(run=run, json=False)
 
 
@@ -101,8 +97,7 @@ class Looker:
         before = self.found
         after = self._all() if self.bus is None else {self.bus: inspect.stats_of(self.bus)}
         self.found = {
-            name: with_rates(before[name], stats) if name in before else stats
-            for name, stats in after.items()
+            name: with_rates(before[name], stats) if name in before else stats for name, stats in after.items()
         }
 
     def _all(self) -> dict[str, BusStats]:

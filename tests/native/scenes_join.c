@@ -59,6 +59,7 @@ static void watch(unsigned self) { watch_until(self - 1, the.target); }
 
 /* The supervisor takes the dead out; then the publisher has room again, if it lives. */
 static void verify_join(void) {
+    check_intent(0);
     for (unsigned i = 0; i < MAX_WATCHERS; i++)
         if (is_dead(i + 1)) {
             the.watchers[i].joined = false;
@@ -76,7 +77,7 @@ static void verify_join(void) {
 
 const scene join_scenes[] = {
     {"join-oldest", "a reliable reader joins at the oldest event", build_history, verify_join,
-     {PUBLISHER, JOINER(join_oldest)}, {2, 1}, {4, 2}},
+     {PUBLISHER, JOINER(join_oldest)}, {3, 1}, {4, 2}},
     {"join-latest", "a reliable reader joins at the tail", build_history, verify_join,
      {PUBLISHER, JOINER(join_latest)}, {2, 1}, {4, 2}},
     {"join-lossy", "a lossy reader joins at the oldest event", build_history, verify_join,

@@ -30,6 +30,11 @@ static void offer_two(unsigned self) {
         offer(FULL_SPIN);
 }
 
+static void offer_three(unsigned self) {
+    offer_two(self);
+    offer(FULL_SPIN); /* no room: it looks at the gate once more */
+}
+
 static void offer_one(unsigned self) {
     (void)self;
     offer(FULL_SPIN);
@@ -72,6 +77,14 @@ static void return_one(unsigned self) {
 }
 
 static void finish_kept(unsigned self) { finish_job(self, &kept[self]); }
+
+/* Reads once more what it holds, as a message does whose payload is asked for late. */
+static void read_and_finish_kept(unsigned self) {
+    claim c = kept[self];
+    if (work_read(&the.work.view, &c) != RING_OK || !body_is_whole(c.record.body, BIG, c.record.sequence, true))
+        fail("K1: event %llu was overwritten while it was held", (unsigned long long)c.record.sequence);
+    finish_job(self, &c);
+}
 
 static void return_kept(unsigned self) { return_job(self, &kept[self]); }
 
@@ -213,7 +226,7 @@ static void build_kept(void) { /* workers 1 and 2 hold the first two of four tha
     offer_many(4);
     keep(1);
     keep(2);
-    the.target = FIRST_SEQUENCE + 5;
+    the.target = FIRST_SEQUENCE + 6;
 }
 
 static void build_full(void) {
@@ -225,6 +238,12 @@ static void build_full(void) {
 static void build_zombie(void) {
     build_two();
     keep(1);
+}
+
+static void build_low(void) { /* `next` stands on a record that worker 1 holds, as a reclaim leaves it */
+    uint64_t count;
+    build_zombie();
+    work_reclaim(&the.work.view, 99, 1, &count);
 }
 
 static void build_lap(void) { /* all descriptors in use, none held */
@@ -267,6 +286,8 @@ const scene work_scenes[] = {
      {{'O', "observer", look, false, false}, WORKER('A', return_one), WORKER('B', work_one)}, {2, 1}, {4, 2}},
     {"nack-race", "a claim is given back beside two more", build_zombie, verify_work,
      {{'O', "observer", look, false, false}, WORKER('A', return_kept), WORKER('B', work_one)}, {2, 1}, {4, 2}},
+    {"nack-low", "a claim is given back that `next` stands on already", build_low, verify_work,
+     {{'O', "observer", look, false, false}, WORKER('A', return_kept), WORKER('B', work_one)}, {2, 1}, {4, 2}},
     {"nack-work", "both workers go on until all is done", build_three, verify_work,
      {{'O', "observer", look, false, false}, WORKER('A', return_then_work), WORKER('B', return_then_work)},
      {1, 1}, {3, 2}},
@@ -283,7 +304,7 @@ const scene work_scenes[] = {
      {{'O', "observer", look, false, false}, WORKER('A', return_kept), WORKER('B', work), RECLAIMER(false)},
      {2, 1}, {3, 2}},
     {"gate", "neighbours ack while the publisher needs their room", build_kept, verify_work,
-     {PUBLISHER(offer_one), WORKER('A', finish_kept), WORKER('B', finish_kept)}, {2, 1}, {4, 2}},
+     {PUBLISHER(offer_three), WORKER('A', finish_kept), WORKER('B', read_and_finish_kept)}, {3, 1}, {4, 2}},
     {"lap", "a worker sleeps through a lap of the ring", build_lap, verify_work,
      {{'O', "observer", look, false, false}, WORKER('A', work_one), {'L', "the lap", lap, false, false}},
      {2, 1}, {4, 2}},

@@ -35,6 +35,7 @@ typedef struct watcher { /* a subscriber of one ring, and what it saw */
 typedef struct job { /* one record of the work ring */
     unsigned char holder;
     unsigned char attempt, claims, nacks, done;
+    bool finishing; /* somebody who held it called work_done */
 } job;
 
 typedef struct workshop {
@@ -54,6 +55,7 @@ typedef struct world {
     topic_line *topic;
     group_line *group;
     uint64_t target; /* how far the actors want to come */
+    uint64_t raised; /* waits for room that nobody has answered with a post */
     uint64_t asleep; /* bit per actor: sleeps and nobody posts */
 } world;
 
@@ -78,6 +80,7 @@ void watch_until(unsigned watcher, uint64_t sequence);
 void open_watcher(unsigned index, unsigned source, unsigned slot, bool lossy);
 void join(unsigned index, unsigned source, bool lossy, bool oldest);
 void look_at_books(unsigned watcher);
+void check_intent(unsigned source);
 void verify_broadcast(void);
 
 /* ---- work: world_work.c ---- */

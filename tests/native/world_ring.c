@@ -94,6 +94,7 @@ static void check_gates(const source *s) {
 static int wait_for_room(source *s, unsigned self) {
     ring_header *h = s->view.header;
     STORE_SEQ(&h->need, ring_need(&s->writer, s->length));
+    the.raised = 1;
     STORE_SEQ(&h->waiting, 1); /* SYNC room */
     int status = ring_reserve(&s->writer, s->length);
     if (status == RING_FULL && !sleep_on(&the.semaphores[self])) {
@@ -156,8 +157,11 @@ void publish_batch(unsigned index, unsigned count) {
 void post(unsigned actor) { ADD_SEQ(&the.semaphores[actor], 1); }
 
 static void settle(watcher *w) {
-    if (ring_settle(&w->reader))
-        post(0);
+    if (!ring_settle(&w->reader))
+        return;
+    if (the.raised-- == 0)
+        fail("W1: two posts for one wait");
+    post(0);
 }
 
 static bool overrun(watcher *w) {
@@ -239,6 +243,17 @@ void look_at_books(unsigned index) {
 
 /* ---- what must hold in the end ---- */
 
+/* A publisher that is not in the middle of announcing has announced nothing that a reliable reader may still need. */
+void check_intent(unsigned index) {
+    const source *s = &the.sources[index];
+    uint64_t intent = LOAD_SEQ(&s->view.header->intent);
+    for (unsigned i = 0; i < MAX_WATCHERS && !is_dead(index); i++) {
+        const watcher *w = &the.watchers[i];
+        if (w->joined && w->source == s && !w->lossy && intent > LOAD_SEQ(&slot_of(&s->view, w->slot)->cursor) + CAPACITY)
+            fail("B2: intent %llu is beyond the gate of watcher %u", (unsigned long long)intent, i);
+    }
+}
+
 /* Walks [oldest, tail]: B1, F. Returns the sequence at the tail. */
 static uint64_t walk(const source *s) {
     const ring_header *h = s->view.header;
@@ -280,6 +295,7 @@ static void read_afresh(const source *s, uint64_t end) {
  * of `committed`. */
 static void verify_source(unsigned index) {
     const source *s = &the.sources[index];
+    check_intent(index);
     uint64_t end = walk(s);
     if (end < s->committed || end > s->writer.sequence || (!is_dead(index) && end != s->committed))
         fail("the ring ends before event %llu, the publisher before %llu", (unsigned long long)end,

@@ -1,0 +1,98 @@
+"""shmbus itself: its public API with nothing set but what the workload needs.
+
+The parent does not open the bus: one more participant would change how the others wait. The sender waits for the
+supervisor, whose start would otherwise fall into the measured time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager, suppress
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+import shmbus
+import shmbus.inspect
+from bench.contract import BenchError
+from bench.event import Tick
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from bench.contract import Plan, Shape
+
+DISTRIBUTION: Final = "shmbus"
+SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "shared"})
+
+_TOPIC: Final = shmbus.Topic("ticks", Tick)
+_GROUP: Final = "workers"
+_SUPERVISOR_SECONDS: Final = 10.0
+_numbers = count(1)
+
+
+@contextmanager
+def wire(plan: Plan) -> Iterator[str]:
+    """The name of the bus."""
+    name = f"bench-{os.getpid()}-{next(_numbers)}"
+    try:
+        yield name
+    finally:
+        with suppress(shmbus.BusNotFoundError):  # as it should be: the last to leave has removed it
+            shmbus.inspect.remove(name, force=True)
+
+
+class _Sender:
+    def __init__(self, publisher: shmbus.Publisher[Tick]) -> None:
+        self._publisher = publisher
+
+    def send(self, events: Iterable[Tick]) -> None:
+        publish = self._publisher.publish
+        for event in events:
+            publish(event)
+
+    def send_batches(self, batches: Iterable[list[Tick]]) -> None:
+        publish_many = self._publisher.publish_many
+        for batch in batches:
+            publish_many(batch)
+
+
+class _Receiver:
+    def __init__(self, source: shmbus.Subscriber[Tick] | shmbus.Worker[Tick]) -> None:
+        self._source = source
+
+    def events(self) -> Iterator[Tick]:
+        return iter(self._source)
+
+    def batches(self, size: int) -> Iterator[list[Tick]]:
+        while True:
+            yield self._source.receive_many(size)
+
+
+@contextmanager
+def sender(plan: Plan, wiring: str) -> Iterator[_Sender]:
+    """A publisher."""
+    with shmbus.Bus(wiring) as bus, bus.publisher(_TOPIC) as publisher:
+        _await_supervisor(bus)
+        yield _Sender(publisher)
+
+
+@contextmanager
+def receiver(plan: Plan, wiring: str, index: int) -> Iterator[_Receiver]:
+    """A subscriber, or a worker where events are shared."""
+    with shmbus.Bus(wiring) as bus:
+        if plan.shape != "shared":
+            with bus.subscriber(_TOPIC) as subscriber:
+                yield _Receiver(subscriber)
+            return
+        with bus.worker(_TOPIC, group=_GROUP) as worker:
+            yield _Receiver(worker)
+            worker.ack()  # the last one, after which it did not ask for another
+
+
+def _await_supervisor(bus: shmbus.Bus) -> None:
+    deadline = time.monotonic() + _SUPERVISOR_SECONDS
+    while not bus.stats().supervisor.pid:
+        if time.monotonic() > deadline:
+            raise BenchError(f"no supervisor on bus {bus.name!r} within {_SUPERVISOR_SECONDS:g} s")
+        time.sleep(0.01)

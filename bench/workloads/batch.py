@@ -1,0 +1,30 @@
+"""W1b: one to one, 64 events a call on both sides."""
+
+from __future__ import annotations
+
+import time
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+from bench.contract import Received
+from bench.event import batches, verify
+
+if TYPE_CHECKING:
+    from bench.contract import Plan, Receiver, Sender, Shape
+
+SHAPE: Final[Shape] = "one"
+RECEIVERS: Final = 1
+BATCH: Final = 64
+PACED: Final = False
+CEILING: Final = True
+
+
+def produce(plan: Plan, sender: Sender) -> None:
+    """Send every event, in whole batches."""
+    sender.send_batches(batches(plan.events, plan.batch))
+
+
+def consume(plan: Plan, receiver: Receiver) -> Received:
+    """Check every event."""
+    verify(chain.from_iterable(receiver.batches(plan.batch)), plan.events)
+    return Received(plan.events, time.monotonic_ns(), 0.0)

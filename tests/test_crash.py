@@ -1,0 +1,33 @@
+"""Kills: the short form of tools/kill_campaign.py, which says what must hold; the long form is `--kills 5000`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CAMPAIGN = Path(__file__).resolve().parents[1] / "tools" / "kill_campaign.py"
+
+
+@pytest.mark.parametrize(
+    ("roles", "kills"),
+    [
+        ("publisher", 15),
+        ("subscriber,lossy", 15),
+        ("worker", 20),
+        ("supervisor", 10),
+        ("publisher,subscriber,lossy,worker,supervisor", 40),
+    ],
+)
+def test_kills(roles: str, kills: int) -> None:
+    """Processes killed under load hang nobody, lose nothing, and leave exact books and an empty /dev/shm."""
+    done = subprocess.run(
+        [sys.executable, str(CAMPAIGN), "--kills", str(kills), "--roles", roles],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
+    assert f"{kills} kills" in done.stdout
