@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, Final
@@ -19,9 +19,8 @@ from bench.contract import BenchError, Plan, Received, Sent
 from bench.event import checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from multiprocessing.connection import Connection
-    from multiprocessing.context import SpawnProcess
     from multiprocessing.synchronize import Barrier
 
 PATIENCE: Final = 300.0
@@ -56,24 +55,25 @@ def run(plan: Plan, patience: float = PATIENCE) -> Outcome:
 def _start(plan: Plan, wiring: Any, stack: ExitStack) -> list[Connection]:
     """Start the sender and all receivers; the stack ends them."""
     barrier = _CONTEXT.Barrier(plan.receivers + 1)
-    pipes: list[Connection] = []
-    for index in (None, *range(plan.receivers)):
-        pipe, childs = _CONTEXT.Pipe(duplex=False)
-        process = _CONTEXT.Process(target=_child, args=(plan, wiring, index, barrier, childs), daemon=True)
-        process.start()
-        childs.close()
-        stack.callback(_end, process, pipe)
-        pipes.append(pipe)
-    return pipes
+    ends: list[int | None] = [None, *range(plan.receivers)]
+    return [stack.enter_context(_process(plan, wiring, end, barrier)) for end in ends]
 
 
-def _end(process: SpawnProcess, pipe: Connection) -> None:
-    pipe.close()
-    process.join(_JOIN)
-    if process.exitcode is None:
+@contextmanager
+def _process(plan: Plan, wiring: Any, index: int | None, barrier: Barrier) -> Iterator[Connection]:
+    """One end, and the pipe that its report comes from; killed at once when the run has failed."""
+    pipe, its_pipe = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_child, args=(plan, wiring, index, barrier, its_pipe), daemon=True)
+    process.start()
+    its_pipe.close()
+    try:
+        yield pipe
+        process.join(_JOIN)
+    finally:
         process.kill()
         process.join()
-    process.close()
+        process.close()
+        pipe.close()
 
 
 def _reports(pipes: Sequence[Connection], deadline: float) -> list[Any]:
@@ -106,9 +106,7 @@ def _check(plan: Plan, outcome: Outcome) -> None:
         return
     count, total = sum(r.events for r in outcome.received), sum(r.checksum for r in outcome.received)
     if (count, total) != (plan.events, checksum(plan.events)):
-        raise BenchError(
-            f"the workers together did not get every event once: got={count}, sent={plan.events}"
-        )
+        raise BenchError(f"the workers together did not get every event once: got={count}, sent={plan.events}")
 
 
 # -- in the children
@@ -116,9 +114,7 @@ def _check(plan: Plan, outcome: Outcome) -> None:
 
 def _child(plan: Plan, wiring: Any, index: int | None, barrier: Barrier, pipe: Connection) -> None:
     try:
-        report: Any = (
-            _send(plan, wiring, barrier) if index is None else _receive(plan, wiring, index, barrier)
-        )
+        report: Any = _send(plan, wiring, barrier) if index is None else _receive(plan, wiring, index, barrier)
     except Exception:
         report = traceback.format_exc()
     pipe.send(report)

@@ -159,7 +159,7 @@ class Tap:
         """(sequence, time_ns, headers, payload); (first, last, None, None) for a gap; None for nothing."""
 
 class Producer(Generic[T]):
-    """The path of an event into its rings; Publisher adds the hooks that it calls when anything is out of the ordinary."""
+    """The path of an event into its rings; Publisher adds the hooks that it calls when it cannot go on alone."""
 
     def __init__(
         self,

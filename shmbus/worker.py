@@ -11,7 +11,6 @@ Must stay true:
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
@@ -248,12 +247,7 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
         self.close()
 
     def __del__(self) -> None:
-        if (
-            hasattr(self, "_parking")
-            and not self.closed
-            and not self._session.closed
-            and self._session.pid == os.getpid()
-        ):
+        if hasattr(self, "_parking") and not self.closed and self._session.usable:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
             with suppress(LockTimeoutError):
                 self.close(_timeout=COLLECTED_TIMEOUT)

@@ -26,9 +26,7 @@ SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "shared"})
 def wire(plan: Plan) -> Iterator[list[Queue[bytes]]]:
     """The queues."""
     context = multiprocessing.get_context("spawn")
-    queues: list[Queue[bytes]] = [
-        context.Queue() for _ in range(plan.receivers if plan.shape == "all" else 1)
-    ]
+    queues: list[Queue[bytes]] = [context.Queue() for _ in range(plan.receivers if plan.shape == "all" else 1)]
     try:
         yield queues
     finally:
