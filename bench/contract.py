@@ -54,8 +54,10 @@ class Sent:
 
     first_ns: int
     """CLOCK_MONOTONIC before the first event."""
+    last_ns: int
+    """The same once everything is handed over."""
     cpu: float
-    """CPU seconds of the process, all threads, until it has handed everything over."""
+    """CPU seconds of the process, all threads, in between."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class Received:
     events: int
     last_ns: int
     """CLOCK_MONOTONIC after the last event."""
-    cpu: float
+    first_ns: int = 0
+    """The same before it began to wait for the first one; filled in by the harness, as is `cpu`."""
+    cpu: float = 0.0
     checksum: int = 0
     """Sum of the sequences, where events are shared."""
     lost: int = 0
@@ -98,6 +102,8 @@ class Peer(Protocol):
     DISTRIBUTION: str | None
     """What to ask the version of; None for what comes with Python."""
     SHAPES: frozenset[Shape]
+    CONNECTED: bool
+    """Whether what is sent is what is received: not so at the codec ceiling."""
 
     def wire(self, plan: Plan) -> AbstractContextManager[Any]:
         """In the parent: what both ends need to find each other; it goes to the children as a process argument."""
@@ -123,4 +129,4 @@ class Workload(Protocol):
         """In the sending process, between two looks at the clock."""
 
     def consume(self, plan: Plan, receiver: Receiver) -> Received:
-        """In each receiving process; `cpu` is filled in by the harness. Raises SequenceError."""
+        """In each receiving process. Raises SequenceError."""

@@ -72,7 +72,7 @@ def batches(count: int, size: int) -> Iterator[list[Tick]]:
 
 
 def paced(count: int, rate: int) -> Iterator[Tick]:
-    """`count` events at `rate` a second, each stamped when it is handed over; one that is late is handed over at once."""
+    """`count` events at `rate` a second, each stamped when it is handed over; what is late waits no longer."""
     event = tick(FIRST)
     start = time.monotonic_ns()
     for number, seq in enumerate(islice(cycle(SEQUENCES), count)):

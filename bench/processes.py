@@ -1,7 +1,7 @@
 """One run: one workload with one peer, every end in a process of its own.
 
 May touch: processes that it starts, and it ends them all. The clock runs from the first send to the last receive; a
-barrier holds the sender until every receiver is ready.
+barrier holds the sender until every receiver is ready, and all until the sender is.
 """
 
 from __future__ import annotations
@@ -35,11 +35,18 @@ class Outcome:
 
     sent: Sent
     received: tuple[Received, ...]
+    connected: bool
 
     @property
     def seconds(self) -> float:
-        """From before the first send to after the last receive, of the slowest receiver."""
-        return (max(r.last_ns for r in self.received) - self.sent.first_ns) / 1e9
+        """From before the first send to after the last receive of the slowest receiver.
+
+        Where the ends never meet, the time of the slowest end.
+        """
+        if not self.connected:
+            spans = [self.sent.last_ns - self.sent.first_ns, *(r.last_ns - r.first_ns for r in self.received)]
+            return max(spans) / 1e9
+        return (max(end.last_ns for end in self.received) - self.sent.first_ns) / 1e9
 
 
 def run(plan: Plan, patience: float = PATIENCE) -> Outcome:
@@ -47,7 +54,7 @@ def run(plan: Plan, patience: float = PATIENCE) -> Outcome:
     peer = peers.load(plan.peer)
     with peer.wire(plan) as wiring, ExitStack() as stack:
         sent, *received = _reports(_start(plan, wiring, stack), time.monotonic() + patience)
-    outcome = Outcome(sent, tuple(received))
+    outcome = Outcome(sent, tuple(received), peer.CONNECTED)
     _check(plan, outcome)
     return outcome
 
@@ -122,17 +129,19 @@ def _child(plan: Plan, wiring: Any, index: int | None, barrier: Barrier, pipe: C
 
 def _send(plan: Plan, wiring: Any, barrier: Barrier) -> Sent:
     workload = workloads.load(plan.workload)
+    barrier.wait()  # until the receivers can be found
     with peers.load(plan.peer).sender(plan, wiring) as sender:
         barrier.wait()
         cpu, first = time.process_time(), time.monotonic_ns()
         workload.produce(plan, sender)
-        return Sent(first, time.process_time() - cpu)
+        return Sent(first, time.monotonic_ns(), time.process_time() - cpu)
 
 
 def _receive(plan: Plan, wiring: Any, index: int, barrier: Barrier) -> Received:
     workload = workloads.load(plan.workload)
     with peers.load(plan.peer).receiver(plan, wiring, index) as receiver:
         barrier.wait()
-        cpu = time.process_time()
+        barrier.wait()  # until the sender is ready too
+        cpu, first = time.process_time(), time.monotonic_ns()
         received = workload.consume(plan, receiver)
-        return replace(received, cpu=time.process_time() - cpu)
+        return replace(received, first_ns=first, cpu=time.process_time() - cpu)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from shmbus import _core
 from shmbus._document import Cause, LossEntry, Totals
+from shmbus._failpoint import reach
 from shmbus.errors import CorruptSegmentError, LayoutMismatchError
 
 if TYPE_CHECKING:
@@ -75,8 +76,10 @@ def close_subscriber(change: Change, rings: Rings, id: int, *, dead: bool = Fals
                     _settle_slot(document, consumer, entry, ring, abandoned=True)
         consumer.state, consumer.dead = "leaving", dead
         change.commit()
+        reach("close.leaving")
     for _, ring in members:
         ring.leave(consumer.slot)
+        reach("close.ring")
     consumer.state, consumer.participant = "closed", 0
     _merge_closed(document, consumer.topic)
     change.commit(consumer.topic)
@@ -95,6 +98,7 @@ def close_worker(change: Change, rings: Rings, id: int) -> int:
         for entry in document.rings_of(group):
             with _unless_unreadable(entry):
                 given_back += rings.work(entry).reclaim(worker.slot, worker.generation)
+    reach("close.worker")
     document.workers.remove(worker)
     change.commit(*(() if group is None else (group.topic,)))
     return given_back
@@ -130,6 +134,7 @@ def sweep(change: Change, rings: Rings) -> None:
     having = {r.publisher for r in document.rings}
     document.publishers = [p for p in document.publishers if p.state == "active" or p.id in having]
     change.commit(*{entry.topic for entry in entries})
+    reach("sweep.committed")
     for entry in entries:
         rings.remove(entry.id)
 

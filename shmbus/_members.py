@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmbus import _core, _departures, _schema
 from shmbus._document import ConsumerEntry, Participant, PublisherEntry, RingEntry, TopicEntry, WorkerEntry
+from shmbus._failpoint import reach
 from shmbus.errors import CapacityError, ConfigError, SchemaMismatchError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def attach(change: Change, pid: int, start: int, command: str) -> Participant:
     participant = Participant(id=document.new_id(), pid=pid, start=start, command=command)
     document.participants.append(participant)
     change.commit()
+    reach("attach.committed")
     return participant
 
 
@@ -99,9 +101,11 @@ def open_publisher(
         for consumer in document.consumers:
             if consumer.topic == topic.index and consumer.kind == "subscriber" and consumer.state == "active":
                 broadcast.join(consumer.slot, consumer.mode == "lossy")
+        reach("publisher.rings")
         document.publishers.append(publisher)
         document.rings.extend(entries)
         change.commit(topic.index)
+        reach("publisher.committed")
     except BaseException:
         for entry in created:
             rings.remove(entry.id)
@@ -155,6 +159,7 @@ def open_subscriber(
     consumer.slot, consumer.mode, consumer.participant = slot, mode, participant
     consumer.state, consumer.dead = "joining", False
     change.commit()
+    reach("subscriber.joining")
     line = _core.TOPIC_LINES + topic.index * _core.LINE
     for word in (_core.TOPIC_PARKED, _core.TOPIC_AWAITING):
         _core.fetch_and(change.registry.map, line + word, ~(1 << slot) & (2**64 - 1))
@@ -162,8 +167,10 @@ def open_subscriber(
         for entry in document.rings_of(consumer):
             if entry.state == "active" or start == "oldest":
                 rings.broadcast(entry).join(slot, mode == "lossy", start == "oldest")
+                reach("subscriber.ring")
         consumer.state = "active"
         change.commit(topic.index)
+        reach("subscriber.joined")
     except BaseException:
         consumer.state = "joining"
         _departures.close_subscriber(change, rings, consumer.id)
@@ -202,6 +209,7 @@ def open_group(change: Change, rings: Rings, topic: TopicEntry, name: str) -> Co
         for entry in entries:
             rings.create(entry)
             created.append(entry)
+        reach("group.rings")
         document.rings.extend(entries)
         change.commit(topic.index)
     except BaseException:
@@ -226,6 +234,7 @@ def open_worker(change: Change, group: ConsumerEntry, participant: int, name: st
     document.workers.append(worker)
     clear_worker_bits(change, group, slot)
     change.commit()
+    reach("worker.committed")
     return worker
 
 

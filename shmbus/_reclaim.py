@@ -16,6 +16,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from shmbus import _core, _departures, _liveness, _segment, _waker
+from shmbus._failpoint import reach
 from shmbus._registry import object_prefix, segment_name
 
 if TYPE_CHECKING:
@@ -35,16 +36,21 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
     if participant.state != "reclaiming":
         participant.state = "reclaiming"
         change.commit()
+    reach("reclaim.begun")
     for worker in [w for w in document.workers if w.participant == id]:
         given_back = _departures.close_worker(change, rings, worker.id)
         if dead:
             _log.warning("worker %s (pid %d) died: %d events given back", worker.name, participant.pid, given_back)
+    reach("reclaim.workers")
     for consumer in [c for c in document.consumers if c.participant == id]:
         _departures.close_subscriber(change, rings, consumer.id, dead=dead)
+    reach("reclaim.consumers")
     for publisher in [p for p in document.publishers if p.participant == id]:
         _departures.close_publisher(change, rings, publisher.id, dead=dead)
+    reach("reclaim.publishers")
     document.participants = [p for p in document.participants if p.id != id]
     change.commit()
+    reach("reclaim.done")
 
 
 def dead_participants(document: Document) -> list[Participant]:
@@ -74,6 +80,7 @@ def remove_bus(change: Change) -> None:
     """Unlink everything of the bus, its own segment last: a removal cut short is found there and done again."""
     memory = change.registry.map
     _core.store(memory, _core.BUS_REMOVED, 1)
+    reach("remove.marked")
     for topic in change.document.topics:
         _core.fetch_add(memory, _core.TOPIC_LINES + topic.index * _core.LINE + _core.TOPIC_EPOCH, 1)
     unlink_all(change.bus)
@@ -84,6 +91,7 @@ def unlink_all(bus: str) -> None:
     prefix = object_prefix(bus)
     for name in _segment.names(prefix):
         _segment.unlink(name)
+        reach("remove.unlinked")
     _waker.unlink_all(prefix)
     _segment.unlink(segment_name(bus))
 

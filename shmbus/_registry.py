@@ -24,6 +24,7 @@ import msgspec
 
 from shmbus import _core, _document, _liveness
 from shmbus._document import Document
+from shmbus._failpoint import reach
 from shmbus._segment import FileLock, Segment
 from shmbus.errors import (
     AccessError,
@@ -129,10 +130,12 @@ class Registry:
                     raise FileNotFoundError(self.segment.name)
                 died_inside = _core.load(self.map, _core.BUS_HOLDER) != 0
                 _core.store(self.map, _core.BUS_HOLDER, os.getpid())
+                reach("lock.taken")
                 change = Change(self, died_inside=died_inside)
                 try:
                     yield change
                 finally:
+                    reach("lock.releasing")
                     _core.store(self.map, _core.BUS_HOLDER, 0)
         except FileNotFoundError:
             raise ClosedError(f"bus {self.bus!r} was removed") from None
@@ -172,7 +175,9 @@ class Change:
             raise CapacityError(f"the registry of bus {self.bus!r} is full: {len(body)} bytes, room for {_ROOM}")
         version = _core.load(memory, _core.BUS_VERSION) + 1
         _write_document(memory, version, body)
+        reach("commit.written")
         _core.store(memory, _core.BUS_VERSION, version)
+        reach("commit.stored")
         for topic in topics:
             _core.fetch_add(memory, _epoch_at(topic), 1)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from shmbus import _core, _segment
+from shmbus._failpoint import reach
 from shmbus._registry import object_prefix
 from shmbus._segment import Segment
 from shmbus.errors import CorruptSegmentError
@@ -45,6 +46,7 @@ class Rings:
         while True:
             try:
                 Segment.create(name, size, lambda memory: layout(memory, entry.capacity, entry.id)).close()
+                reach("ring.created")
                 return
             except FileExistsError:
                 _segment.unlink(name)

@@ -18,7 +18,7 @@ START_NS: Final = 5_000_000_000
 _CODE: Final = (
     "import os, sys\n"
     "if os.fork(): os._exit(0)\n"
-    "sys.path.extend(p for p in sys.argv[2:] if p not in sys.path)\n"
+    "sys.path.extend(p for p in os.environ.pop('SHMBUS_PATH').split(os.pathsep) if p not in sys.path)\n"
     "from shmbus.supervisor import run\n"
     "sys.exit(run(sys.argv[1], foreground=False))"
 )
@@ -26,9 +26,10 @@ _CODE: Final = (
 
 def spawn_supervisor(bus: str) -> None:
     """Start one for the bus. Its first process exits at once and is waited for; the second one belongs to init."""
-    path = [entry for entry in sys.path if entry and os.path.isabs(entry)]
+    path = os.pathsep.join(entry for entry in sys.path if os.path.isabs(entry))
     subprocess.run(
-        [sys.executable, "-I", "-c", _CODE, bus, *path],
+        [sys.executable, "-I", "-c", _CODE, bus],
+        env={**os.environ, "SHMBUS_PATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from shmbus import _books, _core, _departures, _liveness, _reclaim
+from shmbus._failpoint import reach
 from shmbus._liveness import Watch
 from shmbus._registry import Registry, object_prefix
 from shmbus._rings import Rings
@@ -57,6 +58,7 @@ def run(bus: str, *, foreground: bool) -> int:
     try:
         office = _take_office(bus, wait=foreground)
         if office is not None:
+            reach("office.taken")
             _Supervisor(bus, foreground=foreground).serve()
         return 0
     except (_Stop, KeyboardInterrupt):
@@ -126,6 +128,7 @@ class _Supervisor:
         memory = self.registry.map
         _core.store(memory, _core.BUS_SUPERVISOR_START, _liveness.own_start_time())
         _core.store(memory, _core.BUS_SUPERVISOR_PID, os.getpid())
+        reach("office.entered")
         _log.info("supervisor %d in office on bus %s", os.getpid(), self.registry.bus)
         with self.registry.locked():  # so its channel never outlives the bus
             sleeper = Sleeper(f"{object_prefix(self.registry.bus)}supervisor")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from shmbus import _core, _departures
 from shmbus._codec import codec_for
+from shmbus._failpoint import reach
 from shmbus._registry import LOCK_TIMEOUT
 from shmbus._session import COLLECTED_TIMEOUT
 from shmbus._waiting import Parking, Receiver
@@ -202,6 +203,7 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
         except BaseException:
             self._settle(ring_id, sequence, word, NACK)
             raise
+        reach("bury.published")
         _log.warning(
             "group %s of topic %s dead-lettered event %d of %s: %s",
             self.group,

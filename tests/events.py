@@ -6,11 +6,13 @@ Children started through the fixture `processes` import it by name too.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 
 import shmbus
+from shmbus import inspect
 from shmbus.stats import Books
 
 
@@ -31,6 +33,15 @@ RAW = shmbus.Topic("raw", bytes, capacity=4096)
 
 PATIENT = 60.0
 """Seconds that a receive of the tests may take before something is wrong."""
+
+
+@contextmanager
+def opened(name: str, **options: Any) -> Iterator[shmbus.Bus]:
+    """A bus without a supervisor, removed at the end even if a group is owed events."""
+    with shmbus.Bus(name, **{"supervise": False, **options}) as bus:
+        yield bus
+    with suppress(shmbus.BusNotFoundError):
+        inspect.remove(name, force=True)
 
 
 def orders(count: int, first: int = 1) -> list[Order]:

@@ -6,6 +6,7 @@ one target; the example that runs is written to a file first, so that a death ha
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import queue
 import signal
@@ -24,7 +25,9 @@ CAPACITY = 4096
 WATCHDOG = 60
 """Seconds for one example, of which a thousandth is enough: SIGALRM ends the process beyond."""
 
-TAIL, INTENT, OLDEST, HEADER_END = 64, 72, 80, 448
+LIBC = ctypes.CDLL(None, use_errno=True)
+PAGE = 4096
+TAIL, INTENT, OLDEST, POSITION, MEMBERS, RELIABLE, NEXT, GATE, HEADER_END = 64, 72, 80, 88, 152, 160, 256, 320, 448
 CURSORS, CURSOR_BYTES, RECORDS = 4096, 320, 4096 + 64 * 320
 DESCRIPTORS, DESCRIPTORS_END, WORK_RECORDS = 4096, 4096 + 64 * 16, 8192
 EVENT, PAD = 1 << 32, 2 << 32
@@ -37,7 +40,7 @@ WORDS = st.one_of(
     st.sampled_from([CAPACITY - 8, CAPACITY, CAPACITY + 8, 2 * CAPACITY, 2**32, 2**48]),
     st.sampled_from([2**63, 2**64 - 8, 2**64 - 1]),
     st.builds(lambda kind, length, headers: kind | length | headers << 48,
-              st.sampled_from([0, EVENT, PAD]), st.integers(0, 5000), st.integers(0, 0xFFFF)),
+              st.sampled_from([0, EVENT, PAD]), st.integers(0, 5000), st.sampled_from([0, 0, 8, 0xFFFF])),
     st.builds(lambda lap, state, attempt, holder: lap << 39 | state << 36 | attempt << 24 | holder,
               st.integers(0, 3), st.integers(0, 7), st.integers(0, 6), st.integers(0, 3)),
     st.integers(0, 2**64 - 1),
@@ -48,9 +51,21 @@ def words(start: int, end: int) -> st.SearchStrategy[int]:
     return st.integers(start // 8, end // 8 - 1).map(lambda index: index * 8)
 
 
-def damage(*ranges: tuple[int, int]) -> st.SearchStrategy[list[tuple[int, int]]]:
-    offsets = st.one_of([words(*span) for span in ranges])
+def damage(hot: list[int], *ranges: tuple[int, int]) -> st.SearchStrategy[list[tuple[int, int]]]:
+    """Up to five changed words: any of the ranges, but mostly those that steer a reader."""
+    offsets = st.one_of(st.sampled_from(hot), st.sampled_from(hot), *[words(*span) for span in ranges])
     return st.lists(st.tuples(offsets, WORDS), min_size=1, max_size=5)
+
+
+def fenced(image: bytes) -> memoryview:
+    """A copy of a segment in memory of its own, between two pages that nobody may touch."""
+    memory = anonymous(PAGE + len(image) + PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for fence in (start, start + PAGE + len(image)):
+        assert LIBC.mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(PAGE), 0) == 0
+    segment = memoryview(memory)[PAGE:-PAGE]
+    segment[:] = image
+    return segment
 
 
 def overwrite(segment: Any, changes: list[tuple[int, int]]) -> None:
@@ -68,30 +83,45 @@ def tolerated(call: Callable[[], Any], times: int = 1) -> None:
             pass
 
 
+SPAN = 64
+"""Bytes of every record in an image, so that the damage finds their headers."""
+
+
 def healthy_broadcast(position: int) -> bytes:
-    """An image with a reliable and a lossy subscriber, some records behind and before them."""
+    """An image full of records, with a reliable subscriber ten events behind and a lossy one that is overrun."""
     ring = CoreBroadcastRing(CAPACITY, position=position)
     ring.join(0)
     ring.join(1, lossy=True)
-    for index in range(40):
-        ring.publish(b"%d" % index * (index % 7), b"h" * (index % 3))
-        if index % 2:
+    for index in range(100):
+        ring.publish(b"x" * (SPAN - 32), b"h" * 8)
+        if index >= 10:
             ring.read(0)
     return bytes(ring.segment)
 
 
 def healthy_work(sequence: int) -> bytes:
-    """An image with READY, CLAIMED and DONE words."""
+    """An image with READY, CLAIMED and DONE words, in its second lap."""
     ring = CoreWorkRing(CAPACITY, sequence=sequence)
-    for index in range(40):
-        ring.publish(b"%d" % index)
+    for index in range(100):
+        ring.publish(b"x" * (SPAN - 24))
+        if index < 60:
+            claim = ring.claim(0)
+            assert claim is not None
+            ring.ack(claim)
     claims = [ring.claim(index % 3) for index in range(20)]
-    for claim in claims[::2]:
+    for claim in claims[1::2]:
         assert claim is not None
         ring.ack(claim)
     return bytes(ring.segment)
 
 
+def second_words(records: int) -> list[int]:
+    """Where the records say how long they are."""
+    return list(range(records + 8, records + CAPACITY, SPAN))
+
+
+BROADCAST_HOT = [TAIL, INTENT, OLDEST, MEMBERS, RELIABLE, CURSORS, CURSORS + 64, CURSORS + 72, CURSORS + CURSOR_BYTES]
+WORK_HOT = [TAIL, POSITION, NEXT, GATE, OLDEST]
 BUS = anonymous(_core.BUS_BYTES)
 ASIDE = anonymous(_core.BroadcastRing.size(CAPACITY))
 BROADCAST_IMAGES = [healthy_broadcast(position) for position in (0, CAPACITY - 16, 2**48)]
@@ -100,8 +130,7 @@ WORK_IMAGES = [healthy_work(sequence) for sequence in (1, 2**32)]
 
 def use_broadcast(image: bytes, changes: list[tuple[int, int]], early: bool) -> None:
     """Every path over one broadcast segment; `early` opens the handles before the damage."""
-    segment = anonymous(len(image))
-    segment[:] = image
+    segment = fenced(image)
     if not early:
         overwrite(segment, changes)
     try:
@@ -136,8 +165,7 @@ def use_broadcast(image: bytes, changes: list[tuple[int, int]], early: bool) -> 
 
 def use_work(image: bytes, changes: list[tuple[int, int]], early: bool) -> None:
     """Every path over one work segment."""
-    segment = anonymous(len(image))
-    segment[:] = image
+    segment = fenced(image)
     if not early:
         overwrite(segment, changes)
     try:
@@ -180,7 +208,12 @@ CASES: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]]]
         use_broadcast,
         (
             st.sampled_from(BROADCAST_IMAGES),
-            damage((0, HEADER_END), (CURSORS, CURSORS + 2 * CURSOR_BYTES), (RECORDS, RECORDS + 1600)),
+            damage(
+                BROADCAST_HOT * 5 + second_words(RECORDS),
+                (0, HEADER_END),
+                (CURSORS, CURSORS + 2 * CURSOR_BYTES),
+                (RECORDS, RECORDS + CAPACITY),
+            ),
             st.booleans(),
         ),
     ),
@@ -188,7 +221,12 @@ CASES: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]]]
         use_work,
         (
             st.sampled_from(WORK_IMAGES),
-            damage((0, HEADER_END), (DESCRIPTORS, DESCRIPTORS_END), (WORK_RECORDS, WORK_RECORDS + 1600)),
+            damage(
+                WORK_HOT * 10 + second_words(WORK_RECORDS),
+                (0, HEADER_END),
+                (DESCRIPTORS, DESCRIPTORS_END),
+                (WORK_RECORDS, WORK_RECORDS + CAPACITY),
+            ),
             st.booleans(),
         ),
     ),

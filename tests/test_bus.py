@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from events import ORDERS, RAW, Order, Renamed, drain, orders, take
+from events import ORDERS, RAW, Order, Renamed, drain, opened, orders, take
 from support import SHM, Processes, entries, eventually, line
 
 import shmbus
@@ -18,8 +18,8 @@ from shmbus import Bus
 
 @pytest.fixture
 def bus(bus_name: str) -> Iterator[Bus]:
-    with Bus(bus_name, supervise=False) as opened:
-        yield opened
+    with opened(bus_name) as bus:
+        yield bus
 
 
 # -- what is admitted

@@ -70,7 +70,7 @@ def failed_in_one_line(done: subprocess.CompletedProcess[str], code: int) -> str
     return done.stderr.strip()
 
 
-def block() -> None:
+def block(bus_name: str) -> None:
     """Child: fill the ring that a subscriber does not read, until blocked for good."""
     import msgspec
 
@@ -81,7 +81,7 @@ def block() -> None:
         cents: int
 
     with (
-        shmbus.Bus(sys.argv[1]) as bus,
+        shmbus.Bus(bus_name) as bus,
         bus.publisher(shmbus.Topic("orders", Order, capacity=4096), name="till") as publisher,
     ):
         while True:
@@ -442,7 +442,7 @@ def crowded() -> BusStats:
 
 def rendered(stats: BusStats, width: int, *, terminal: bool = False, **environment: str) -> list[str]:
     out = io.StringIO()
-    console = Console(file=out, width=width, force_terminal=terminal, color_system="standard", _environ=environment)
+    console = Console(file=out, width=width, force_terminal=terminal, _environ={"TERM": "xterm", **environment})
     console.print(BusView(stats))
     return out.getvalue().splitlines()
 
@@ -524,7 +524,7 @@ def test_colour_on_terminals_only() -> None:
         (_render.duration(10**18), "11574 d"),
         (_render.shorten("abcdefgh", 8), "abcdefgh"),
         (_render.shorten("abcdefgh", 7), "abc…fgh"),
-        (_render.shorten("日本語の名前", 8), "日本…名前"),
+        (_render.shorten("日本語の名前", 8), "日本…前"),
         (_render.shorten("abc", 1), "…"),
         (_render.plural(1, "process"), "1 process"),
         (_render.plural(1200, "process"), "1,200 processes"),

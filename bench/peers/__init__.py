@@ -1,4 +1,7 @@
-"""The peers: one adapter each. Every one encodes and decodes with `bench.event`, and uses its own API at its quickest."""
+"""The peers: one adapter each.
+
+Every one encodes and decodes with `bench.event`, and uses its own API at its quickest.
+"""
 
 from __future__ import annotations
 

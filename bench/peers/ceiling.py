@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DISTRIBUTION: Final = "msgspec"
 SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "shared"})
+CONNECTED: Final = False
 
 
 def wire(plan: Plan) -> AbstractContextManager[None]:

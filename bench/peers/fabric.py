@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DISTRIBUTION: Final = "shmbus"
 SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "shared"})
+CONNECTED: Final = True
 
 _TOPIC: Final = shmbus.Topic("ticks", Tick)
 _GROUP: Final = "workers"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DISTRIBUTION: Final = None
 SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "shared"})
+CONNECTED: Final = True
 
 
 @contextmanager

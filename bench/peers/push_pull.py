@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DISTRIBUTION: Final = "pyzmq"
 SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "shared"})
+CONNECTED: Final = True
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def sender(plan: Plan, wiring: list[str]) -> Iterator[_Sender]:
         for _ in range(1 if plan.shape == "shared" else plan.receivers):
             sockets.append(stack.enter_context(_socket(context, plan, zmq.PUSH)))
         for index, address in enumerate(wiring):
-            sockets[index % len(sockets)].connect(address)
+            _connect(sockets[index % len(sockets)], address)
         yield _Sender(sockets)
 
 
@@ -79,6 +80,14 @@ def receiver(plan: Plan, wiring: list[str], index: int) -> Iterator[_Receiver]:
     with zmq.Context() as context, _socket(context, plan, zmq.PULL) as socket:
         socket.bind(wiring[index])
         yield _Receiver(socket)
+
+
+def _connect(socket: zmq.Socket[bytes], address: str) -> None:
+    """Connect, and wait until that is done: a start in mid-flight would be measured."""
+    with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED) as monitor:
+        socket.connect(address)
+        monitor.recv_multipart()
+        socket.disable_monitor()
 
 
 def _socket(context: zmq.Context[zmq.Socket[bytes]], plan: Plan, kind: int) -> zmq.Socket[bytes]:

@@ -41,7 +41,7 @@ def consume(plan: Plan, receiver: Receiver) -> Received:
         if gap:
             lost += gap
             next(islice(sequences, gap - 1, gap), None)
-    return Received(len(taken), now(), 0.0, lost=lost, latency=_latency(taken))
+    return Received(len(taken), now(), lost=lost, latency=_latency(taken))
 
 
 def _latency(taken: array[int]) -> Latency:

@@ -9,32 +9,7 @@
  *
  * `held` lists what this worker claimed and did not pass on to a Message: first what was handed out, then what was
  * prefetched. A kill at any point leaves claim words with our slot and generation, which reclaim gives back. */
-#include "python.h"
-
-typedef struct source {
-    Ring *ring;
-    PyObject *publisher;
-    uint64_t acked; /* since the last look at a waiting publisher */
-} source;
-
-typedef struct held {
-    uint64_t ring_id;
-    claim claim;
-} held;
-
-typedef struct Claimer {
-    PyObject_HEAD guard guard;
-    bus_lines lines;
-    PyObject *decode;
-    PyObject *window;
-    source *sources;
-    Py_ssize_t count, current;
-    unsigned owner, generation, max_deliver, prefetch;
-    held *held;
-    Py_ssize_t held_count, handed, held_size;
-    uint64_t spin_ns;
-    PyObject *held_error;
-} Claimer;
+#include "claimer.h"
 
 /* ---- sources ---- */
 
@@ -62,44 +37,6 @@ static int claimer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     return self->window ? 0 : -1;
 }
 
-static void drop_source(Claimer *self, Py_ssize_t index) {
-    source gone = self->sources[index];
-    self->sources[index] = self->sources[--self->count];
-    self->current = 0;
-    Py_DECREF((PyObject *)gone.ring);
-    Py_DECREF(gone.publisher);
-}
-
-static source *source_of(Claimer *self, uint64_t ring_id) {
-    for (Py_ssize_t i = 0; i < self->count; i++)
-        if (self->sources[i].ring->id == ring_id)
-            return &self->sources[i];
-    return NULL;
-}
-
-/* Gives back everything that is still held; what was reclaimed meanwhile is no longer ours to give. */
-static void give_back_all(Claimer *self) {
-    if (self->guard.fork_generation == fork_generation)
-        for (Py_ssize_t i = 0; i < self->held_count; i++) {
-            source *s = source_of(self, self->held[i].ring_id);
-            if (s)
-                work_give_back(&s->ring->view, &self->held[i].claim);
-        }
-    self->held_count = self->handed = 0;
-}
-
-static void drop_all(Claimer *self) {
-    give_back_all(self);
-    while (self->count)
-        drop_source(self, self->count - 1);
-    PyMem_Free(self->sources);
-    PyMem_Free(self->held);
-    self->sources = NULL;
-    self->held = NULL;
-    self->held_size = 0;
-    lines_unbind(&self->lines);
-}
-
 static int claimer_traverse(PyObject *object, visitproc visit, void *arg) {
     Claimer *self = (Claimer *)object;
     Py_VISIT(Py_TYPE(object));
@@ -111,7 +48,7 @@ static int claimer_traverse(PyObject *object, visitproc visit, void *arg) {
 static int claimer_clear(PyObject *object) {
     Claimer *self = (Claimer *)object;
     self->guard.closed = true;
-    drop_all(self);
+    claims_drop_all(self);
     Py_CLEAR(self->decode);
     Py_CLEAR(self->window);
     Py_CLEAR(self->held_error);
@@ -143,9 +80,9 @@ static PyObject *claimer_drop_source(PyObject *object, PyObject *arg) {
     unsigned long long id = PyLong_AsUnsignedLongLong(arg);
     if (PyErr_Occurred())
         return NULL;
-    source *s = source_of(self, id);
+    source *s = claims_source(self, id);
     if (s)
-        drop_source(self, s - self->sources);
+        claims_drop_source(self, s - self->sources);
     Py_RETURN_NONE;
 }
 
@@ -158,201 +95,19 @@ static PyObject *claimer_seen_epoch(PyObject *object, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-/* ---- claims ---- */
-
-/* Looks after a waiting publisher: always when nothing is left, and once a quarter of the records is acked. */
-static int settle(Claimer *self, source *s, bool dry) {
-    const ring_header *h = s->ring->view.header;
-    if (!dry && s->acked * 4 < LOAD_RELAXED(&h->tail) - LOAD_RELAXED(&h->gate))
-        return 0;
-    s->acked = 0;
-    if (!ring_release_publisher(&s->ring->view)) /* SYNC room */
-        return 0;
-    PyObject *result = PyObject_CallMethod((PyObject *)self, "_wake_publisher", "K", (unsigned long long)s->ring->id);
-    Py_XDECREF(result);
-    return result ? 0 : -1;
-}
-
-static int lost(uint64_t sequence) {
-    PyErr_Format(ReclaimedError, "event %llu was given to another worker: this one was taken for dead",
-                 (unsigned long long)sequence);
-    return -1;
-}
-
-/* Acks what was handed out. All of it, even if one was lost. */
-static int ack_handed(Claimer *self) {
-    int status = 0;
-    Py_ssize_t handed = self->handed;
-    self->handed = 0;
-    for (Py_ssize_t i = 0; i < handed; i++) {
-        source *s = source_of(self, self->held[i].ring_id);
-        if (!s || work_done(&s->ring->view, &self->held[i].claim) != RING_OK)
-            status = lost(self->held[i].claim.record.sequence);
-        else
-            s->acked++;
-    }
-    self->held_count -= handed;
-    memmove(self->held, self->held + handed, sizeof(held) * (size_t)self->held_count);
-    for (Py_ssize_t i = 0; handed && i < self->count && status == 0; i++)
-        if (self->sources[i].acked)
-            status = settle(self, &self->sources[i], false);
-    return status;
-}
-
-static int held_room(Claimer *self) {
-    if (self->held_count < self->held_size)
-        return 0;
-    Py_ssize_t size = self->held_size ? self->held_size * 2 : 16;
-    held *grown = PyMem_Realloc(self->held, sizeof(held) * (size_t)size);
-    if (!grown) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    self->held = grown;
-    self->held_size = size;
-    return 0;
-}
-
-/* Claims up to `prefetch` records from one source: how many, or -1. */
-static int claim_from(Claimer *self, source *s) {
-    unsigned got = 0;
-    while (got < self->prefetch) {
-        if (held_room(self) < 0)
-            return -1;
-        held *h = &self->held[self->held_count];
-        int status = work_claim(&s->ring->view, self->owner, self->generation, &h->claim);
-        if (status == RING_EMPTY)
-            break;
-        if (status != RING_OK)
-            return corrupt(s->ring, "a claimed record cannot be");
-        h->ring_id = s->ring->id;
-        self->held_count++;
-        got++;
-    }
-    return (int)got;
-}
-
-static int refresh(Claimer *self) {
-    if (LOAD_ACQUIRE(&self->lines.topic->epoch) == self->lines.epoch) /* SYNC epoch */
-        return 0;
-    return call_hook((PyObject *)self, "_refresh") < 0 ? -1 : guard_check(&self->guard, "worker");
-}
-
-/* Makes sure that something is prefetched: 1, 0 when there is nothing, -1. Each call begins with the next source. */
-static int claim_some(Claimer *self) {
-    if (self->held_count > self->handed)
-        return 1;
-    if (refresh(self) < 0)
-        return -1;
-    for (Py_ssize_t looked = 0; looked < self->count; looked++) {
-        self->current = (self->current + 1) % self->count;
-        source *s = &self->sources[self->current];
-        int got = work_ready(&s->ring->view) ? claim_from(self, s) : 0;
-        if (got)
-            return got < 0 ? -1 : 1;
-        if (s->acked && settle(self, s, true) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* Calls a hook with what there is to know about the claim at `held[handed]`, and takes the claim off the list: the hook
- * settles it. */
-static int pass_on(Claimer *self, const char *hook, PyObject *error) {
-    held h = self->held[self->handed];
-    source *s = source_of(self, h.ring_id);
-    self->held_count--;
-    memmove(self->held + self->handed, self->held + self->handed + 1,
-            sizeof(held) * (size_t)(self->held_count - self->handed));
-    if (!s)
-        return 0;
-    PyObject *result =
-        PyObject_CallMethod((PyObject *)self, hook, error ? "KKKIKOO" : "KKKIKO", (unsigned long long)h.ring_id,
-                            (unsigned long long)h.claim.record.sequence, (unsigned long long)h.claim.word,
-                            h.claim.attempt, (unsigned long long)h.claim.record.time_ns, s->publisher, error);
-    Py_XDECREF(result);
-    return result ? 0 : -1;
-}
-
-/* The next claim that is to be handed out, at `held[handed]`: 1, 0 when there is nothing, -1. */
-static int next_claim(Claimer *self) {
-    if (error_raise_held(&self->held_error))
-        return -1;
-    for (;;) {
-        int status = claim_some(self);
-        if (status <= 0 || self->held[self->handed].claim.attempt <= self->max_deliver)
-            return status;
-        if (pass_on(self, "_exhausted", NULL) < 0)
-            return -1;
-    }
-}
-
-/* Decodes the claim at `held[handed]`. */
-static PyObject *decode(Claimer *self) {
-    const record *r = &self->held[self->handed].claim.record;
-    uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
-    PyObject *event = window_decode(self->window, self->decode, r->body + padded, r->length - padded);
-    if (event || !PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
-        return event;
-    PyObject *error = error_take();
-    if (pass_on(self, "_undecodable", error) == 0)
-        PyErr_SetString(PyExc_SystemError, "_undecodable returned");
-    Py_XDECREF(error);
-    return NULL;
-}
-
-static PyObject *leave(Claimer *self, PyObject *result) {
-    self->guard.busy = false;
-    if (self->guard.closed)
-        drop_all(self);
-    return result;
-}
-
-static bool something(Claimer *self) {
-    for (Py_ssize_t i = 0; i < self->count; i++)
-        if (work_ready(&self->sources[i].ring->view))
-            return true;
-    return LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch;
-}
-
-static bool spin(Claimer *self) {
-    bool seen = false;
-    if (!self->spin_ns)
-        return false;
-    Py_BEGIN_ALLOW_THREADS;
-    uint64_t until = monotonic_ns() + self->spin_ns;
-    do {
-        for (int i = 0; i < 32 && !(seen = something(self)) && !self->guard.closed; i++)
-            cpu_relax();
-    } while (!seen && !self->guard.closed && monotonic_ns() < until);
-    Py_END_ALLOW_THREADS;
-    return seen;
-}
-
-/* One event, Nothing, or NULL; the caller has acked what was handed out before. */
-static PyObject *take(Claimer *self) {
-    int status = next_claim(self);
-    if (status <= 0)
-        return status < 0 ? NULL : Py_NewRef(Nothing);
-    PyObject *event = decode(self);
-    if (event)
-        self->handed++;
-    return event;
-}
+/* ---- methods ---- */
 
 static PyObject *poll(PyObject *object, bool may_spin) {
     Claimer *self = (Claimer *)object;
     if (guard_enter(&self->guard, "worker") < 0)
         return NULL;
-    PyObject *event = ack_handed(self) < 0 ? NULL : take(self);
-    if (event == Nothing && may_spin && spin(self)) {
+    PyObject *event = claims_ack(self) < 0 ? NULL : claims_take(self);
+    if (event == Nothing && may_spin && claims_spin(self)) {
         Py_DECREF(event);
-        event = guard_check(&self->guard, "worker") < 0 ? NULL : take(self);
+        event = guard_check(&self->guard, "worker") < 0 ? NULL : claims_take(self);
     }
-    return leave(self, event);
+    return claims_leave(self, event);
 }
-
-/* ---- methods ---- */
 
 static PyObject *claimer_poll(PyObject *object, PyObject *unused) {
     (void)unused;
@@ -396,9 +151,9 @@ static PyObject *claimer_take(PyObject *object, PyObject *arg) {
     Py_ssize_t maximum = PyLong_AsSsize_t(arg);
     if (PyErr_Occurred() || guard_enter(&self->guard, "worker") < 0)
         return NULL;
-    PyObject *list = ack_handed(self) < 0 ? NULL : PyList_New(0);
+    PyObject *list = claims_ack(self) < 0 ? NULL : PyList_New(0);
     while (list && PyList_Size(list) < maximum) {
-        PyObject *event = take(self);
+        PyObject *event = claims_take(self);
         if (!event || event == Nothing || PyList_Append(list, event) < 0) {
             Py_XDECREF(event);
             break;
@@ -409,7 +164,7 @@ static PyObject *claimer_take(PyObject *object, PyObject *arg) {
         error_hold(&self->held_error);
     else if (PyErr_Occurred())
         Py_CLEAR(list);
-    return leave(self, list);
+    return claims_leave(self, list);
 }
 
 /* _poll_message(): (event, sequence, publisher, time_ns, headers, attempt, ring_id, word), or Nothing. The claim is the
@@ -419,16 +174,16 @@ static PyObject *claimer_poll_message(PyObject *object, PyObject *unused) {
     Claimer *self = (Claimer *)object;
     if (guard_enter(&self->guard, "worker") < 0)
         return NULL;
-    int status = ack_handed(self) < 0 ? -1 : next_claim(self);
-    if (status == 0 && spin(self) && guard_check(&self->guard, "worker") == 0)
-        status = next_claim(self);
+    int status = claims_ack(self) < 0 ? -1 : claims_next(self);
+    if (status == 0 && claims_spin(self) && guard_check(&self->guard, "worker") == 0)
+        status = claims_next(self);
     if (status <= 0)
-        return leave(self, PyErr_Occurred() ? NULL : Py_NewRef(Nothing));
-    PyObject *event = decode(self), *result = NULL;
+        return claims_leave(self, PyErr_Occurred() ? NULL : Py_NewRef(Nothing));
+    PyObject *event = claims_decode(self), *result = NULL;
     if (!event)
-        return leave(self, NULL);
+        return claims_leave(self, NULL);
     held h = self->held[self->handed];
-    source *s = source_of(self, h.ring_id);
+    source *s = claims_source(self, h.ring_id);
     result = Py_BuildValue("(NKOKy#IKK)", event, (unsigned long long)h.claim.record.sequence,
                            s ? s->publisher : Py_None, (unsigned long long)h.claim.record.time_ns, h.claim.record.body,
                            (Py_ssize_t)h.claim.record.headers, h.claim.attempt, (unsigned long long)h.ring_id,
@@ -438,7 +193,7 @@ static PyObject *claimer_poll_message(PyObject *object, PyObject *unused) {
         memmove(self->held + self->handed, self->held + self->handed + 1,
                 sizeof(held) * (size_t)(self->held_count - self->handed));
     }
-    return leave(self, result);
+    return claims_leave(self, result);
 }
 
 /* ack(): acks what was handed out, without asking for more. */
@@ -447,8 +202,8 @@ static PyObject *claimer_ack(PyObject *object, PyObject *unused) {
     Claimer *self = (Claimer *)object;
     if (guard_enter(&self->guard, "worker") < 0)
         return NULL;
-    int status = ack_handed(self);
-    return leave(self, status < 0 ? NULL : Py_NewRef(Py_None));
+    int status = claims_ack(self);
+    return claims_leave(self, status < 0 ? NULL : Py_NewRef(Py_None));
 }
 
 enum settle_how { HOW_ACK, HOW_NACK, HOW_REJECT, HOW_UNDECODABLE };
@@ -465,7 +220,7 @@ static PyObject *claimer_settle(PyObject *object, PyObject *args) {
     if (!PyArg_ParseTuple(args, "KKKi:_settle", &ring_id, &sequence, &claim_word, &how) ||
         guard_check(&self->guard, "worker") < 0)
         return NULL;
-    source *s = source_of(self, ring_id);
+    source *s = claims_source(self, ring_id);
     if (!s)
         Py_RETURN_FALSE;
     claim c = claim_of(sequence, claim_word);
@@ -474,7 +229,7 @@ static PyObject *claimer_settle(PyObject *object, PyObject *args) {
     int status = how == HOW_NACK ? work_give_back(&s->ring->view, &c) : work_done(&s->ring->view, &c);
     if (status == RING_OK && how != HOW_NACK) {
         s->acked++;
-        if (settle(self, s, false) < 0)
+        if (claims_settle(self, s, false) < 0)
             return NULL;
     }
     return PyBool_FromLong(status == RING_OK);
@@ -487,7 +242,7 @@ static PyObject *claimer_payload(PyObject *object, PyObject *args) {
     if (!PyArg_ParseTuple(args, "KKK:_payload", &ring_id, &sequence, &claim_word) ||
         guard_check(&self->guard, "worker") < 0)
         return NULL;
-    source *s = source_of(self, ring_id);
+    source *s = claims_source(self, ring_id);
     claim c = claim_of(sequence, claim_word);
     if (!s || work_read(&s->ring->view, &c) != RING_OK)
         Py_RETURN_NONE;
@@ -500,7 +255,7 @@ static PyObject *claimer_ready(PyObject *object, PyObject *unused) {
     Claimer *self = (Claimer *)object;
     if (guard_check(&self->guard, "worker") < 0)
         return NULL;
-    return PyBool_FromLong(something(self));
+    return PyBool_FromLong(claims_ready(self));
 }
 
 /* _cancel(): iteration ends, in whatever thread it runs. */
@@ -515,7 +270,7 @@ static PyObject *claimer_release(PyObject *object, PyObject *unused) {
     Claimer *self = (Claimer *)object;
     self->guard.closed = true;
     if (!self->guard.busy)
-        drop_all(self);
+        claims_drop_all(self);
     Py_RETURN_NONE;
 }
 

@@ -19,6 +19,7 @@ from shmbus.cli._render import (
     duration,
     line,
     plural,
+    printable,
     short,
     shorten,
     size,
@@ -76,21 +77,18 @@ class BusView:
 
 
 def _headline(stats: BusStats) -> Text:
-    parts = [
-        plural(len(stats.participants), "process"),
-        plural(len(stats.topics), "topic"),
-        size(stats.bytes),
-        f"up {duration(max(1, stats.time_ns - stats.created_ns))}",
-    ]
-    headline = line(stats.bus, "bold")
-    headline.append(SEPARATOR + SEPARATOR.join(parts) + SEPARATOR, style="not bold")
+    headline = line("")
+    headline.append(printable(stats.bus), style="bold")
+    headline.append(f"{SEPARATOR}{plural(len(stats.participants), 'process')}{SEPARATOR}")
     supervisor = stats.supervisor
     if supervisor.state == "none":
         headline.append("no supervisor", style="bold red")
     elif supervisor.state == "stalled":
         headline.append(f"supervisor {supervisor.pid} stalled", style="bold red")
     else:
-        headline.append(f"supervisor {supervisor.pid}", style="not bold")
+        headline.append(f"supervisor {supervisor.pid}")
+    age = duration(max(1, stats.time_ns - stats.created_ns))
+    headline.append(SEPARATOR.join(["", plural(len(stats.topics), "topic"), size(stats.bytes), f"up {age}"]))
     return headline
 
 
@@ -131,9 +129,9 @@ def _consumer_order(consumer: ConsumerStats) -> tuple[bool, str, str]:
 
 
 _PUBLISHER_COLUMNS: Final[Sequence[Column[PublisherStats]]] = (
-    Column("PUBLISHER", lambda p: _name(f"{p.topic}/{p.name}"), high=_MEDIUM),
-    Column("TOPIC", lambda p: _name(p.topic), low=_MEDIUM),
-    Column("PUBLISHER", lambda p: _name(p.name), low=_MEDIUM),
+    Column("PUBLISHER", lambda p: _name(f"{p.topic}/{p.name}"), gives=True, high=_MEDIUM),
+    Column("TOPIC", lambda p: _name(p.topic), gives=True, low=_MEDIUM),
+    Column("PUBLISHER", lambda p: _name(p.name), gives=True, low=_MEDIUM),
     Column("PID", lambda p: _pid(p.pid), right=True),
     Column("PUBLISHED", lambda p: short(p.published), right=True, high=_MEDIUM),
     Column("PUBLISHED", lambda p: whole(p.published), right=True, low=_MEDIUM),
@@ -142,13 +140,13 @@ _PUBLISHER_COLUMNS: Final[Sequence[Column[PublisherStats]]] = (
     Column("RING", lambda p: size(p.capacity), right=True, low=_MEDIUM),
     Column("UNROUTED", lambda p: whole(p.unrouted), right=True, low=_WIDE),
     Column("REFUSED", lambda p: whole(p.refused), right=True, low=_MEDIUM),
-    Column("STATE", _publisher_state),
+    Column("STATE", _publisher_state, gives=True),
 )
 
 _CONSUMER_COLUMNS: Final[Sequence[Column[ConsumerStats]]] = (
-    Column("CONSUMER", lambda c: _name(f"{c.topic}/{c.name}"), high=_MEDIUM),
-    Column("TOPIC", lambda c: _name(c.topic), low=_MEDIUM),
-    Column("CONSUMER", lambda c: _name(c.name), low=_MEDIUM),
+    Column("CONSUMER", lambda c: _name(f"{c.topic}/{c.name}"), gives=True, high=_MEDIUM),
+    Column("TOPIC", lambda c: _name(c.topic), gives=True, low=_MEDIUM),
+    Column("CONSUMER", lambda c: _name(c.name), gives=True, low=_MEDIUM),
     Column("KIND", _kind),
     Column("PID", lambda c: _pid(c.pid), right=True, low=_MEDIUM),
     Column("OFFERED", lambda c: whole(c.offered), right=True, low=_WIDE),
@@ -164,7 +162,7 @@ _CONSUMER_COLUMNS: Final[Sequence[Column[ConsumerStats]]] = (
     Column("ABANDONED", lambda c: whole(c.abandoned), right=True, low=_WIDE),
     Column("UNDECODABLE", lambda c: whole(c.undecodable), right=True, low=_WIDE),
     Column("REJECTED", lambda c: whole(c.rejected), right=True, low=_WIDE),
-    Column("STATE", lambda c: _state(c.state, "blocks", c.blocks)),
+    Column("STATE", lambda c: _state(c.state, "blocks", c.blocks), gives=True),
 )
 
 
@@ -208,11 +206,12 @@ def _worker_notes(name: str, consumer: ConsumerStats) -> Iterator[Text]:
 
 def _participant_notes(stats: BusStats) -> Iterator[Text]:
     """The ill who own no publisher, subscriber or worker; those were named with what they own."""
-    named = {item.pid for item in (*stats.publishers, *stats.consumers)}
+    named = {publisher.pid for publisher in stats.publishers} | {consumer.pid for consumer in stats.consumers}
     named |= {worker.pid for consumer in stats.consumers for worker in consumer.workers}
     for participant in stats.participants:
         if participant.state in _ILL and participant.pid not in named:
-            yield _note(f"process {participant.pid} ({participant.command}) {_ILL[participant.state]}", "red")
+            ill = _ILL[participant.state]
+            yield _note(f"process {participant.pid} {ill}, {participant.command}", "red")
 
 
 def _note(text: str, style: str = "") -> Text:

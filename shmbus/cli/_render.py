@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 SEPARATOR: Final = " · "
 _ELLIPSIS: Final = "…"
+_HUGE: Final = 10**10
 _NAME_MIN: Final = 8  # cells that a name keeps in the tightest table
 
 
@@ -49,12 +50,17 @@ def shorten(text: str, width: int) -> str:
         return _ELLIPSIS[:width]
     tail = (width - 1) // 2
     head = width - 1 - tail
-    return f"{set_cell_size(text, head)}{_ELLIPSIS}{set_cell_size(text[::-1], tail)[::-1]}"
+    return f"{_leading(text, head)}{_ELLIPSIS}{_leading(text[::-1], tail)[::-1]}"
+
+
+def _leading(text: str, width: int) -> str:
+    """As much of the text as fits; a wide character that would stick out is left out."""
+    return set_cell_size(text, width).rstrip()
 
 
 def whole(number: int) -> str:
-    """1234567 as "1,234,567"."""
-    return f"{number:,}"
+    """1234567 as "1,234,567"; from ten thousand million on as `short` has it."""
+    return f"{number:,}" if abs(number) < _HUGE else short(number)
 
 
 def short(number: float) -> str:
@@ -132,6 +138,8 @@ class Column(Generic[T]):
     header: str
     cell: Callable[[T], Text | Clipped | str]
     right: bool = False
+    gives: bool = False
+    """It becomes narrower where the table is tight; its cells are `Clipped`."""
     low: int = 0
     high: int = sys.maxsize
 
@@ -150,8 +158,12 @@ class Rows(Generic[T]):
         table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="dim")
         shown = [column for column in self.columns if column.low <= width < column.high]
         for column in shown:
-            justify = "right" if column.right else "left"
-            table.add_column(column.header, justify=justify, no_wrap=column.right, overflow="ellipsis")
+            table.add_column(
+                column.header,
+                justify="right" if column.right else "left",
+                no_wrap=not column.gives,
+                overflow="ellipsis",
+            )
         for row in self.rows:
             table.add_row(*(column.cell(row) for column in shown))
         yield table

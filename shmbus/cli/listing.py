@@ -29,7 +29,7 @@ def register(commands: _arguments.Commands) -> None:
 
 
 _COLUMNS: Sequence[Column[BusStats]] = (
-    Column("BUS", lambda s: Clipped(s.bus, "bold", middle=True)),
+    Column("BUS", lambda s: Clipped(s.bus, "bold", middle=True), gives=True),
     Column("UP", lambda s: duration(max(1, s.time_ns - s.created_ns)), right=True),
     Column("MEMORY", lambda s: size(s.bytes), right=True),
     Column("PROCESSES", lambda s: str(len(s.participants)), right=True),

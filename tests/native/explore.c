@@ -2,6 +2,7 @@
  *
  *   explore [--long] [--scene NAME]            all scenes, or one
  *   explore --scene NAME --replay SCHEDULE     one schedule, printed access by access
+ *   explore --scene NAME --bounds 3/1         preemptions without a kill, and beside one
  *   explore --list                             names and what they show
  *
  * Exit code: 0 all held, 1 a violation, 2 the harness itself failed. */
@@ -14,6 +15,8 @@ static const scene *const groups[] = {ring_scenes, join_scenes, park_scenes, wor
 
 typedef struct options {
     const char *scene, *schedule;
+    bounds bounds;
+    bool bounded;
     bool full, list;
 } options;
 
@@ -28,6 +31,9 @@ static bool parse(int argc, char **argv, options *out) {
             out->scene = argv[++i];
         else if (!strcmp(argv[i], "--replay") && more)
             out->schedule = argv[++i];
+        else if (!strcmp(argv[i], "--bounds") && more &&
+                 sscanf(argv[++i], "%d/%d", &out->bounds.preemptions, &out->bounds.with_kill) == 2)
+            out->bounded = true;
         else
             return false;
     }
@@ -42,7 +48,7 @@ static bool run(const scene *s, const options *o) {
     if (o->schedule)
         return replay(s, o->schedule);
     counts c;
-    bounds b = o->full ? s->full : s->brief;
+    bounds b = o->bounded ? o->bounds : o->full ? s->full : s->brief;
     bool good = explore(s, b, &c);
     printf("%s\t%lu\t%lu\t%lu\t%lu\t%d\t%d\t%s\n", s->name, c.schedules, c.kills, c.kill_points, c.longest,
            b.preemptions, b.with_kill, good ? "ok" : "FAILED");
@@ -54,7 +60,7 @@ int main(int argc, char **argv) {
     options o = {0};
     bool good = true, found = false;
     if (!parse(argc, argv, &o)) {
-        fprintf(stderr, "usage: explore [--long] [--list] [--scene NAME [--replay SCHEDULE]]\n");
+        fprintf(stderr, "usage: explore [--long] [--list] [--bounds N/N] [--scene NAME [--replay SCHEDULE]]\n");
         return 2;
     }
     for (unsigned g = 0; g < sizeof groups / sizeof *groups; g++)

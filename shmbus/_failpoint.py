@@ -1,0 +1,63 @@
+"""Failpoints: named lines at which tools/kill_campaign.py has a process die, so that no crash order is merely claimed.
+
+May touch: its own process, by SIGKILL, and only where `arm` was called; nothing in the library calls it.
+
+Must stay true: every name in POINTS is reached by a `reach` call, and stands where a death leaves something half-done.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Final
+
+POINTS: Final = (
+    "lock.taken",
+    "lock.releasing",
+    "commit.written",
+    "commit.stored",
+    "attach.committed",
+    "ring.created",
+    "publisher.rings",
+    "publisher.committed",
+    "subscriber.joining",
+    "subscriber.ring",
+    "subscriber.joined",
+    "group.rings",
+    "worker.committed",
+    "bury.published",
+    "close.leaving",
+    "close.ring",
+    "close.worker",
+    "sweep.committed",
+    "reclaim.begun",
+    "reclaim.workers",
+    "reclaim.consumers",
+    "reclaim.publishers",
+    "reclaim.done",
+    "office.taken",
+    "office.entered",
+    "remove.marked",
+    "remove.unlinked",
+)
+
+_armed: str = ""
+_left: int = 0
+
+
+def arm(point: str, visits: int = 1) -> None:
+    """Let this process die at its `visits`-th visit to a point. Raises ValueError for an unknown one."""
+    global _armed, _left  # noqa: PLW0603
+    if point not in POINTS:
+        raise ValueError(f"no failpoint {point!r}")
+    _armed, _left = point, visits
+
+
+def reach(point: str) -> None:
+    """Die here if armed."""
+    global _left
+    if point != _armed:
+        return
+    _left -= 1
+    if _left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
