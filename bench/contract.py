@@ -81,9 +81,11 @@ class Sender(Protocol):
 
     def send(self, events: Iterable[Tick]) -> None:
         """Encode and send each event by a call of its own."""
+        ...
 
     def send_batches(self, batches: Iterable[list[Tick]]) -> None:
         """Encode and send each list at once, the cheapest way that the peer has."""
+        ...
 
 
 class Receiver(Protocol):
@@ -91,9 +93,11 @@ class Receiver(Protocol):
 
     def events(self) -> Iterator[Tick]:
         """Receive each event by a call of its own."""
+        ...
 
     def batches(self, size: int) -> Iterator[Sequence[Tick]]:
         """Receive up to `size` events, or what was sent at once, by a call."""
+        ...
 
 
 class Peer(Protocol):
@@ -107,12 +111,15 @@ class Peer(Protocol):
 
     def wire(self, plan: Plan) -> AbstractContextManager[Any]:
         """In the parent: what both ends need to find each other; it goes to the children as a process argument."""
+        ...
 
     def sender(self, plan: Plan, wiring: Any) -> AbstractContextManager[Sender]:
         """In the sending process."""
+        ...
 
     def receiver(self, plan: Plan, wiring: Any, index: int) -> AbstractContextManager[Receiver]:
         """In a receiving process, ready for events when it is entered."""
+        ...
 
 
 class Workload(Protocol):
@@ -127,6 +134,8 @@ class Workload(Protocol):
 
     def produce(self, plan: Plan, sender: Sender) -> None:
         """In the sending process, between two looks at the clock."""
+        ...
 
     def consume(self, plan: Plan, receiver: Receiver) -> Received:
         """In each receiving process. Raises SequenceError."""
+        ...

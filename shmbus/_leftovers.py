@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from shmbus import _segment, inspect
 from shmbus._registry import PREFIX, segment_name
-from shmbus.errors import AccessError, BusNotFoundError, CorruptSegmentError, LayoutMismatchError
+from shmbus.errors import AccessError, BusNotFoundError, ShmbusError
 
 DOCTOR: Final = f"{PREFIX}doctor-try"
 """What the names of objects begin with that `diagnostics` makes for a moment."""
@@ -62,7 +62,7 @@ def _judge(bus: str, entries: list[str]) -> Leftover | None:
         return None
     except AccessError as error:
         return Leftover(f"bus {bus!r} is not ours: {error}", "its owner removes it, from where it was made")
-    except (LayoutMismatchError, CorruptSegmentError) as error:
+    except ShmbusError as error:
         return Leftover(f"bus {bus!r} cannot be used: {error}", f"shmbus rm --force {bus}")
     if stats.supervisor.pid or any(participant.state != "dead" for participant in stats.participants):
         return None

@@ -124,7 +124,7 @@ BROADCAST_HOT = [TAIL, INTENT, OLDEST, MEMBERS, RELIABLE, CURSORS, CURSORS + 64,
 WORK_HOT = [TAIL, POSITION, NEXT, GATE, OLDEST]
 BUS = anonymous(_core.BUS_BYTES)
 ASIDE = anonymous(_core.BroadcastRing.size(CAPACITY))
-BROADCAST_IMAGES = [healthy_broadcast(position) for position in (0, CAPACITY - 16, 2**48)]
+BROADCAST_IMAGES = [healthy_broadcast(position) for position in (0, CAPACITY - 16, 2**48 + 2240)]
 WORK_IMAGES = [healthy_work(sequence) for sequence in (1, 2**32)]
 
 

@@ -244,12 +244,24 @@ def test_closed(bus_name: str) -> None:
 
 def test_unclosed_bus_warns(bus_name: str) -> None:
     """A Bus that is forgotten without close() is a ResourceWarning, and is closed all the same."""
-    bus = Bus(bus_name, supervise=False)
-    bus.publisher(ORDERS)
     with pytest.warns(ResourceWarning, match=bus_name):
-        del bus
+        bus = Bus(bus_name, supervise=False)
+        pub = bus.publisher(ORDERS)
+        del bus, pub
         gc.collect()
     assert not entries(bus_name)
+
+
+@pytest.mark.parametrize("method", ["publisher", "subscriber", "worker"])
+def test_unclosed_handle_warns(bus: Bus, method: str) -> None:
+    """A handle that is forgotten without close() is a ResourceWarning, and is closed: it blocks nobody."""
+    with pytest.warns(ResourceWarning, match="forgotten"):
+        handle = getattr(bus, method)(ORDERS, name="forgotten", **({"group": "g"} if method == "worker" else {}))
+        del handle
+        gc.collect()
+    stats = bus.stats()
+    assert [p.state for p in stats.publishers if p.state != "closed"] == []
+    assert [c.state for c in stats.consumers if c.state not in ("closed", "idle")] == []
 
 
 def test_exit_without_close(bus: Bus, processes: Processes) -> None:

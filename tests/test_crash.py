@@ -31,3 +31,12 @@ def test_kills(roles: str, kills: int) -> None:
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
     assert f"{kills} kills" in done.stdout
+
+
+def test_failpoints() -> None:
+    """A death at any named line of a slow path hangs nobody, loses nothing, and is repaired by whoever comes next."""
+    done = subprocess.run(
+        [sys.executable, str(CAMPAIGN.with_name("kill_points.py"))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
+    assert "failpoints" in done.stdout

@@ -13,7 +13,7 @@ from shmbus import _core
 from shmbus.errors import CorruptSegmentError, LayoutMismatchError
 
 PATIENT = 300.0
-EXAMPLES = 1500
+EXAMPLES = 3000
 BROADCAST, WORK = healthy_broadcast(0), healthy_work(1)
 
 

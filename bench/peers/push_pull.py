@@ -65,12 +65,11 @@ class _Receiver:
 @contextmanager
 def sender(plan: Plan, wiring: list[str]) -> Iterator[_Sender]:
     """Connects to every receiver; at the end it waits until all messages have left."""
+    count = 1 if plan.shape == "shared" else plan.receivers
     with zmq.Context() as context, ExitStack() as stack:
-        sockets = []
-        for _ in range(1 if plan.shape == "shared" else plan.receivers):
-            sockets.append(stack.enter_context(_socket(context, plan, zmq.PUSH)))
-        for index, address in enumerate(wiring):
-            _connect(sockets[index % len(sockets)], address)
+        sockets = [stack.enter_context(_socket(context, plan, zmq.PUSH)) for _ in range(count)]
+        for index, socket in enumerate(sockets):
+            _connect(socket, wiring[index::count])
         yield _Sender(sockets)
 
 
@@ -82,11 +81,13 @@ def receiver(plan: Plan, wiring: list[str], index: int) -> Iterator[_Receiver]:
         yield _Receiver(socket)
 
 
-def _connect(socket: zmq.Socket[bytes], address: str) -> None:
-    """Connect, and wait until that is done: a start in mid-flight would be measured."""
+def _connect(socket: zmq.Socket[bytes], addresses: list[str]) -> None:
+    """Connect, and wait until that is done: the handshakes would be measured otherwise."""
     with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED) as monitor:
-        socket.connect(address)
-        monitor.recv_multipart()
+        for address in addresses:
+            socket.connect(address)
+        for _ in addresses:
+            monitor.recv_multipart()
         socket.disable_monitor()
 
 

@@ -13,25 +13,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import shmbus
+from shmbus.cli._exit import FAILED, INTERRUPTED, NOT_FOUND, OK, complain
 from shmbus.errors import BusNotFoundError, ShmbusError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-OK: Final = 0
-FAILED: Final = 1
-USAGE: Final = 2
-NOT_FOUND: Final = 3
-INTERRUPTED: Final = 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; usage errors, `--help` and `--version` raise SystemExit."""
-    arguments = parser().parse_args(argv)
     try:
+        arguments = parser().parse_args(argv)
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` say, has seen enough
@@ -59,11 +54,3 @@ def parser() -> argparse.ArgumentParser:
     for family in (listing, stat, events, supervise, doctor, demo):
         family.register(commands)
     return root
-
-
-def complain(error: object, code: int = FAILED) -> int:
-    """Print an error as one line on stderr and return `code`."""
-    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    sys.stdout.flush()
-    print(f"shmbus: {text or type(error).__name__}", file=sys.stderr)
-    return code

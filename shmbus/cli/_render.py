@@ -6,6 +6,7 @@ escape sequence; a row is one line at any width.
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -32,7 +33,7 @@ _NAME_MIN: Final = 8  # cells that a name keeps in the tightest table
 def console(*, stderr: bool = False) -> Console:
     """A console that colours on a terminal only and takes text as it is."""
     stream = sys.stderr if stderr else sys.stdout
-    if hasattr(stream, "reconfigure"):
+    if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")  # an ASCII locale gets "?" for what it cannot show
     return Console(file=stream, highlight=False, markup=False, emoji=False)
 

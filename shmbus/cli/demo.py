@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 import shmbus
 from shmbus import inspect
-from shmbus.cli import FAILED, OK, _arguments, complain
+from shmbus.cli import _arguments
 from shmbus.cli._demo_pool import Pool
 from shmbus.cli._demo_screen import (
     LiveScreen,
@@ -36,9 +36,11 @@ from shmbus.cli._demo_screen import (
     show_result,
 )
 from shmbus.cli._demo_work import FOUND, GROUP, SOURCES, Found, Report, Source, examine
+from shmbus.cli._exit import FAILED, OK, complain
 from shmbus.cli._render import plural, size
 from shmbus.cli._terminate import ending_on_sigterm
 from shmbus.errors import BusNotFoundError
+from shmbus.stats import with_rates
 
 if TYPE_CHECKING:
     import argparse
@@ -223,7 +225,7 @@ class Job:
     def _look(self, bus: shmbus.Bus) -> BusStats:
         before, self._books = self._books, bus.stats()
         self._looked = time.monotonic()
-        return shmbus.stats.with_rates(before, self._books) if before else self._books
+        return with_rates(before, self._books) if before else self._books
 
     def _collect(self, collector: shmbus.Subscriber[Report], timeout: float) -> None:
         with suppress(shmbus.Empty):

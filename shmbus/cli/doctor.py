@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shmbus import diagnostics
-from shmbus.cli import FAILED, OK, _arguments
+from shmbus.cli import _arguments
+from shmbus.cli._exit import FAILED, OK
 from shmbus.cli._render import console, plural, printable
 
 if TYPE_CHECKING:

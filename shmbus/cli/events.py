@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from shmbus import Bus, inspect
-from shmbus.cli import OK, _arguments, complain
+from shmbus.cli import _arguments
+from shmbus.cli._exit import OK, complain
 from shmbus.cli._render import plural, printable
 
 if TYPE_CHECKING:

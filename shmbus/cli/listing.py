@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shmbus import inspect
-from shmbus.cli import FAILED, NOT_FOUND, OK, _arguments, complain
+from shmbus.cli import _arguments
+from shmbus.cli._exit import FAILED, NOT_FOUND, OK, complain
 from shmbus.cli._render import Clipped, Column, Rows, console, duration, line, short, size
 from shmbus.errors import BusNotFoundError, ShmbusError
 
@@ -66,7 +67,7 @@ def _remove(name: str, *, force: bool) -> int:
         inspect.remove(name, force=force)
     except BusNotFoundError as error:
         return complain(error, NOT_FOUND)
-    except ShmbusError as error:
+    except (ShmbusError, OSError) as error:
         return complain(error)
     print(f"removed {name}")
     return OK

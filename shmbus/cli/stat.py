@@ -15,8 +15,9 @@ import msgspec
 from rich.console import Group
 
 from shmbus import inspect
-from shmbus.cli import FAILED, OK, USAGE, _arguments, complain
+from shmbus.cli import _arguments
 from shmbus.cli._bus_view import BusView
+from shmbus.cli._exit import FAILED, OK, USAGE, complain
 from shmbus.cli._render import console, line
 from shmbus.cli._terminate import ending_on_sigterm
 from shmbus.errors import BusNotFoundError, ShmbusError
