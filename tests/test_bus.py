@@ -246,8 +246,7 @@ def test_unclosed_bus_warns(bus_name: str) -> None:
     """A Bus that is forgotten without close() is a ResourceWarning, and is closed all the same."""
     with pytest.warns(ResourceWarning, match=bus_name):
         bus = Bus(bus_name, supervise=False)
-        pub = bus.publisher(ORDERS)
-        del bus, pub
+        del bus
         gc.collect()
     assert not entries(bus_name)
 

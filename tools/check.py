@@ -52,9 +52,7 @@ class Report:
         """Whether any command failed."""
         return any(not ok for _, _, ok in self.rows)
 
-    def run(
-        self, title: str, command: Sequence[str | Path], *, cwd: Path = ROOT, good: Sequence[int] = (0,)
-    ) -> bool:
+    def run(self, title: str, command: Sequence[str | Path], *, cwd: Path = ROOT, good: Sequence[int] = (0,)) -> bool:
         """Run one command, its output passed on as it comes; record the result under `title`."""
         print(f"\n=== {title}\n$ {shlex.join(map(str, command))}", flush=True)
         started = time.monotonic()

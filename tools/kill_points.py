@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -178,7 +179,7 @@ class Trial:
         wait(all_there, "the auditor's events")
         for writer, counts in seen.items():
             # More than one mortal may have lived: each counts from 1.
-            pairs = zip(counts, counts[1:], strict=False)
+            pairs = itertools.pairwise(counts)
             if counts[0] != 1 or any(b not in (a + 1, 1) for a, b in pairs):
                 raise AssertionError(f"{self.point}: the auditor saw {counts} of {writer}")
         processed: set[tuple[str, int]] = set()

@@ -17,8 +17,9 @@ static int claimer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"segment", "topic", "decode", "owner", "generation", "max_deliver", "prefetch", NULL};
     Claimer *self = (Claimer *)object;
     PyObject *segment, *decode;
-    unsigned topic, owner, generation, max_deliver, prefetch;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOIIII", names, &segment, &topic, &decode, &owner, &generation,
+    unsigned topic, generation, max_deliver, prefetch;
+    unsigned long owner;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOkIII", names, &segment, &topic, &decode, &owner, &generation,
                                      &max_deliver, &prefetch))
         return -1;
     if (self->window || owner >= MAX_WORKERS || !prefetch) {
@@ -27,8 +28,8 @@ static int claimer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     }
     if (lines_bind(&self->lines, segment, topic) < 0)
         return -1;
-    self->guard = (guard){.fork_generation = fork_generation};
-    self->owner = owner;
+    self->guard = (guard){.fork_generation = fork_generation, .ready = true};
+    self->owner = (unsigned)owner;
     self->generation = generation;
     self->max_deliver = max_deliver;
     self->prefetch = prefetch;
@@ -224,6 +225,9 @@ static PyObject *claimer_settle(PyObject *object, PyObject *args) {
     if (!s)
         Py_RETURN_FALSE;
     claim c = claim_of(sequence, claim_word);
+    claim probe = c;
+    if (work_read(&s->ring->view, &probe) == RING_LOST)
+        Py_RETURN_FALSE;
     if (how == HOW_REJECT || how == HOW_UNDECODABLE)
         work_count_loss(&s->ring->view, how == HOW_REJECT, sequence, realtime_ns());
     int status = how == HOW_NACK ? work_give_back(&s->ring->view, &c) : work_done(&s->ring->view, &c);

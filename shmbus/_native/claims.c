@@ -174,7 +174,8 @@ int claims_next(Claimer *self) {
 PyObject *claims_decode(Claimer *self) {
     const record *r = &self->held[self->handed].claim.record;
     uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
-    PyObject *event = window_decode(self->window, self->decode, r->body + padded, r->length - padded);
+    PyObject *event = window_decode(&self->window, self->decode, r->body + padded, r->length - padded,
+                                    (PyObject *)claims_source(self, self->held[self->handed].ring_id)->ring, NULL);
     if (event || !PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
         return event;
     PyObject *error = error_take();

@@ -52,7 +52,7 @@ static int consumer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     }
     if (lines_bind(&self->lines, segment, topic) < 0)
         return -1;
-    self->guard = (guard){.fork_generation = fork_generation};
+    self->guard = (guard){.fork_generation = fork_generation, .ready = true};
     self->decode = Py_NewRef(decode);
     self->window = window_new();
     return self->window ? 0 : -1;
@@ -113,7 +113,9 @@ static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
         return PyErr_NoMemory();
     self->sources = grown;
     source *s = &self->sources[self->count];
-    if (ring_reader_open(&s->reader, &((Ring *)ring)->view, slot) != RING_OK) {
+    if (slot >= MAX_SUBSCRIBERS)
+        return PyErr_Format(PyExc_IndexError, "no slot %lu", slot);
+    if (ring_reader_open(&s->reader, &((Ring *)ring)->view, (unsigned)slot) != RING_OK) {
         corrupt((Ring *)ring, "cursor is no boundary");
         return NULL;
     }
@@ -232,7 +234,11 @@ static void consume(Consumer *self, found *f) {
 /* Decodes what was found. The sources may have moved while the decoder ran Python code: busy keeps them. */
 static PyObject *decode(Consumer *self, found *f) {
     uint64_t padded = (f->record.headers + 7u) & ~(uint64_t)7;
-    PyObject *event = window_decode(self->window, self->decode, f->record.body + padded, f->record.length - padded);
+    bool copied = f->source->reader.lossy;
+    PyObject *event = window_decode(&self->window, self->decode, f->record.body + padded, f->record.length - padded,
+                                    (PyObject *)f->source->ring, copied ? &self->copy : NULL);
+    if (!self->copy)
+        self->copy_size = 0;
     if (event || !PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
         return event;
     PyObject *error = error_take();

@@ -15,7 +15,7 @@ int guard_check(const guard *g, const char *what) {
         PyErr_Format(ForkedError, "this %s was opened before fork(): open the bus again in the child", what);
         return -1;
     }
-    if (g->closed) {
+    if (!g->ready || g->closed) {
         PyErr_Format(ClosedError, "the %s is closed", what);
         return -1;
     }

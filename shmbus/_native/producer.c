@@ -47,7 +47,7 @@ static int producer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     }
     if (!ring_checked(ring, RING_BROADCAST, true) || lines_bind(&self->lines, segment, topic) < 0)
         return -1;
-    self->guard = (guard){.fork_generation = fork_generation};
+    self->guard = (guard){.fork_generation = fork_generation, .ready = true};
     self->encode = Py_NewRef(encode);
     self->accepts = Py_NewRef(accepts);
     self->type_error = Py_NewRef(expected);
@@ -165,7 +165,11 @@ static PyObject *encode_event(Producer *self, PyObject *event, uint64_t headers)
                                                     : PyBytes_FromObject(event);
     if (!payload)
         return NULL;
-    uint64_t maximum = record_maximum(self->ring->view.capacity), size = headers;
+    if (guard_check(&self->guard, "publisher") < 0) {
+        Py_DECREF(payload);
+        return NULL;
+    }
+    uint64_t maximum = record_maximum(self->ring->view.capacity), size = (headers + 7) & ~(uint64_t)7;
     if (!PyBytes_Check(payload))
         PyErr_Format(EventTypeError, "%S, got no bytes from its encoder", self->type_error);
     else if ((size += (uint64_t)PyBytes_Size(payload)) <= maximum)
@@ -305,6 +309,11 @@ static PyObject *publish(PyObject *object, PyObject *const *args, Py_ssize_t cou
         headers = PyObject_CallMethod(object, "_encode_headers", "O", args[1]);
         if (!headers)
             return NULL;
+        if (!PyBytes_Check(headers) || PyBytes_Size(headers) > MAX_HEADERS) {
+            PyErr_Format(PyExc_ValueError, "headers are at most %u bytes", MAX_HEADERS);
+            Py_DECREF(headers);
+            return NULL;
+        }
     }
     uint32_t length = headers ? (uint32_t)PyBytes_Size(headers) : 0;
     payload = encode_event(self, args[0], length);
@@ -338,6 +347,10 @@ static PyObject *publish_many(PyObject *object, PyObject *events) {
     PyObject *payloads = encode_many(self, events);
     if (!payloads)
         return NULL;
+    if (guard_check(&self->guard, "publisher") < 0) {
+        Py_DECREF(payloads);
+        return NULL;
+    }
     Py_ssize_t count = PyList_Size(payloads);
     uint64_t pending = 0, missed = 0;
     self->batch = 0;

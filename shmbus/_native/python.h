@@ -32,7 +32,7 @@ typedef struct Ring { /* BroadcastRing and WorkRing: a checked view that keeps i
 
 typedef struct guard { /* first thing that every method of a handle looks at */
     unsigned fork_generation;
-    bool closed, busy, cancelled;
+    bool ready, closed, busy, cancelled;
 } guard;
 
 typedef struct bus_lines { /* the two lines of the bus segment that a handle reads */
@@ -62,7 +62,8 @@ void object_free(PyObject *self);
 
 /* Decoding: a buffer that decoders may look at for as long as one call. */
 PyObject *window_new(void);
-PyObject *window_decode(PyObject *window, PyObject *decode, const void *bytes, uint64_t length);
+PyObject *window_decode(PyObject **window, PyObject *decode, const void *bytes, uint64_t length, PyObject *owner,
+                        unsigned char **copy);
 
 int rings_add(PyObject *module);
 int window_add(PyObject *module);

@@ -50,7 +50,7 @@ static int resume(ring_reader *r) {
         r->lost_last = sequence - 1;
         r->position = r->tail = position; /* the tail that we know may lie below: look again */
         r->sequence = sequence;
-        return r->lost_last >= r->lost_first ? RING_OVERRUN : RING_EMPTY;
+        return r->lost_last >= r->lost_first ? RING_OVERRUN : RING_OK; /* only padding went */
     }
     return RING_EMPTY; /* the publisher laps us faster than we look; the next call tries again */
 }
@@ -69,8 +69,12 @@ int ring_peek(ring_reader *r, record *out) {
         }
         unsigned kind;
         int status = record_header(&r->view, r->position, r->tail, out, &kind);
-        if (r->lossy && !intact(r, r->position))
-            return resume(r);
+        if (r->lossy && !intact(r, r->position)) {
+            status = resume(r);
+            if (status == RING_OK)
+                continue;
+            return status;
+        }
         if (status != RING_OK || out->sequence != r->sequence)
             return RING_CORRUPT;
         if (kind == RECORD_EVENT)
@@ -87,7 +91,10 @@ int ring_copy(ring_reader *r, const record *record, void *into) {
         uint64_t value = LOAD_ACQUIRE(from++); /* acquire, so that the load of intent below stays below */
         memcpy(to + done, &value, 8);
     }
-    return intact(r, r->position) ? RING_OK : resume(r);
+    if (intact(r, r->position))
+        return RING_OK;
+    int status = resume(r);
+    return status == RING_OK ? RING_EMPTY : status;
 }
 
 /* Consumes a peeked record. */

@@ -113,7 +113,9 @@ int record_header(const ring_view *view, uint64_t position, uint64_t end, record
     *kind = (unsigned)(meta >> 32) & 0xff;
     if (record_span(out->length) > room || out->end > end || ((out->headers + 7u) & ~7u) > out->length)
         return RING_CORRUPT;
-    return *kind == RECORD_EVENT || *kind == RECORD_PAD ? RING_OK : RING_CORRUPT;
+    if (*kind == RECORD_PAD) /* reaches to the end of the ring, and never begins a lap: so never two in a row */
+        return offset && record_span(out->length) == room ? RING_OK : RING_CORRUPT;
+    return *kind == RECORD_EVENT ? RING_OK : RING_CORRUPT;
 }
 
 int record_read(const ring_view *view, uint64_t position, uint64_t end, record *out) {
@@ -172,7 +174,7 @@ static int retire(ring_writer *w, uint64_t intent) {
 static int announce(ring_writer *w, uint64_t end) {
     uint64_t capacity = w->view.capacity, want = end + capacity / 16;
     for (int again = 0; again < 2; again++) {
-        if (want > w->gate + capacity || w->gate_version == UINT64_MAX)
+        if (want > w->gate + capacity || LOAD_SEQ(&w->view.header->gate_version) != w->gate_version)
             scan(w);
         if (want > w->gate + capacity)
             want = w->gate + capacity;
@@ -304,6 +306,7 @@ int ring_join(const ring_view *view, unsigned slot, bool lossy, bool oldest) {
         STORE_SEQ(&s->cursor, position);
     }
     STORE_RELAXED(&s->join_position, position);
+    STORE_RELAXED(&s->position, position);
     STORE_RELAXED(&s->join_sequence, sequence);
     if (lossy)
         STORE_SEQ(&s->cursor, sequence);

@@ -133,21 +133,30 @@ static Ring *writable(PyObject *object) {
     return ring_checked(object, Py_TYPE(object) == work_type ? RING_WORK : RING_BROADCAST, true);
 }
 
+/* A slot number from Python: IndexError for one that there is not. */
+static int slot_number(unsigned long slot, unsigned slots, const char *what) {
+    if (PyErr_Occurred() || slot < slots)
+        return PyErr_Occurred() ? -1 : 0;
+    PyErr_Format(PyExc_IndexError, "no %s %lu", what, slot);
+    return -1;
+}
+
 static PyObject *broadcast_join(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"slot", "lossy", "oldest", NULL};
-    unsigned slot;
+    unsigned long slot;
     int lossy = 0, oldest = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "I|pp:join", names, &slot, &lossy, &oldest) || !writable(object))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "k|pp:join", names, &slot, &lossy, &oldest) ||
+        slot_number(slot, MAX_SUBSCRIBERS, "slot") < 0 || !writable(object))
         return NULL;
-    if (ring_join(&((Ring *)object)->view, slot, lossy, oldest) == RING_OK)
+    if (ring_join(&((Ring *)object)->view, (unsigned)slot, lossy, oldest) == RING_OK)
         Py_RETURN_NONE;
-    corrupt((Ring *)object, "no slot, or no boundary to join at");
+    corrupt((Ring *)object, "no boundary to join at");
     return NULL;
 }
 
 static PyObject *broadcast_leave(PyObject *object, PyObject *arg) {
     unsigned long slot = PyLong_AsUnsignedLong(arg);
-    if (PyErr_Occurred() || !writable(object))
+    if (slot_number(slot, MAX_SUBSCRIBERS, "slot") < 0 || !writable(object))
         return NULL;
     ring_leave(&((Ring *)object)->view, (unsigned)slot);
     Py_RETURN_NONE;
@@ -173,7 +182,7 @@ static PyObject *broadcast_info(PyObject *object, PyObject *unused) {
 static PyObject *broadcast_terms(PyObject *object, PyObject *arg) {
     unsigned long slot = PyLong_AsUnsignedLong(arg);
     ring_terms t;
-    if (PyErr_Occurred())
+    if (slot_number(slot, MAX_SUBSCRIBERS, "slot") < 0)
         return NULL;
     if (ring_terms_of(&((Ring *)object)->view, (unsigned)slot, &t) != RING_OK) {
         corrupt((Ring *)object, "cursor outside of the ring");
@@ -192,10 +201,8 @@ static PyObject *loss_tuple(const loss_record *loss) {
 static PyObject *broadcast_losses(PyObject *object, PyObject *arg) {
     unsigned long slot = PyLong_AsUnsignedLong(arg);
     Ring *self = (Ring *)object;
-    if (PyErr_Occurred())
+    if (slot_number(slot, MAX_SUBSCRIBERS, "slot") < 0)
         return NULL;
-    if (slot >= MAX_SUBSCRIBERS)
-        return PyErr_Format(PyExc_IndexError, "no slot %lu", slot);
     const cursor_slot *s = &((broadcast_segment *)self->view.header)->cursors[slot];
     const loss_pair *pair = &s->losses[LOAD_ACQUIRE(&s->flip) & 1]; /* SYNC losses */
     return Py_BuildValue("{sNsNsN}", "overrun", loss_tuple(&pair->overrun), "undecodable",
@@ -226,18 +233,17 @@ static PyMethodDef broadcast_methods[] = {
 /* ---- WorkRing ---- */
 
 static int owner_of(PyObject *args, const char *format, unsigned *owner, unsigned *generation) {
-    if (!PyArg_ParseTuple(args, format, owner, generation))
+    unsigned long slot;
+    if (!PyArg_ParseTuple(args, format, &slot, generation) || slot_number(slot, MAX_WORKERS, "worker slot") < 0)
         return -1;
-    if (*owner < MAX_WORKERS)
-        return 0;
-    PyErr_Format(PyExc_IndexError, "no worker slot %u", *owner);
-    return -1;
+    *owner = (unsigned)slot;
+    return 0;
 }
 
 static PyObject *work_reclaim_(PyObject *object, PyObject *args) {
     unsigned owner, generation;
     uint64_t count;
-    if (owner_of(args, "II:reclaim", &owner, &generation) < 0 || !writable(object))
+    if (owner_of(args, "kI:reclaim", &owner, &generation) < 0 || !writable(object))
         return NULL;
     if (work_reclaim(&((Ring *)object)->view, owner, generation, &count) != RING_OK) {
         corrupt((Ring *)object, "gate and tail cannot be");
@@ -248,7 +254,7 @@ static PyObject *work_reclaim_(PyObject *object, PyObject *args) {
 
 static PyObject *work_held_(PyObject *object, PyObject *args) {
     unsigned owner, generation;
-    if (owner_of(args, "II:held", &owner, &generation) < 0)
+    if (owner_of(args, "kI:held", &owner, &generation) < 0)
         return NULL;
     return PyLong_FromUnsignedLongLong(work_held(&((Ring *)object)->view, owner, generation));
 }

@@ -6,6 +6,8 @@ typedef struct Window {
     PyObject_HEAD const void *bytes;
     Py_ssize_t length;
     Py_ssize_t exports;
+    PyObject *owner; /* of the memory, once somebody keeps a view of it for good */
+    void *copy;
 } Window;
 
 static PyTypeObject *window_type;
@@ -23,30 +25,61 @@ static void window_releasebuffer(PyObject *object, Py_buffer *view) {
     ((Window *)object)->exports--;
 }
 
+static void window_dealloc(PyObject *object) {
+    Py_XDECREF(((Window *)object)->owner);
+    PyMem_Free(((Window *)object)->copy);
+    object_free(object);
+}
+
 PyObject *window_new(void) { return PyType_GenericAlloc(window_type, 0); }
 
-PyObject *window_decode(PyObject *object, PyObject *decode, const void *bytes, uint64_t length) {
-    if (decode == Py_None)
-        return PyBytes_FromStringAndSize(bytes, (Py_ssize_t)length);
-    Window *self = (Window *)object;
-    self->bytes = bytes;
-    self->length = (Py_ssize_t)length;
-    PyObject *event = call_one(decode, object);
-    self->bytes = "";
-    self->length = 0;
-    if (!self->exports && Py_REFCNT(object) == 1)
-        return event;
-    Py_XDECREF(event);
-    if (PyErr_Occurred() && !self->exports)
-        return NULL;
-    PyErr_Clear();
+static PyObject *decode_copy(PyObject *decode, const void *bytes, uint64_t length) {
     PyObject *copy = PyBytes_FromStringAndSize(bytes, (Py_ssize_t)length);
-    event = copy ? call_one(decode, copy) : NULL;
+    PyObject *event = copy ? call_one(decode, copy) : NULL;
     Py_XDECREF(copy);
     return event;
 }
 
-static PyType_Slot slots[] = {{Py_tp_dealloc, object_free},
+/* A decoder keeps a view aside, whatever for: the memory stays with the window, and the handle gets a new one. */
+static int window_abandon(PyObject **window, PyObject *owner, unsigned char **copy) {
+    Window *self = (Window *)*window;
+    PyObject *fresh = window_new();
+    if (!fresh)
+        return -1;
+    self->owner = Py_NewRef(owner);
+    if (copy) {
+        self->copy = *copy;
+        *copy = NULL;
+    }
+    *window = fresh;
+    Py_DECREF((PyObject *)self);
+    return 0;
+}
+
+/* Decodes `length` bytes that belong to `owner`, or lie in `*copy`, which is given up (NULL) if the decoder keeps it. */
+PyObject *window_decode(PyObject **window, PyObject *decode, const void *bytes, uint64_t length, PyObject *owner,
+                        unsigned char **copy) {
+    if (decode == Py_None)
+        return PyBytes_FromStringAndSize(bytes, (Py_ssize_t)length);
+    Window *self = (Window *)*window;
+    self->bytes = bytes;
+    self->length = (Py_ssize_t)length;
+    PyObject *event = call_one(decode, *window);
+    self->bytes = "";
+    self->length = 0;
+    if (!self->exports && Py_REFCNT((PyObject *)self) == 1)
+        return event;
+    if (!event && !self->exports)
+        return NULL;
+    Py_XDECREF(event); /* it may be the event itself that looks into the ring */
+    PyErr_Clear();
+    event = decode_copy(decode, bytes, length);
+    if (self->exports && window_abandon(window, owner, copy) < 0)
+        Py_CLEAR(event);
+    return event;
+}
+
+static PyType_Slot slots[] = {{Py_tp_dealloc, window_dealloc},
                               {Py_tp_doc, "One payload, for as long as a decoder looks at it."},
                               {Py_bf_getbuffer, window_getbuffer},
                               {Py_bf_releasebuffer, window_releasebuffer},

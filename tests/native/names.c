@@ -19,19 +19,19 @@ typedef struct region {
 #define FIELD(type, name) {offsetof(type, name), #name}
 
 static const field header_fields[] = {
-    FIELD(ring_header, tail),        FIELD(ring_header, intent),        FIELD(ring_header, oldest),
-    FIELD(ring_header, position),    FIELD(ring_header, gate_version),  FIELD(ring_header, waiting),
-    FIELD(ring_header, need),        FIELD(ring_header, members),       FIELD(ring_header, reliable),
-    FIELD(ring_header, refused),     FIELD(ring_header, refused_first), FIELD(ring_header, refused_last),
-    FIELD(ring_header, unrouted),    FIELD(ring_header, next),          FIELD(ring_header, gate),
-    FIELD(ring_header, rejected),    FIELD(ring_header, undecodable),   FIELD(ring_header, loss_first),
-    FIELD(ring_header, loss_last),   FIELD(ring_header, loss_first_ns), FIELD(ring_header, loss_last_ns),
-    FIELD(ring_header, capacity),    FIELD(ring_header, slots),         FIELD(ring_header, refused_first_ns),
+    FIELD(ring_header, tail),           FIELD(ring_header, intent),        FIELD(ring_header, oldest),
+    FIELD(ring_header, position),       FIELD(ring_header, gate_version),  FIELD(ring_header, waiting),
+    FIELD(ring_header, need),           FIELD(ring_header, members),       FIELD(ring_header, reliable),
+    FIELD(ring_header, refused),        FIELD(ring_header, refused_first), FIELD(ring_header, refused_last),
+    FIELD(ring_header, unrouted),       FIELD(ring_header, next),          FIELD(ring_header, gate),
+    FIELD(ring_header, rejected),       FIELD(ring_header, undecodable),   FIELD(ring_header, loss_first),
+    FIELD(ring_header, loss_last),      FIELD(ring_header, loss_first_ns), FIELD(ring_header, loss_last_ns),
+    FIELD(ring_header, capacity),       FIELD(ring_header, slots),         FIELD(ring_header, refused_first_ns),
     FIELD(ring_header, refused_last_ns)};
-static const field slot_fields[] = {
-    FIELD(cursor_slot, cursor),        FIELD(cursor_slot, position),     FIELD(cursor_slot, join_position),
-    FIELD(cursor_slot, join_sequence), FIELD(cursor_slot, refused_base), FIELD(cursor_slot, lossy),
-    FIELD(cursor_slot, flip)};
+static const field slot_fields[] = {FIELD(cursor_slot, cursor),        FIELD(cursor_slot, position),
+                                    FIELD(cursor_slot, join_position), FIELD(cursor_slot, join_sequence),
+                                    FIELD(cursor_slot, refused_base),  FIELD(cursor_slot, lossy),
+                                    FIELD(cursor_slot, flip)};
 static const field loss_fields[] = {FIELD(loss_record, count), FIELD(loss_record, first), FIELD(loss_record, last),
                                     FIELD(loss_record, first_ns), FIELD(loss_record, last_ns)};
 
@@ -55,7 +55,8 @@ static const char *lookup(const field *fields, size_t count, uint64_t offset) {
 
 static const region *region_of(const void *at) {
     for (unsigned i = 0; i < region_count; i++)
-        if ((const unsigned char *)at >= regions[i].base && (const unsigned char *)at < regions[i].base + regions[i].size)
+        if ((const unsigned char *)at >= regions[i].base &&
+            (const unsigned char *)at < regions[i].base + regions[i].size)
             return &regions[i];
     return NULL;
 }
@@ -79,8 +80,8 @@ static void name_slot_word(const region *r, uint64_t offset, char *out, size_t s
         return;
     }
     const char *cause = losses % sizeof(loss_pair) < sizeof(loss_record) ? "overrun" : "undecodable";
-    snprintf(out, size, "%s.slot[%u].losses[%u].%s.%s", r->label, (unsigned)slot, (unsigned)(losses / sizeof(loss_pair)),
-             cause, LOOKUP(loss_fields, losses % sizeof(loss_record)));
+    snprintf(out, size, "%s.slot[%u].losses[%u].%s.%s", r->label, (unsigned)slot,
+             (unsigned)(losses / sizeof(loss_pair)), cause, LOOKUP(loss_fields, losses % sizeof(loss_record)));
 }
 
 void name_of(const void *at, char *out, size_t size) {

@@ -25,7 +25,7 @@ typedef struct actor {
     jmp_buf base, here;
     bool started;
     enum state state;
-    bool starved; /* woken because nothing else can happen */
+    bool starved;             /* woken because nothing else can happen */
     unsigned long own, stamp; /* writes of its own; those of others at its last look */
     word *semaphore;
     unsigned accesses;
@@ -274,9 +274,7 @@ void begin_burst(void) {
     burst = true;
 }
 
-void end_burst(void) {
-    burst = false;
-}
+void end_burst(void) { burst = false; }
 
 /* ---- accesses ---- */
 

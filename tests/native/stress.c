@@ -19,10 +19,10 @@
 #define CAPACITY (4 * MIN_CAPACITY)
 #define FIRST 1000u
 #define START ((1ull << 32) - 64 * CAPACITY) /* positions pass 2^32 */
-#define DYING 9u         /* owner */
-#define JOINER_SLOT 5u   /* readers have 0, 1 and 2 */
-#define SPOIL_EVERY 97u  /* this event does not decode, for reader 1 */
-#define WATCHDOG_S 1800u /* seconds; a hang is a failure */
+#define DYING 9u                             /* owner */
+#define JOINER_SLOT 5u                       /* readers have 0, 1 and 2 */
+#define SPOIL_EVERY 97u                      /* this event does not decode, for reader 1 */
+#define WATCHDOG_S 1800u                     /* seconds; a hang is a failure */
 
 typedef struct reader_result {
     uint64_t delivered, lost, undecodable;
@@ -269,9 +269,8 @@ static void check_books(void) {
         DEMAND(ring_terms_of(&broadcast, slot, &t) == RING_OK, "the books of slot %u cannot be read", slot);
         DEMAND(t.offered == events && t.depth == 0 && t.delivered == r->delivered && t.overrun == r->lost &&
                    t.undecodable == r->undecodable && t.offered == t.delivered + t.overrun + t.undecodable,
-               "the books of slot %u: delivered %llu of %llu, lost %llu of %llu", slot,
-               (unsigned long long)t.delivered, (unsigned long long)r->delivered, (unsigned long long)t.overrun,
-               (unsigned long long)r->lost);
+               "the books of slot %u: delivered %llu of %llu, lost %llu of %llu", slot, (unsigned long long)t.delivered,
+               (unsigned long long)r->delivered, (unsigned long long)t.overrun, (unsigned long long)r->lost);
     }
     work_terms w;
     DEMAND(work_terms_of(&work, &w) == RING_OK && w.done == events && w.depth == 0, "the group did %llu of %llu",

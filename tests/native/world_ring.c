@@ -249,7 +249,8 @@ void check_intent(unsigned index) {
     uint64_t intent = LOAD_SEQ(&s->view.header->intent);
     for (unsigned i = 0; i < MAX_WATCHERS && !is_dead(index); i++) {
         const watcher *w = &the.watchers[i];
-        if (w->joined && w->source == s && !w->lossy && intent > LOAD_SEQ(&slot_of(&s->view, w->slot)->cursor) + CAPACITY)
+        if (w->joined && w->source == s && !w->lossy &&
+            intent > LOAD_SEQ(&slot_of(&s->view, w->slot)->cursor) + CAPACITY)
             fail("B2: intent %llu is beyond the gate of watcher %u", (unsigned long long)intent, i);
     }
 }

@@ -187,7 +187,8 @@ static void finish_all(void) {
         finish_job(FRESH_OWNER, &c);
     if (LOAD_SEQ(&the.work.view.header->gate) != tail)
         fail("K2: event %llu cannot be claimed by anybody (state %u)",
-             (unsigned long long)LOAD_SEQ(&the.work.view.header->gate), state_of(LOAD_SEQ(&the.work.view.header->gate)));
+             (unsigned long long)LOAD_SEQ(&the.work.view.header->gate),
+             state_of(LOAD_SEQ(&the.work.view.header->gate)));
     verify_terms(0);
 }
 
