@@ -133,11 +133,11 @@ class _Look:
             return
         if entry.group:
             terms = self.rings.work(entry).terms()
-            if terms["room"] < (terms["need"] or entry.capacity // 8):
+            if terms["room"] < max(terms["need"], entry.capacity // 8):
                 self.note_blocking(entry, self.document.consumer(entry.group))
             return
         ring = self.rings.broadcast(entry)
-        bits = ring.blocking(ring.info()["need"] or entry.capacity // 8)
+        bits = ring.blocking(max(ring.info()["need"], entry.capacity // 8))
         for consumer in self.document.consumers:
             here = consumer.topic == entry.topic and consumer.kind == "subscriber" and consumer.state == "active"
             if here and bits >> consumer.slot & 1:
@@ -167,6 +167,7 @@ class _Look:
                 waiting = info["need"] != 0
                 refused += ring.losses(0)["refused"][0]
                 used = max(used, capacity - info["room"])
+        _require_plausible((published, refused), f"the counters of publisher {publisher.name!r}")
         state: Health = "closed" if publisher.state == "retired" else self.health(publisher.participant)
         return PublisherStats(
             name=publisher.name,
@@ -189,6 +190,7 @@ class _Look:
         # While it leaves, its rings' books are in the totals already.
         totals = msgspec.structs.asdict(consumer.totals)
         sums = {t: sum(getattr(s, t) for s in sources) + totals.get(t, 0) for t in _TERMS}
+        _require_plausible(sums.values(), f"the books of consumer {consumer.name!r}")
         workers = self.workers(consumer)
         return ConsumerStats(
             name=consumer.name,
@@ -306,6 +308,12 @@ class _Look:
 def balanced(books: Books) -> bool:
     """True if the terms of one consumer add up."""
     return books.offered == books.delivered + books.depth + books.dropped
+
+
+def _require_plausible(counts: Iterable[int], what: str) -> None:
+    """Each word of a segment is 64 bits of anything; what is told of them must be too."""
+    if any(not 0 <= count < 2**63 for count in counts):
+        raise CorruptSegmentError(f"{what} cannot be: {list(counts)}")
 
 
 def _type_name(description: bytes) -> str:

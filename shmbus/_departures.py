@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, cast
 from shmbus import _core
 from shmbus._document import Cause, LossEntry, Totals
 from shmbus._failpoint import reach
-from shmbus.errors import CorruptSegmentError, LayoutMismatchError
+from shmbus.errors import AccessError, CorruptSegmentError, LayoutMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -144,7 +144,7 @@ def _unless_unreadable(entry: RingEntry) -> Iterator[None]:
     """A ring that cannot be read must not keep the dead from being buried: its books are lost, and that is said."""
     try:
         yield
-    except (CorruptSegmentError, LayoutMismatchError, FileNotFoundError) as error:
+    except (AccessError, CorruptSegmentError, LayoutMismatchError, FileNotFoundError) as error:
         _log.error("the books of ring %d are lost: %s", entry.id, error)
 
 
@@ -193,7 +193,7 @@ def _settle_slot(
     depth = terms["depth"]
     if abandoned and depth:
         consumer.totals.abandoned += depth
-        last, now = sequence - 1, time.time_ns()
+        last, now = max(1, sequence) - 1, time.time_ns()
         _note(document, consumer, entry, "abandoned", (depth, max(1, last - depth + 1), last, now, now))
 
 

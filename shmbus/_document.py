@@ -1,37 +1,54 @@
 """The registry document: who takes part in a bus, and what each holds. Data only.
 
 One document is kept twice in the bus segment (`_registry.py`); it is encoded with msgspec and decoded with full
-validation, for whatever comes out of a segment is untrusted. Ids count up from 1 and are never used twice on a bus;
-slots and indices are those of the fixed tables of layout.h, and are.
+validation, for whatever comes out of a segment is untrusted: every number is bounded by its type, and `decode` checks
+what entries say of each other. Ids count up from 1 and are never used twice on a bus; slots and indices are those of
+the fixed tables of layout.h, and are.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
+from shmbus import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 Natural = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+"""Leaves room for sums: all that the books add up must fit into 64 bits."""
+Pid = Annotated[int, msgspec.Meta(ge=0, le=1 << 22)]
+"""The kernel's PID_MAX_LIMIT."""
+Capacity = Annotated[int, msgspec.Meta(ge=_core.MIN_CAPACITY, le=_core.MAX_CAPACITY)]
+TopicIndex = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_TOPICS)]
+Line = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_CONSUMERS)]
+ConsumerSlot = Annotated[int, msgspec.Meta(ge=0, lt=min(_core.MAX_SUBSCRIBERS, _core.MAX_GROUPS))]
+PublisherSlot = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+WorkerSlot = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_WORKERS)]
+Generation = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Cause = Literal["overrun", "refused", "abandoned", "undecodable", "rejected"]
 
 
 class Totals(msgspec.Struct):
     """A consumer's books, in events, for rings that are gone."""
 
-    offered: Natural = 0
-    delivered: Natural = 0
-    overrun: Natural = 0
-    refused: Natural = 0
-    abandoned: Natural = 0
-    undecodable: Natural = 0
-    rejected: Natural = 0
+    offered: Count = 0
+    delivered: Count = 0
+    overrun: Count = 0
+    refused: Count = 0
+    abandoned: Count = 0
+    undecodable: Count = 0
+    rejected: Count = 0
 
 
 class Participant(msgspec.Struct):
     """A process attached to the bus, once for each Bus object. `id` is its generation too."""
 
-    id: Natural
-    pid: Natural
+    id: Count
+    pid: Pid
     start: Natural
     """Clock ticks from boot to the start of the process."""
     command: str
@@ -39,9 +56,9 @@ class Participant(msgspec.Struct):
 
 
 class TopicEntry(msgspec.Struct):
-    index: Natural
+    index: TopicIndex
     name: str
-    capacity: Natural
+    capacity: Capacity
     codec: Literal["msgpack", "json", "pickle"]
     fingerprint: Natural
     description: bytes
@@ -50,10 +67,10 @@ class TopicEntry(msgspec.Struct):
 class PublisherEntry(msgspec.Struct):
     """A publisher, for as long as one of its rings is there."""
 
-    id: Natural
-    slot: Natural
+    id: Count
+    slot: PublisherSlot
     """Which `pub-<slot>` channel it sleeps on; free again once it is retired."""
-    topic: Natural
+    topic: TopicIndex
     name: str
     participant: Natural
     state: Literal["active", "retired"] = "active"
@@ -63,13 +80,13 @@ class PublisherEntry(msgspec.Struct):
 class ConsumerEntry(msgspec.Struct):
     """A subscriber or a group; kept, closed, for its totals."""
 
-    id: Natural
-    line: Natural
+    id: Count
+    line: Line
     """Its line in the bus segment's consumer table."""
-    topic: Natural
+    topic: TopicIndex
     kind: Literal["subscriber", "group"]
     name: str
-    slot: Natural
+    slot: ConsumerSlot
     """A subscriber's bit in its topic, a group's line in the group table."""
     mode: Literal["reliable", "lossy"] = "reliable"
     participant: Natural = 0
@@ -77,15 +94,15 @@ class ConsumerEntry(msgspec.Struct):
     state: Literal["joining", "active", "leaving", "closed"] = "joining"
     dead: bool = False
     totals: Totals = msgspec.field(default_factory=Totals)
-    generations: dict[int, int] = {}
+    generations: dict[WorkerSlot, Generation] = {}
     """Group: the last generation of each worker slot."""
 
 
 class WorkerEntry(msgspec.Struct):
-    id: Natural
+    id: Count
     group: Natural
-    slot: Natural
-    generation: Natural
+    slot: WorkerSlot
+    generation: Generation
     participant: Natural
     name: str
 
@@ -93,11 +110,11 @@ class WorkerEntry(msgspec.Struct):
 class RingEntry(msgspec.Struct):
     """A segment `shmbus-<bus>:ring-<id>`. `group` is 0 for a broadcast ring."""
 
-    id: Natural
-    topic: Natural
+    id: Count
+    topic: TopicIndex
     publisher: Natural
     group: Natural
-    capacity: Natural
+    capacity: Capacity
     state: Literal["active", "retired"] = "active"
 
 
@@ -108,7 +125,7 @@ class LossEntry(msgspec.Struct, frozen=True):
     topic: str
     publisher: str
     cause: Cause
-    count: Natural
+    count: Count
     first: Natural
     last: Natural
     first_ns: Natural
@@ -116,7 +133,7 @@ class LossEntry(msgspec.Struct, frozen=True):
 
 
 class Document(msgspec.Struct):
-    next_id: Natural = 1
+    next_id: Count = 1
     stall_ns: Natural = 10_000_000_000
     participants: list[Participant] = []
     topics: list[TopicEntry] = []
@@ -125,7 +142,7 @@ class Document(msgspec.Struct):
     workers: list[WorkerEntry] = []
     rings: list[RingEntry] = []
     losses: list[LossEntry] = []
-    losses_forgotten: Natural = 0
+    losses_forgotten: Count = 0
     """Entries that no longer fit into `losses`; their counts are in the totals all the same."""
 
     def new_id(self) -> int:
@@ -156,5 +173,32 @@ class Document(msgspec.Struct):
         return [r for r in self.rings if r.topic == consumer.topic and r.group == group]
 
 
-encode = msgspec.msgpack.Encoder().encode
-decode = msgspec.msgpack.Decoder(Document).decode
+encode: Final = msgspec.msgpack.Encoder().encode
+_decoder: Final = msgspec.msgpack.Decoder(Document)
+
+
+def decode(raw: bytes) -> Document:
+    """The document, if it can be one. Raises msgspec.DecodeError, and ValueError for entries that contradict others."""
+    document = _decoder.decode(raw)
+    topics = [t.index for t in document.topics]
+    for entry in (*document.publishers, *document.consumers, *document.rings):
+        if entry.topic not in topics:
+            raise ValueError(f"an entry names topic {entry.topic}, which is not there: id={entry.id}")
+    for ring in document.rings:
+        if ring.capacity & (ring.capacity - 1):
+            raise ValueError(f"the capacity of ring {ring.id} is no power of two: capacity={ring.capacity}")
+    _require_unique("topic index", topics)
+    _require_unique("topic name", (t.name for t in document.topics))
+    for table in (document.participants, document.publishers, document.consumers, document.workers, document.rings):
+        _require_unique("id", (entry.id for entry in table))
+    _require_unique("group slot", (c.slot for c in document.consumers if c.kind == "group"))
+    _require_unique("publisher and group of a ring", ((r.publisher, r.group) for r in document.rings))
+    return document
+
+
+def _require_unique(what: str, values: Iterable[object]) -> None:
+    seen: set[object] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"a {what} occurs twice: {value!r}")
+        seen.add(value)

@@ -158,16 +158,17 @@ def open_subscriber(
         consumer.name = name or f"sub-{consumer.id}"
     consumer.slot, consumer.mode, consumer.participant = slot, mode, participant
     consumer.state, consumer.dead = "joining", False
+    # All are attached before anything is entered: what may fail for want of descriptors or memory fails here.
+    joined = [rings.broadcast(r) for r in document.rings_of(consumer) if r.state == "active" or start == "oldest"]
     change.commit()
     reach("subscriber.joining")
     line = _core.TOPIC_LINES + topic.index * _core.LINE
     for word in (_core.TOPIC_PARKED, _core.TOPIC_AWAITING):
         _core.fetch_and(change.registry.map, line + word, ~(1 << slot) & (2**64 - 1))
     try:
-        for entry in document.rings_of(consumer):
-            if entry.state == "active" or start == "oldest":
-                rings.broadcast(entry).join(slot, mode == "lossy", start == "oldest")
-                reach("subscriber.ring")
+        for ring in joined:
+            ring.join(slot, mode == "lossy", start == "oldest")
+            reach("subscriber.ring")
         consumer.state = "active"
         change.commit(topic.index)
         reach("subscriber.joined")

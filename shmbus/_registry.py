@@ -20,7 +20,6 @@ import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 
 from shmbus import _core, _document, _liveness
 from shmbus._document import Document
@@ -122,7 +121,8 @@ class Registry:
     def locked(self, timeout: float = LOCK_TIMEOUT) -> Iterator[Change]:
         """Hold the bus lock and change the document; nothing is changed without `Change.commit`.
 
-        Raises ClosedError when the bus was removed, LockTimeoutError when its holder does not let go.
+        Raises ClosedError when the bus was removed, LockTimeoutError when its holder does not let go, and
+        CorruptSegmentError.
         """
         try:
             with self._lock.held(timeout, self._describe_holder):
@@ -137,7 +137,9 @@ class Registry:
                 finally:
                     reach("lock.releasing")
                     _core.store(self.map, _core.BUS_HOLDER, 0)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if self.segment.linked():
+                raise CorruptSegmentError(f"bus {self.bus!r} names what is not there: {error.filename}") from error
             raise ClosedError(f"bus {self.bus!r} was removed") from None
 
     def _describe_holder(self) -> str:
@@ -214,7 +216,7 @@ def _write_document(memory: mmap.mmap, version: int, body: bytes) -> None:
 def _decode(raw: bytes) -> Document:
     try:
         return _document.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # DecodeError is a ValueError
         raise CorruptSegmentError(f"registry document cannot be: {error}") from error
 
 

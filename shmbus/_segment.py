@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 
 SHM_DIR: Final = "/dev/shm"
 
-_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM})
+# EFBIG: beyond RLIMIT_FSIZE, or beyond what any file can hold.
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG})
 # What open() says of a symlink, a directory, a socket, another user's file.
 _NOT_OURS: Final = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM})
 

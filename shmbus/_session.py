@@ -263,5 +263,4 @@ class Session:
             self.closed = True
             self.tell_supervisor()
             self.posts.close()
-            self.rings.clear()
-            self.registry.close()
+            self.rings.clear()  # the bus segment stays mapped until the last handle, maybe in a wait, has let go

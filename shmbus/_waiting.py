@@ -11,6 +11,7 @@ Must stay true (SYNC park):
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
@@ -38,7 +39,7 @@ class Parking:
 
     def __init__(self, session: Session, channel: str, line: int, parked: int, awaiting: int, slot: int) -> None:
         self._session = session
-        self._map = session.map
+        self._map = memoryview(session.map)  # so that it stays mapped while a sleep lasts longer than the session
         self._parked: Final = line + parked + slot // 64 * 8
         self._awaiting: Final = line + awaiting + slot // 64 * 8
         self._bit: Final = 1 << slot % 64
@@ -57,7 +58,7 @@ class Parking:
         """The same in an event loop, on the channel's FIFO."""
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
-        descriptor = self.sleeper.fifo()
+        descriptor = os.dup(self.sleeper.fifo())  # ours: the number must not be another's when close() overtakes us
         self.sleeper.drain_fifo()
         loop.add_reader(descriptor, lambda: None if woken.done() else woken.set_result(None))
         _core.fetch_or(self._map, self._awaiting, self._bit)  # before the parked bit: a waker reads it after
@@ -72,6 +73,7 @@ class Parking:
             _core.fetch_and(self._map, self._parked, _ALL ^ self._bit)
             _core.fetch_and(self._map, self._awaiting, _ALL ^ self._bit)
             loop.remove_reader(descriptor)
+            os.close(descriptor)
         return True
 
     def interrupt(self) -> None:

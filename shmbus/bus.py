@@ -16,22 +16,22 @@ import sys
 import threading
 import warnings
 import weakref
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
-from shmbus import _books, _members
+from shmbus import _books, _departures, _members
 from shmbus._codec import codec_for
 from shmbus._registry import LOCK_TIMEOUT
 from shmbus._session import COLLECTED_TIMEOUT, Session
 from shmbus._waiting import IDLE_MODES
-from shmbus.errors import ClosedError, ConfigError, LockTimeoutError
+from shmbus.errors import ClosedError, ConfigError, CorruptSegmentError, LockTimeoutError
 from shmbus.publisher import ON_FULL, Publisher
 from shmbus.subscriber import MODES, STARTS, Subscriber
 from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, dead_letter_topic
 from shmbus.worker import MAX_PREFETCH, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from shmbus._codec import Codec
@@ -91,7 +91,6 @@ class Bus:
         _check_choice("idle", idle, IDLE_MODES)
         if not isinstance(stall_timeout, (int, float)) or not 0 < stall_timeout < 1e9:
             raise ConfigError(f"stall_timeout is a positive number of seconds: stall_timeout={stall_timeout!r}")
-        self.name = name
         self._idle: Idle = idle
         self._supervise = supervise
         self._handles: weakref.WeakSet[Publisher[Any] | Subscriber[Any] | Worker[Any]] = weakref.WeakSet()
@@ -106,6 +105,11 @@ class Bus:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def name(self) -> str:
+        """What it was opened by."""
+        return self._session.bus
 
     # -- handles
 
@@ -140,7 +144,9 @@ class Bus:
             me = _members.open_publisher(
                 change, self._session.rings, entry, self._session.participant, name, topic.capacity
             )
-        return self._keep(Publisher(self._session, topic, codec, entry, me, on_full, timeout, self._forget))
+            with _or(lambda: _departures.close_publisher(change, self._session.rings, me.id)):
+                handle = Publisher(self._session, topic, codec, entry, me, on_full, timeout, self._forget)
+        return self._keep(handle)
 
     def subscriber(
         self,
@@ -173,7 +179,9 @@ class Bus:
             me = _members.open_subscriber(
                 change, self._session.rings, entry, self._session.participant, name, mode, start
             )
-        return self._keep(Subscriber(self._session, topic, entry, me, on_gap, idle, self._forget))
+            with _or(lambda: _departures.close_subscriber(change, self._session.rings, me.id)):
+                handle = Subscriber(self._session, topic, entry, me, on_gap, idle, self._forget)
+        return self._keep(handle)
 
     def group(self, topic: Topic[Any], name: str) -> None:
         """Make sure that a group exists: it collects events from now on, also while no worker lives."""
@@ -214,20 +222,20 @@ class Bus:
             entry = _members.ensure_topic(change, topic, codec_for(topic), "reader")
             owner = _members.open_group(change, self._session.rings, entry, group)
             me = _members.open_worker(change, owner, self._session.participant, name)
-        return self._keep(
-            Worker(
-                self._session,
-                topic,
-                entry,
-                owner,
-                me,
-                max_deliver,
-                prefetch,
-                idle,
-                lambda: self._dead_letters_of(topic),
-                self._forget,
-            )
-        )
+            with _or(lambda: _departures.close_worker(change, self._session.rings, me.id)):
+                handle = Worker(
+                    self._session,
+                    topic,
+                    entry,
+                    owner,
+                    me,
+                    max_deliver,
+                    prefetch,
+                    idle,
+                    lambda: self._dead_letters_of(topic),
+                    self._forget,
+                )
+        return self._keep(handle)
 
     def _free_name(self, change: Change, entry: TopicEntry, kind: str, name: str | None) -> None:
         """Make sure that no live process has the name; one that is dead and not yet reclaimed gives it up now."""
@@ -293,12 +301,13 @@ class Bus:
         _open_buses.discard(self)
         if self._session.closed:
             return
-        if os.getpid() == self._session.pid:
-            with self._lock:
-                handles = list(self._handles)
-            for handle in handles:
-                handle.close()
-        self._session.close(timeout)
+        with ExitStack() as stack:  # all of it, also where a corrupt segment does not let one of them go
+            stack.callback(self._session.close, timeout)
+            if os.getpid() == self._session.pid:
+                with self._lock:
+                    handles = list(self._handles)
+                for handle in handles:
+                    stack.callback(handle.close)
 
     def __enter__(self) -> Self:
         return self
@@ -312,7 +321,7 @@ class Bus:
         session = getattr(self, "_session", None)
         if session is not None and not session.closed and session.pid == os.getpid():
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            with suppress(LockTimeoutError):
+            with suppress(LockTimeoutError, CorruptSegmentError):
                 self._close(timeout=COLLECTED_TIMEOUT)
 
     def __reduce__(self) -> tuple[Callable[..., Bus], tuple[str, Idle, bool]]:
@@ -341,12 +350,22 @@ def _check_range(option: str, value: object, most: int) -> None:
         raise ConfigError(f"{option} is a whole number from 1 to {most}: {option}={value!r}")
 
 
+@contextmanager
+def _or(undo: Callable[[], object]) -> Iterator[None]:
+    """What is entered without a handle to close it, for want of descriptors say, is undone."""
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise
+
+
 def _close_all() -> None:
     """At interpreter exit: leave in good order, so that nothing is on the books as a death."""
     for bus in list(_open_buses):
         try:
             bus.close()
-        except ClosedError:
+        except (ClosedError, CorruptSegmentError):  # there is nobody left to tell
             continue
 
 

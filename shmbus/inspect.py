@@ -5,6 +5,7 @@ May touch: segments read-only; `remove` and `publish_json` excepted.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
@@ -52,24 +53,27 @@ def losses_of(bus: str) -> list[Loss]:
 
 
 def remove(bus: str, *, force: bool = False) -> None:
-    """Remove a bus with everything in it.
+    """Remove a bus with everything in it; with `force` also one that is corrupt.
 
     Without `force` only one that nobody takes part in and that owes no group anything: else ConfigError says who and
     what. Participants of a bus that is removed by force get ClosedError at their next look, a second later at most.
     """
     check_name("bus", bus)
     try:
-        registry = Registry.open(bus, create=False)
+        _remove_in_order(bus, force=force)
     except BusNotFoundError:
         if not _segment.names(f"{segment_name(bus)}:"):
             raise
         _reclaim.unlink_all(bus)
-        return
     except (LayoutMismatchError, CorruptSegmentError, AccessError):
         if not force:
             raise
+        _mark_removed(bus)
         _reclaim.unlink_all(bus)
-        return
+
+
+def _remove_in_order(bus: str, *, force: bool) -> None:
+    registry = Registry.open(bus, create=False)
     try:
         with registry.locked() as change:
             rings = Rings(bus)
@@ -78,6 +82,15 @@ def remove(bus: str, *, force: bool = False) -> None:
             _reclaim.remove_bus(change)
     finally:
         registry.close()
+
+
+def _mark_removed(bus: str) -> None:
+    """Let the participants of a bus that cannot be read, if it has any, know that it is gone."""
+    with suppress(FileNotFoundError, AccessError, CorruptSegmentError):
+        segment = _segment.Segment.attach(segment_name(bus))
+        if segment.size == _core.BUS_BYTES:
+            _core.store(segment.map, _core.BUS_REMOVED, 1)
+        segment.close()
 
 
 def _require_unused(document: Any, rings: Rings) -> None:

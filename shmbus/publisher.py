@@ -18,7 +18,15 @@ from shmbus import _core, _departures
 from shmbus._registry import LOCK_TIMEOUT
 from shmbus._session import COLLECTED_TIMEOUT
 from shmbus._waker import Sleeper
-from shmbus.errors import ClosedError, ConfigError, EventTooLargeError, Full, LockTimeoutError, ReclaimedError
+from shmbus.errors import (
+    ClosedError,
+    ConfigError,
+    CorruptSegmentError,
+    EventTooLargeError,
+    Full,
+    LockTimeoutError,
+    ReclaimedError,
+)
 from shmbus.message import encode_headers
 
 if TYPE_CHECKING:
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from shmbus._codec import Codec
-    from shmbus._document import ConsumerEntry, PublisherEntry, TopicEntry
+    from shmbus._document import ConsumerEntry, PublisherEntry, RingEntry, TopicEntry
     from shmbus._session import Session
     from shmbus.topic import Topic
 
@@ -63,8 +71,9 @@ class Publisher(_core.Producer[T], Generic[T]):
         self._on_full = on_full
         self._timeout = timeout
         self._forget = forget
-        document = session.document()
-        ring = next(r for r in document.rings if r.publisher == me.id and r.group == 0)
+        ring = next((r for r in session.document().rings if r.publisher == me.id and r.group == 0), None)
+        if ring is None:
+            raise CorruptSegmentError(f"publisher {me.name!r} of topic {topic.name!r} has no ring")
         super().__init__(
             session.map,
             entry.index,
@@ -96,12 +105,19 @@ class Publisher(_core.Producer[T], Generic[T]):
             raise ReclaimedError(f"publisher {self.name!r} of topic {self.topic.name!r} was taken for dead")
         consumers = {c.id: c for c in document.consumers if c.topic == self._entry.index}
         groups = [
-            (self._session.rings.work(ring), consumers[ring.group].slot)
+            (self._work_ring(ring), consumers[ring.group].slot)
             for ring in document.rings
             if ring.publisher == self._id and ring.group in consumers
         ]
         subscribed = any(c.kind == "subscriber" and c.state == "active" for c in consumers.values())
         self._set_groups(subscribed, groups)
+
+    def _work_ring(self, entry: RingEntry) -> _core.WorkRing:
+        try:
+            return self._session.rings.work(entry)
+        except FileNotFoundError:
+            self._session.document()  # raises ClosedError if the bus was removed since we looked
+            raise CorruptSegmentError(f"ring {entry.id} of publisher {self.name!r} is not there") from None
 
     def _wake(self, parked: int) -> None:
         self._session.wake_subscribers(self._entry.index, parked)
@@ -180,7 +196,7 @@ class Publisher(_core.Producer[T], Generic[T]):
     def __del__(self) -> None:
         if hasattr(self, "_sleeper") and not self.closed and self._session.usable:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            with suppress(LockTimeoutError):
+            with suppress(LockTimeoutError, CorruptSegmentError):
                 self.close(_timeout=COLLECTED_TIMEOUT)
 
     def __repr__(self) -> str:

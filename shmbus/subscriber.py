@@ -20,7 +20,7 @@ from shmbus._codec import codec_for
 from shmbus._registry import LOCK_TIMEOUT
 from shmbus._session import COLLECTED_TIMEOUT
 from shmbus._waiting import Parking, Receiver
-from shmbus.errors import ClosedError, DecodeError, GapError, LockTimeoutError, ReclaimedError
+from shmbus.errors import ClosedError, CorruptSegmentError, DecodeError, GapError, LockTimeoutError, ReclaimedError
 from shmbus.message import Gap, Message
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
     def __del__(self) -> None:
         if hasattr(self, "_parking") and not self.closed and self._session.usable:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            with suppress(LockTimeoutError):
+            with suppress(LockTimeoutError, CorruptSegmentError):
                 self.close(_timeout=COLLECTED_TIMEOUT)
 
     def __repr__(self) -> str:

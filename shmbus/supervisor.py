@@ -42,8 +42,8 @@ _log = logging.getLogger("shmbus.supervisor")
 _loss_log = logging.getLogger("shmbus.loss")
 
 
-class _Stop(Exception):
-    """A signal asks the supervisor to go."""
+class _Stop(BaseException):
+    """A signal asks the supervisor to go; nothing that it comes in between may take it for an error of its own."""
 
 
 def run(bus: str, *, foreground: bool) -> int:

@@ -82,7 +82,7 @@ def check_label(kind: str, name: str) -> str:
 
 
 @final
-@dataclasses.dataclass(frozen=True, slots=True, init=False, repr=False)
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Topic(Generic[T]):
     """A named, typed stream of events; immutable, comparable, hashable, and picklable where its type is.
 

@@ -21,7 +21,7 @@ from shmbus._failpoint import reach
 from shmbus._registry import LOCK_TIMEOUT
 from shmbus._session import COLLECTED_TIMEOUT
 from shmbus._waiting import Parking, Receiver
-from shmbus.errors import ClosedError, DecodeError, LockTimeoutError, ReclaimedError
+from shmbus.errors import ClosedError, CorruptSegmentError, DecodeError, LockTimeoutError, ReclaimedError
 from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage
 from shmbus.topic import DeadLetter
 
@@ -251,7 +251,7 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
     def __del__(self) -> None:
         if hasattr(self, "_parking") and not self.closed and self._session.usable:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            with suppress(LockTimeoutError):
+            with suppress(LockTimeoutError, CorruptSegmentError):
                 self.close(_timeout=COLLECTED_TIMEOUT)
 
     def __repr__(self) -> str:

@@ -31,6 +31,7 @@ async def collect(receiver: shmbus.Subscriber[Order] | shmbus.Worker[Order], cou
 
 def test_iterate(bus: Bus) -> None:
     """`async for` gives the events in order, those that are there and those that come."""
+
     async def main() -> None:
         with bus.publisher(ORDERS) as pub, bus.subscriber(ORDERS) as sub:
             pub.publish_many(orders(3))
@@ -46,6 +47,7 @@ def test_iterate(bus: Bus) -> None:
 
 def test_two_in_one_loop(bus: Bus) -> None:
     """Subscribers and workers of one loop receive at the same time, in the loop's own thread."""
+
     async def main() -> None:
         threads = len(os.listdir("/proc/self/task"))
         with (
@@ -100,6 +102,7 @@ def test_from_another_process(bus: Bus, processes: Processes) -> None:
 
 def test_areceive_timeout(bus: Bus) -> None:
     """areceive raises Empty at its timeout, 0 included, and lets the loop run meanwhile."""
+
     async def main() -> None:
         with bus.subscriber(ORDERS) as sub, bus.worker(ORDERS, group="g") as worker:
             for receiver in (sub, worker):
@@ -123,6 +126,7 @@ def test_areceive_timeout(bus: Bus) -> None:
 
 def test_cancelled_task(bus: Bus) -> None:
     """A cancelled task leaves the handle usable, awaited or not, with no event lost."""
+
     async def main() -> None:
         with bus.publisher(ORDERS) as pub, bus.subscriber(ORDERS, name="s") as sub:
             for turn in range(1, 20):
@@ -147,28 +151,39 @@ def test_cancelled_task(bus: Bus) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("ending", ["cancel", "close"])
-def test_end(bus: Bus, ending: str) -> None:
-    """cancel() and close() end `async for` in good order, and areceive with ClosedError."""
+@pytest.mark.parametrize("ending", ["cancel", "close", "close the bus"])
+def test_end(bus_name: str, ending: str) -> None:
+    """cancel() and close() end `async for` in good order, areceive with ClosedError, and harm no other descriptor."""
+
     async def main() -> None:
         for how in ("for", "areceive"):
+            bus = Bus(bus_name, supervise=False)
             sub = bus.subscriber(ORDERS)
             task: asyncio.Task[object] = asyncio.create_task(collect(sub, 1) if how == "for" else sub.areceive())
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            getattr(sub, ending)()
+            (bus.close if ending == "close the bus" else getattr(sub, ending))()
+            own, other = os.pipe()  # takes the numbers that were freed
+            readable = asyncio.Event()
+            asyncio.get_running_loop().add_reader(own, readable.set)
             if how == "for":
                 assert await asyncio.wait_for(task, PATIENT) == []
             else:
                 with pytest.raises(shmbus.ClosedError):
                     await asyncio.wait_for(task, PATIENT)
-            sub.close()
+            os.write(other, b"x")
+            await asyncio.wait_for(readable.wait(), PATIENT)
+            asyncio.get_running_loop().remove_reader(own)
+            os.close(own)
+            os.close(other)
+            bus.close()
 
     asyncio.run(main())
 
 
 def test_break_gives_back(bus: Bus) -> None:
     """An `async for` over a worker acks by asking for the next; the event at which it breaks off goes back."""
+
     async def main() -> None:
         with bus.publisher(ORDERS) as pub:
             with bus.worker(ORDERS, group="g") as worker:

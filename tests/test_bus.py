@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -11,10 +10,11 @@ from typing import Any
 
 import pytest
 from events import ORDERS, RAW, Order, Renamed, drain, opened, orders, take
-from support import SHM, Processes, entries, eventually, line
+from support import SHM, Processes, entries, line
 
 import shmbus
 from shmbus import Bus
+
 
 @pytest.fixture
 def bus(bus_name: str) -> Iterator[Bus]:
@@ -140,6 +140,7 @@ def test_no_space(bus: Bus, bus_name: str) -> None:
 
 # -- what there is
 
+
 def test_attach(bus_name: str) -> None:
     """Bus.attach opens the bus that is there, and raises BusNotFoundError where none is, creating nothing."""
     with pytest.raises(shmbus.BusNotFoundError, match=bus_name) as caught:
@@ -211,6 +212,7 @@ def test_handles_say_who_they_are(bus: Bus, bus_name: str) -> None:
 
 # -- the end
 
+
 def test_closed(bus_name: str) -> None:
     """A closed bus and its handles raise ClosedError, iteration over them ends, and close() may be repeated."""
     bus = Bus(bus_name, supervise=False)
@@ -245,19 +247,16 @@ def test_closed(bus_name: str) -> None:
 def test_unclosed_bus_warns(bus_name: str) -> None:
     """A Bus that is forgotten without close() is a ResourceWarning, and is closed all the same."""
     with pytest.warns(ResourceWarning, match=bus_name):
-        bus = Bus(bus_name, supervise=False)
-        del bus
-        gc.collect()
+        Bus(bus_name, supervise=False)
     assert not entries(bus_name)
 
 
 @pytest.mark.parametrize("method", ["publisher", "subscriber", "worker"])
 def test_unclosed_handle_warns(bus: Bus, method: str) -> None:
     """A handle that is forgotten without close() is a ResourceWarning, and is closed: it blocks nobody."""
+    options = {"group": "g"} if method == "worker" else {}
     with pytest.warns(ResourceWarning, match="forgotten"):
-        handle = getattr(bus, method)(ORDERS, name="forgotten", **({"group": "g"} if method == "worker" else {}))
-        del handle
-        gc.collect()
+        getattr(bus, method)(ORDERS, name="forgotten", **options)
     stats = bus.stats()
     assert [p.state for p in stats.publishers if p.state != "closed"] == []
     assert [c.state for c in stats.consumers if c.state not in ("closed", "idle")] == []
@@ -265,7 +264,6 @@ def test_unclosed_handle_warns(bus: Bus, method: str) -> None:
 
 def test_exit_without_close(bus: Bus, processes: Processes) -> None:
     """A process that just ends leaves in good order: its events arrive, and nothing of it is a death."""
-    sub = bus.subscriber(ORDERS, name="here")
     code = """
         import sys
         from events import ORDERS, orders
@@ -276,17 +274,19 @@ def test_exit_without_close(bus: Bus, processes: Processes) -> None:
         pub.publish_many(orders(5))
         print("ends")
     """
-    child = processes.spawn(code, bus.name)
-    assert line(child) == "ends"
-    assert child.wait() == 0
-    assert [p.pid for p in bus.stats().participants] == [os.getpid()]
-    assert [(p.name, p.state) for p in bus.stats().publishers] == [("brief", "closed")]
-    assert [c.state for c in bus.stats().consumers if c.name == "there"] == ["closed"]
-    assert take(sub, 5) == orders(5)
+    with bus.subscriber(ORDERS, name="here") as sub:
+        child = processes.spawn(code, bus.name)
+        assert line(child) == "ends"
+        assert child.wait() == 0
+        assert [p.pid for p in bus.stats().participants] == [os.getpid()]
+        assert [(p.name, p.state) for p in bus.stats().publishers] == [("brief", "closed")]
+        assert [c.state for c in bus.stats().consumers if c.name == "there"] == ["closed"]
+        assert take(sub, 5) == orders(5)
 
 
 def test_nothing_is_kept(bus_name: str) -> None:
     """Opening and closing a bus with handles again and again keeps no descriptor, mapping, name or thread."""
+
     def used() -> tuple[int, int, int, int]:
         with open("/proc/self/maps", encoding="ascii") as maps:
             mapped = sum("shmbus" in text and bus_name in text for text in maps)
@@ -314,6 +314,7 @@ def test_nothing_is_kept(bus_name: str) -> None:
 
 def test_handles_are_kept_by_nobody(bus: Bus) -> None:
     """Handles that come and go on an open bus keep no descriptor and no mapping."""
+
     def used() -> tuple[int, int]:
         with open("/proc/self/maps", encoding="ascii") as maps:
             return len(os.listdir("/proc/self/fd")), sum(bus.name in text for text in maps)
@@ -330,77 +331,3 @@ def test_handles_are_kept_by_nobody(bus: Bus) -> None:
         once()
     gc.collect()
     assert used() == before
-
-
-# -- fork
-
-def fork_and_use(name: str) -> None:
-    import asyncio
-    import json
-    import os
-
-    from events import ORDERS, Order, orders, take
-
-    from shmbus import Bus
-
-    bus = Bus(name, supervise=False)
-    pub, sub, worker = bus.publisher(ORDERS), bus.subscriber(ORDERS), bus.worker(ORDERS, group="g")
-    pub.publish_many(orders(2))
-    message = next(worker.messages())
-    calls = {
-        "publish": lambda: pub.publish(Order(1)),
-        "publish_many": lambda: pub.publish_many(orders(2)),
-        "next": lambda: next(iter(sub)),
-        "messages": lambda: next(sub.messages()),
-        "receive": lambda: sub.receive(timeout=0),
-        "try_receive": sub.try_receive,
-        "receive_many": lambda: sub.receive_many(3, timeout=0),
-        "areceive": lambda: asyncio.run(sub.areceive(timeout=0)),
-        "worker next": lambda: next(iter(worker)),
-        "worker messages": lambda: next(worker.messages()),
-        "worker receive": lambda: worker.receive(timeout=0),
-        "worker try_receive": worker.try_receive,
-        "worker receive_many": lambda: worker.receive_many(3, timeout=0),
-        "worker ack": worker.ack,
-        "message ack": message.ack,
-        "message nack": message.nack,
-        "message reject": message.reject,
-        "publisher": lambda: bus.publisher(ORDERS),
-        "subscriber": lambda: bus.subscriber(ORDERS),
-        "worker": lambda: bus.worker(ORDERS, group="g"),
-        "group": lambda: bus.group(ORDERS, "h"),
-        "stats": bus.stats,
-        "losses": bus.losses,
-    }
-    if os.fork() == 0:
-        found = {}
-        for call in calls:
-            try:
-                calls[call]()
-                found[call] = "nothing"
-            except BaseException as error:
-                found[call] = type(error).__name__
-        with Bus(name, supervise=False) as own, own.publisher(ORDERS) as mine:
-            mine.publish(Order(3))
-        for handle in (pub, sub, worker, bus):
-            handle.close()
-        print(json.dumps(found), flush=True)
-        return  # a forked child that ends in the ordinary way, atexit and all
-    assert os.wait()[1] == 0
-    message.ack()
-    assert sorted(take(sub, 3)) == orders(3)
-    assert sorted(take(worker, 2)) == orders(2, 2)
-    worker.ack()
-    assert [p.pid for p in bus.stats().participants] == [os.getpid()]
-    bus.close()
-    print("whole")
-
-
-def test_fork(bus_name: str, processes: Processes) -> None:
-    """In a forked child every inherited handle raises ForkedError, Bus(name) works, and the parent is unharmed."""
-    child = processes.spawn(fork_and_use, bus_name)
-    found = json.loads(line(child))
-    assert set(found.values()) == {"ForkedError"}, found
-    assert line(child) == "whole"
-    assert child.wait() == 0
-    eventually(lambda: not entries(bus_name))

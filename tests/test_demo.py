@@ -77,9 +77,9 @@ def test_any_worker_may_be_killed(processes: Processes) -> None:
     assert "check: equal to a single-process run" in output
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_interrupted_demo_leaves_nothing(processes: Processes, number: signal.Signals, code: int) -> None:
-    """Ctrl-C and SIGTERM in the middle of the work leave no process and no shared memory."""
+    """Ctrl-C, SIGTERM and SIGHUP in the middle of the work leave no process and no shared memory."""
     child = start(processes)
     *_, _ = lines_until(child, r"^parsing: ")
     child.send_signal(number)
@@ -134,7 +134,7 @@ def test_collection_counts_a_file_once() -> None:
     found = Found("x", 1, 0, (Function("short", 1, 1), Function("long", 2, 9)), "")
     for report in (Report(found, 2), Report(found, 3), Report(Found("y", 1, 0, (), ""), 1)):
         collection.add(report)
-    assert (len(collection.found), collection.twice, collection.again) == (2, 1, 1)
+    assert (len(collection.found), collection.twice, collection.again) == (2, 1, {"x"})
     assert [function.name for _, function in collection.longest()] == ["long", "short"]
 
 

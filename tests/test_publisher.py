@@ -40,6 +40,7 @@ def bus(bus_name: str) -> Iterator[Bus]:
 
 # -- what it takes
 
+
 def test_sequences(bus: Bus) -> None:
     """publish returns sequences from 1 without holes, and publish_many how many events it published."""
     with bus.publisher(ORDERS) as pub, bus.subscriber(ORDERS) as sub:
@@ -148,6 +149,7 @@ def test_too_large(bus: Bus) -> None:
 
 def test_batch_is_all_or_nothing_until_it_is_encoded(bus: Bus) -> None:
     """An iterable that raises in the middle of publish_many has published nothing, and its error goes up."""
+
     def events() -> Iterator[Order]:
         yield Order(1)
         raise ZeroDivisionError
@@ -163,6 +165,7 @@ def test_batch_is_all_or_nothing_until_it_is_encoded(bus: Bus) -> None:
 
 # -- no room
 
+
 def test_raise(bus: Bus) -> None:
     """With `on_full="raise"` a full ring is a Full at once that names the slow subscriber, and nobody else."""
     with (
@@ -171,11 +174,10 @@ def test_raise(bus: Bus) -> None:
         bus.subscriber(SMALL, name="quick") as quick,
         bus.subscriber(SMALL, name="lossy", mode="lossy"),
     ):
-        count = 0
+        count = fill(pub)
+        assert drain(quick) == orders(count)
         with pytest.raises(shmbus.Full) as caught:
-            while pub.publish(Order(count + 1)):
-                count += 1
-                quick.try_receive()
+            pub.publish(Order(0))
         assert (caught.value.topic, caught.value.blocked_by, caught.value.published) == ("small", ("slow",), 0)
         assert "slow" in str(caught.value)
         assert count > 50
@@ -214,7 +216,7 @@ def test_block_times_out(bus: Bus) -> None:
         count = fill(pub)
         with pytest.raises(shmbus.Full) as caught:
             pub.publish(Order(0))
-        assert set(caught.value.blocked_by) == {"s", "g"} or caught.value.blocked_by in (("s",), ("g",))
+        assert caught.value.blocked_by == ("g",)
         assert not publisher(bus, pub.name).waiting
         assert drain(sub) == orders(count)
         with pytest.raises(shmbus.Full) as caught:
@@ -337,6 +339,7 @@ def test_unrouted(bus: Bus) -> None:
 def test_threads_share_a_publisher(bus: Bus) -> None:
     """Threads may share a publisher: every event arrives once, and each thread's in its order."""
     with bus.publisher(SMALL) as pub, bus.subscriber(SMALL, name="s") as sub:
+
         def publish(first: int) -> None:
             for order in orders(500, first):
                 pub.publish(order)

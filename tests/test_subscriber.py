@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ def bus(bus_name: str) -> Iterator[Bus]:
 
 
 # -- what it gets
+
 
 def test_every_subscriber_gets_every_event(bus: Bus) -> None:
     """Every subscriber receives every event of every publisher, each publisher's in its order."""
@@ -105,49 +105,47 @@ def test_publisher_that_lives_for_ten_events(bus: Bus, processes: Processes) -> 
             assert books(bus, name) == {"offered": 40, "delivered": 40}
 
 
-def publish_until_told(name: str) -> None:
-    import threading
-
+PUBLISH_UNTIL_TOLD = """
+    import sys, threading
     from events import SMALL, Order
-
     from shmbus import Bus
 
+    def listen():
+        sys.stdin.readline()
+        told.set()
+
     told = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.readline(), told.set())).start()  # type: ignore[func-returns-value]
-    with Bus(name, supervise=False) as bus, bus.publisher(SMALL) as pub:
+    threading.Thread(target=listen).start()
+    with Bus(sys.argv[1], supervise=False) as bus, bus.publisher(SMALL) as pub:
         print("ready")
         number = 0
         while not told.is_set():
             number += 1
             pub.publish(Order(number))
         print(number)
-
-
-def stop(child: subprocess.Popen[str]) -> int:
-    assert child.stdin is not None
-    child.stdin.write("stop\n")
-    child.stdin.flush()
-    return int(line(child))
+"""
 
 
 def test_joining_while_publishing(bus: Bus, processes: Processes) -> None:
     """Subscribers that come and go while events flow get an unbroken run each, and the one that stays gets all."""
     with bus.subscriber(SMALL, name="stays") as stays:
-        child = processes.spawn(publish_until_told, bus.name)
+        child = processes.spawn(PUBLISH_UNTIL_TOLD, bus.name)
         assert line(child) == "ready"
         whole: list[Order] = []
         for turn in range(60):
             with bus.subscriber(SMALL, start="oldest" if turn % 2 else "latest") as sub:
-                found = []
+                found: list[Order] = []
                 while len(found) < 20:
                     whole.extend(drain(stays))
                     found.extend(drain(sub))
                 assert found == orders(len(found), found[0].id)
-        last = None
-        while last is None:  # the publisher must not stand against a full ring
-            last = stop(child) if len(whole) > 100 else None
+        assert child.stdin is not None
+        child.stdin.write("stop\n")
+        child.stdin.flush()
+        while child.poll() is None:
             whole.extend(drain(stays))
         whole.extend(drain(stays))
+        last = int(line(child))
         assert whole == orders(last)
         assert child.wait() == 0
         assert books(bus, "stays") == {"offered": last, "delivered": last}
@@ -173,6 +171,7 @@ def test_many_publishers(bus: Bus, processes: Processes) -> None:
 
 
 # -- what it misses
+
 
 def test_lossy_holds_nobody_back(bus: Bus) -> None:
     """A lossy subscriber is overrun instead of slowing the publisher, and its gaps and events add up exactly."""
@@ -224,6 +223,7 @@ def test_gap_without_listener(bus: Bus) -> None:
 
 def test_listener_that_raises(bus: Bus) -> None:
     """What `on_gap` raises goes up to the receiver, and the stream goes on behind the gap."""
+
     def listener(gap: shmbus.Gap) -> None:
         raise ZeroDivisionError(gap.count)
 
@@ -313,6 +313,7 @@ def test_codecs(bus: Bus, codec: Any) -> None:
 
 
 # -- the end
+
 
 def test_close_abandons(bus: Bus) -> None:
     """What a subscriber had not received at its close is abandoned, and nobody waits for it any more."""

@@ -30,6 +30,7 @@ def pub(bus: Bus) -> Iterator[shmbus.Publisher[Order]]:
 
 # -- who gets what
 
+
 def test_group_collects_without_workers(bus: Bus, pub: shmbus.Publisher[Order]) -> None:
     """A group collects events while no worker lives: before the first, and between two; other groups get theirs."""
     bus.group(ORDERS, "billing")
@@ -94,6 +95,7 @@ def test_processes_share(bus: Bus, processes: Processes) -> None:
 
 
 # -- acks
+
 
 def test_asking_acks(bus: Bus, pub: shmbus.Publisher[Order]) -> None:
     """Asking for the next event acks the last one, by every way to ask; ack() does it without asking."""
@@ -231,6 +233,7 @@ def test_prefetch(bus: Bus, pub: shmbus.Publisher[Order]) -> None:
 
 # -- dead letters
 
+
 def test_reject(bus: Bus, pub: shmbus.Publisher[Order]) -> None:
     """A rejected event is a dead letter with reason, attempts, origin and payload, and is rejected on the books."""
     letters = shmbus.dead_letter_topic(ORDERS)
@@ -324,6 +327,7 @@ def test_worker_of_dead_letters(bus: Bus, pub: shmbus.Publisher[Order]) -> None:
 
 # -- room
 
+
 def test_slow_group_blocks(bus: Bus) -> None:
     """A group whose open messages fill the ring holds back the publisher, wherever the open one lies."""
     with bus.publisher(SMALL, on_full="raise") as pub, bus.worker(SMALL, group="g") as worker:
@@ -359,7 +363,7 @@ def test_killed_worker(bus: Bus, processes: Processes) -> None:
         child.wait()
         with bus.worker(ORDERS, group="g") as worker:
             stream = worker.messages()
-            found = {}
+            found: dict[int, int] = {}
             while len(found) < 5:
                 message = next(stream)
                 found[message.event.id] = message.attempt

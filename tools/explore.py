@@ -31,7 +31,9 @@ NATIVE = ROOT / "shmbus" / "_native"
 HARNESS = ROOT / "tests" / "native"
 
 STRATA = [NATIVE / name for name in ("ring.c", "reader.c", "work.c")]
-SOURCES = [*STRATA, *sorted(path for path in HARNESS.glob("*.c") if path.name != "stress.c")]
+PARTS = ("explore", "sched", "memory", "names", "world_ring", "world_work")
+SCENES = ("scenes_ring", "scenes_join", "scenes_park", "scenes_work")
+SOURCES = [*STRATA, *(HARNESS / f"{name}.c" for name in PARTS + SCENES)]
 STRESS = [*STRATA, HARNESS / "stress.c"]
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
@@ -203,7 +205,10 @@ def run_mutants(builder: Builder, objects: dict[Path, Path], known: Sequence[str
         if mutant.scene is not None and mutant.scene not in known:
             return False, f"no scene {mutant.scene}"
         base, flags = (objects, EXPLORER) if mutant.scene is not None else (thread, THREAD)
-        return catches(builder.mutate(mutant, index, base, flags), mutant)
+        try:
+            return catches(builder.mutate(mutant, index, base, flags), mutant)
+        except ValueError as error:
+            return False, str(error)
 
     caught = 0
     print("\nseeded faults")

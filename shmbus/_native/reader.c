@@ -52,6 +52,9 @@ static int resume(ring_reader *r) {
         r->sequence = sequence;
         return r->lost_last >= r->lost_first ? RING_OVERRUN : RING_OK; /* only padding went */
     }
+    uint64_t intent = LOAD_ACQUIRE(&r->view.header->intent); /* SYNC intent: `oldest` is never a ring behind it */
+    if (LOAD_ACQUIRE(&r->view.header->oldest) + r->view.capacity < intent)
+        return RING_CORRUPT;
     return RING_EMPTY; /* the publisher laps us faster than we look; the next call tries again */
 }
 
@@ -229,6 +232,8 @@ int ring_terms_of(const ring_view *view, unsigned slot, ring_terms *out) {
     out->delivered = gone - out->overrun - out->undecodable;
     out->depth = tail_sequence - next;
     out->refused = above(refused, LOAD_ACQUIRE(&s->refused_base));
+    if (tail_sequence - join > COUNT_LIMIT || out->refused > COUNT_LIMIT)
+        return RING_CORRUPT;
     out->offered = tail_sequence - join + out->refused;
     uint64_t from = lossy ? LOAD_RELAXED(&s->position) : position;
     if (from < oldest || from > tail)

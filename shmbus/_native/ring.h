@@ -100,6 +100,8 @@ static inline word *word_at(const ring_view *view, uint64_t position) {
 #define RING_PATIENCE                                                                                                  \
     4096 /* looks at a publisher that is faster than us; beyond it the numbers are not a publisher's */
 
+#define COUNT_LIMIT (1ull << 48) /* events of one ring: nine years of a million a second; sums of it fit into a word */
+
 uint64_t ring_size(uint64_t capacity);
 int ring_format(void *base, uint64_t size, uint64_t capacity, uint64_t ring_id, uint64_t first_sequence,
                 uint64_t start);

@@ -149,6 +149,12 @@ int work_read(const ring_view *view, claim *claim) {
     return read_claimed(view, sequence, &claim->record);
 }
 
+/* True of a tail that cannot be: the publisher passes the gate by the descriptors that there are, and no further. */
+static bool tail_beyond_gate(const ring_view *view, uint64_t tail) {
+    uint64_t gate = LOAD_SEQ(&view->header->gate); /* after the tail: it may have grown since, which only hides */
+    return gate <= tail && tail - gate > view->slots;
+}
+
 /* Claims the first READY record, and counts the attempt. The claim holds until done, given back or reclaimed. */
 int work_claim(const ring_view *view, unsigned owner, unsigned generation, claim *out) {
     uint64_t hint = LOAD_SEQ(&view->header->next);
@@ -174,6 +180,8 @@ int work_claim(const ring_view *view, unsigned owner, unsigned generation, claim
             return RING_OK;
         }
     }
+    if (from < tail && tail_beyond_gate(view, tail))
+        return RING_CORRUPT;
     if (from < tail) /* or work_ready would say so for ever, and nobody park */
         CAS_SEQ(&view->header->next, &hint, (hint & ~SEQUENCE_MASK) | (tail & SEQUENCE_MASK));
     return RING_EMPTY;
@@ -268,7 +276,7 @@ int work_terms_of(const ring_view *view, work_terms *out) {
     const ring_header *h = view->header;
     uint64_t first = LOAD_ACQUIRE(&h->oldest), gate = LOAD_SEQ(&h->gate), tail = LOAD_SEQ(&h->tail);
     *out = (work_terms){.first_open = tail};
-    if (gate > tail || first > gate)
+    if (gate > tail || first > gate || tail - first > COUNT_LIMIT)
         return RING_CORRUPT;
     if (tail - gate > view->slots) /* the gate moved on while we looked */
         gate = tail - view->slots;
@@ -285,6 +293,8 @@ int work_terms_of(const ring_view *view, work_terms *out) {
             out->first_open = sequence;
     }
     out->refused = LOAD_ACQUIRE(&h->refused);
+    if (out->refused > COUNT_LIMIT)
+        return RING_CORRUPT;
     out->offered = tail - first + out->refused;
     out->depth = tail - first - out->done;
     uint64_t rejected = LOAD_ACQUIRE(&h->rejected), undecodable = LOAD_ACQUIRE(&h->undecodable);

@@ -174,7 +174,7 @@ def _publisher_notes(publishers: Sequence[PublisherStats]) -> Iterator[Text]:
             who = ", ".join(shorten(consumer, _NAME) for consumer in publisher.blocked_by)
             yield _note(f"{name} {waits} {who}: {whole(publisher.used)} bytes unread", _BLOCKED)
         if publisher.state in _ILL:
-            yield _note(f"{name} (pid {publisher.pid}) {_ILL[publisher.state]}", "red")
+            yield _note(f"{name}{_of(publisher.pid)} {_ILL[publisher.state]}", "red")
         if publisher.refused:
             yield _note(f"{name} refused {plural(publisher.refused, 'event')}: no room in a ring", "yellow")
 
@@ -186,9 +186,8 @@ def _consumer_notes(consumers: Sequence[ConsumerStats]) -> Iterator[Text]:
             lost = [f"{whole(getattr(consumer, cause))} {cause}" for cause in _CAUSES if getattr(consumer, cause)]
             yield _note(f"{name} lost {plural(consumer.dropped, 'event')}: {', '.join(lost)}", "yellow")
         if consumer.state in _ILL:
-            pid = f" (pid {consumer.pid})" if consumer.pid else ""
             waits = f", {plural(consumer.depth, 'event')} waiting" if consumer.depth else ""
-            yield _note(f"{name}{pid} {_ILL[consumer.state]}{waits}", "red")
+            yield _note(f"{name}{_of(consumer.pid)} {_ILL[consumer.state]}{waits}", "red")
         yield from _worker_notes(name, consumer)
 
 
@@ -212,6 +211,10 @@ def _participant_notes(stats: BusStats) -> Iterator[Text]:
         if participant.state in _ILL and participant.pid not in named:
             ill = _ILL[participant.state]
             yield _note(f"process {participant.pid} {ill}, {participant.command}", "red")
+
+
+def _of(pid: int) -> str:
+    return f" (pid {pid})" if pid else ""
 
 
 def _note(text: str, style: str = "") -> Text:

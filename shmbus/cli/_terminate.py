@@ -1,23 +1,32 @@
-"""SIGTERM as an exception, so that a command which holds a terminal or processes puts them in order."""
+"""SIGTERM and SIGHUP as an exception, so that a command which holds a terminal or processes puts them in order."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
-_EXIT_CODE: Final = 128 + signal.SIGTERM  # what a shell reports of a command that the signal killed
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit within the block; for the main thread."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_CODE))
+def ending_in_order() -> Iterator[None]:
+    """Let these signals raise SystemExit within the block, unless they are ignored (`nohup`); for the main thread."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    taken = [number for number in _SIGNALS if before[number] != signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, _exit)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in taken:
+            signal.signal(number, before[number])
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)  # what a shell reports of a command that the signal killed

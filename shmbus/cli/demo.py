@@ -38,7 +38,7 @@ from shmbus.cli._demo_screen import (
 from shmbus.cli._demo_work import FOUND, GROUP, SOURCES, Found, Report, Source, examine
 from shmbus.cli._exit import FAILED, OK, complain
 from shmbus.cli._render import plural, size
-from shmbus.cli._terminate import ending_on_sigterm
+from shmbus.cli._terminate import ending_in_order
 from shmbus.errors import BusNotFoundError
 from shmbus.stats import with_rates
 
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not files:
         return complain(f"no source files in {sysconfig.get_path('stdlib')}")
     workers = arguments.workers or max(2, len(os.sched_getaffinity(0)))
-    with ending_on_sigterm():
+    with ending_in_order():
         job = Job(files, workers, kill=arguments.kill)
         job.run(quiet=arguments.quiet)
         return job.report(check=arguments.check, quiet=arguments.quiet)
@@ -106,16 +106,18 @@ class Collection:
         self.found: dict[str, Found] = {}
         self.twice = 0
         """Reports of a file that had been reported before."""
-        self.again = 0
+        self.again: set[str] = set()
         """Files that were handed out more than once."""
 
     def add(self, report: Report) -> None:
         """Take one report in."""
-        if report.found.path in self.found:
+        path = report.found.path
+        if report.attempt > 1:
+            self.again.add(path)
+        if path in self.found:
             self.twice += 1
-            return
-        self.found[report.found.path] = report.found
-        self.again += report.attempt > 1
+        else:
+            self.found[path] = report.found
 
     def longest(self) -> list[tuple[Found, Function]]:
         """The longest functions, the longest first."""
@@ -169,7 +171,8 @@ class Job:
         assert self._books is not None
         show_books(self._books)
         print(
-            f"\ndelivered again: {plural(collection.again, 'file')}; reported twice, counted once: {collection.twice}"
+            f"\ndelivered again: {plural(len(collection.again), 'file')};"
+            f" reported twice, counted once: {collection.twice}"
         )
         good = all(balanced(consumer) for consumer in self._books.consumers)
         if self.rejected:

@@ -19,7 +19,7 @@ from shmbus.cli import _arguments
 from shmbus.cli._bus_view import BusView
 from shmbus.cli._exit import FAILED, OK, USAGE, complain
 from shmbus.cli._render import console, line
-from shmbus.cli._terminate import ending_on_sigterm
+from shmbus.cli._terminate import ending_in_order
 from shmbus.errors import BusNotFoundError, ShmbusError
 from shmbus.stats import BusStats, with_rates
 
@@ -70,12 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.bus, arguments.watch = arguments.watch, _INTERVAL
     looker = Looker(arguments.bus)
     looker.look()
+    time.sleep(_PAUSE)
+    looker.look()
     if arguments.watch is None:
-        time.sleep(_PAUSE)
-        looker.look()
         print_once(looker, as_json=arguments.json)
         return FAILED if looker.problems else OK
-    with ending_on_sigterm():
+    with ending_in_order():
         if arguments.json or not sys.stdout.isatty():
             return watch_lines(looker, arguments.watch, as_json=arguments.json)
         return watch_screen(looker, arguments.watch)

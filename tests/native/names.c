@@ -39,11 +39,11 @@ static const field loss_fields[] = {FIELD(loss_record, count), FIELD(loss_record
 
 static region regions[8];
 static unsigned region_count;
+static bool of_record[ARENA_BYTES / 8];
 
-void forget_names(void) { region_count = 0; }
-
-void name_region(void *base, uint64_t size, uint32_t ring_kind, const char *label) {
-    regions[region_count++] = (region){base, size, ring_kind, label};
+void forget_names(void) {
+    region_count = 0;
+    memset(of_record, 0, sizeof of_record);
 }
 
 static const char *lookup(const field *fields, size_t count, uint64_t offset) {
@@ -67,10 +67,14 @@ static uint64_t data_offset(const region *r) {
     return r->kind == RING_WORK ? r->size - ((const ring_header *)r->base)->capacity : r->size;
 }
 
-bool is_record_word(const void *at) {
-    const region *r = region_of(at);
-    return r && (uint64_t)((const unsigned char *)at - r->base) >= data_offset(r);
+void name_region(void *base, uint64_t size, uint32_t ring_kind, const char *label) {
+    const region *r = &regions[region_count];
+    regions[region_count++] = (region){base, size, ring_kind, label};
+    for (uint64_t offset = data_offset(r); offset < size; offset += 8)
+        of_record[((unsigned char *)base - arena + offset) / 8] = true;
 }
+
+bool is_record_word(const void *at) { return of_record[((const unsigned char *)at - arena) / 8]; }
 
 static void name_slot_word(const region *r, uint64_t offset, char *out, size_t size) {
     uint64_t slot = (offset - PAGE) / sizeof(cursor_slot), inner = (offset - PAGE) % sizeof(cursor_slot);

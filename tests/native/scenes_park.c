@@ -1,9 +1,8 @@
 /* Scenes in which consumers park and publishers wake them: the protocol of the topic line's `parked`, written here as
  * the Python layer performs it on the same words.
  *
- *   park   set the bit, look at the rings again, sleep
- *   wake   after the tail: load the bitmap, clear bit by bit; whoever cleared one posts
- *   unpark clear the own bit; it was clear already: a post is coming, take it */
+ *   park   take the posts of earlier parks, set the bit, look at the rings again, sleep, clear the bit
+ *   wake   after the tail: load the bitmap, clear bit by bit; whoever cleared one posts */
 #include "world.h"
 
 static word *parked(void) { return &the.topic->parked; }
@@ -36,27 +35,19 @@ static void publish_two_and_wake(unsigned self) {
     publish_and_wake(self);
 }
 
-static void unpark(unsigned self) {
-    if (!(AND_SEQ(parked(), ~(1ull << self)) & (1ull << self)))
-        sleep_on(&the.semaphores[self]);
-}
-
 /* False: nobody will ever post. In a bus that lost somebody the sleep is over after a second, and the supervisor wakes
  * all; in one that did not, nothing may be unread. */
 static bool park(unsigned self) {
-    OR_SEQ(parked(), 1ull << self); /* SYNC park */
-    if (unread(self)) {
-        unpark(self);
+    uint64_t bit = 1ull << self;
+    AND_SEQ(&the.semaphores[self], 0);
+    OR_SEQ(parked(), bit); /* SYNC park */
+    bool woken = unread(self) || sleep_on(&the.semaphores[self]);
+    AND_SEQ(parked(), ~bit);
+    if (woken)
         return true;
-    }
-    if (sleep_on(&the.semaphores[self]))
-        return true;
-    bool left = unread(self);
-    if (left && !anybody_dead())
-        fail("W1: %c sleeps with an event unread and no post coming", 'A' + (int)self);
-    if (left)
-        AND_SEQ(parked(), ~(1ull << self));
-    return left;
+    if (unread(self) && !anybody_dead())
+        fail("W1: actor %u sleeps with an event unread and no post coming", self);
+    return unread(self);
 }
 
 static bool finished(unsigned self) {
@@ -77,12 +68,9 @@ static void sleeper(unsigned self) {
     }
 }
 
-/* Without a death nobody is left asleep, no bit set, and no post pending. */
+/* Without a death no bit is left set. A post that came too late may be: it only ends the next sleep early. */
 static void verify_park(void) {
     verify_broadcast();
-    for (unsigned a = 0; a < MAX_ACTORS && !anybody_dead(); a++)
-        if (LOAD_SEQ(&the.semaphores[a]))
-            fail("W1: a post to actor %u was never taken", a);
     if (!anybody_dead() && LOAD_SEQ(parked()))
         fail("W1: a bit is left set");
 }
@@ -119,21 +107,21 @@ const scene park_scenes[] = {
      build_one,
      verify_park,
      {PUBLISHER(publish_and_wake), SLEEPER('B')},
-     {3, 2},
+     {4, 2},
      {6, 4}},
     {"park-again",
      "a reader parks and is woken twice",
      build_two_events,
      verify_park,
      {PUBLISHER(publish_two_and_wake), SLEEPER('B')},
-     {3, 2},
+     {4, 2},
      {6, 4}},
     {"park-two",
      "two readers park while an event is published",
      build_two_sleepers,
      verify_park,
      {PUBLISHER(publish_and_wake), SLEEPER('B'), SLEEPER('C')},
-     {2, 1},
+     {3, 1},
      {4, 2}},
     {"park-two-publishers",
      "one reader parks on the rings of two publishers",

@@ -55,7 +55,7 @@ typedef struct world {
     topic_line *topic;
     group_line *group;
     uint64_t target; /* how far the actors want to come */
-    uint64_t raised; /* waits for room that nobody has answered with a post */
+    uint64_t raised; /* times that `waiting` was set and no post answered */
     uint64_t asleep; /* bit per actor: sleeps and nobody posts */
 } world;
 
@@ -73,6 +73,7 @@ enum when_full { FULL_SPIN, FULL_REFUSE, FULL_GIVE_UP, FULL_WAIT };
 void make_source(unsigned index, uint64_t start, uint32_t length);
 void make_lines(void);
 bool publish(unsigned source, enum when_full how);
+void stop_waiting(ring_header *h);
 void publish_batch(unsigned source, unsigned count);
 bool take(unsigned watcher);
 void take_undecodable(unsigned watcher);

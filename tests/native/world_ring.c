@@ -21,15 +21,18 @@ void fill(unsigned char *body, uint32_t length, uint64_t sequence) {
     }
 }
 
-/* `shared`: in the ring, where each word is an access of its own; the core's reliable readers load it in place. */
+/* `shared`: in the ring, where the core's reliable readers load the body in place. The words before which another actor
+ * may come between are accesses like any other; what lies between two of them is read at one go. */
 bool body_is_whole(const void *body, uint32_t length, uint64_t sequence, bool shared) {
+    const unsigned char *bytes = body;
     for (uint32_t at = 0; at < length; at += 8) {
-        uint64_t value = content(sequence, at / 8), seen = 0;
-        if (shared)
-            seen = LOAD_RELAXED((const word *)body + at / 8);
-        else
-            memcpy(&seen, (const unsigned char *)body + at, 8);
-        if (memcmp(&value, &seen, length - at < 8 ? length - at : 8) != 0)
+        uint64_t value = content(sequence, at / 8), seen;
+        if (shared && (at == 0 || (at + RECORD_HEADER) % 512 == 0))
+            (void)LOAD_RELAXED((const word *)(bytes + at));
+        if (length - at < 8)
+            return memcmp(&value, bytes + at, length - at) == 0;
+        memcpy(&seen, bytes + at, 8);
+        if (seen != value)
             return false;
     }
     return true;
@@ -94,7 +97,7 @@ static void check_gates(const source *s) {
 static int wait_for_room(source *s, unsigned self) {
     ring_header *h = s->view.header;
     STORE_SEQ(&h->need, ring_need(&s->writer, s->length));
-    the.raised = 1;
+    the.raised++;
     STORE_SEQ(&h->waiting, 1); /* SYNC room */
     int status = ring_reserve(&s->writer, s->length);
     if (status == RING_FULL && !sleep_on(&the.semaphores[self])) {
@@ -104,15 +107,26 @@ static int wait_for_room(source *s, unsigned self) {
     return status == RING_FULL ? RING_EMPTY : status;
 }
 
+void stop_waiting(ring_header *h) {
+    STORE_SEQ(&h->need, 0);
+    STORE_SEQ(&h->waiting, 0);
+}
+
 static bool make_room(unsigned index, enum when_full how) {
     source *s = &the.sources[index];
+    bool waited = false;
     for (;;) {
         unsigned long before = moment();
         int status = ring_reserve(&s->writer, s->length);
-        if (status == RING_FULL && how == FULL_WAIT)
+        if (status == RING_FULL && how == FULL_WAIT) {
             status = wait_for_room(s, index);
-        if (status == RING_OK)
+            waited = true;
+        }
+        if (status == RING_OK) {
+            if (waited)
+                stop_waiting(s->view.header);
             return true;
+        }
         if (status == RING_CORRUPT)
             fail("the publisher finds a healthy ring corrupt");
         if (status == RING_FULL && how == FULL_REFUSE) {

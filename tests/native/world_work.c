@@ -42,11 +42,14 @@ static int wait_for_room(workshop *w) {
 
 bool offer(enum when_full how) {
     workshop *w = &the.work;
+    bool waited = false;
     for (;;) {
         unsigned long before = moment();
         int status = work_reserve(&w->writer, w->length);
-        if (status == RING_FULL && how == FULL_WAIT)
+        if (status == RING_FULL && how == FULL_WAIT) {
             status = wait_for_room(w);
+            waited = true;
+        }
         if (status == RING_OK)
             break;
         if (status == RING_CORRUPT)
@@ -54,6 +57,8 @@ bool offer(enum when_full how) {
         if (status == RING_FULL && (how != FULL_SPIN || !spin(before)))
             return false;
     }
+    if (waited)
+        stop_waiting(w->view.header);
     fill(outgoing, w->length, w->writer.sequence);
     part p = {.payload = outgoing, .payload_length = w->length, .time_ns = w->writer.sequence};
     work_write(&w->writer, &p);

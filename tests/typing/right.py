@@ -1,0 +1,150 @@
+"""Right uses of the public API: both type checkers must accept every line, and infer what reveal_type says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any, assert_type
+
+import msgspec
+
+import shmbus
+
+
+class OrderPaid(msgspec.Struct, frozen=True):
+    order_id: int
+    cents: int
+
+
+class Opened(msgspec.Struct, tag=True):
+    id: int
+
+
+class Closed(msgspec.Struct, tag=True):
+    id: int
+
+
+@dataclass
+class Point:
+    x: float
+
+
+ORDERS = shmbus.Topic("orders", OrderPaid, capacity=1 << 20)
+MOVES = shmbus.Topic("moves", Opened | Closed, schema="evolve")
+POINTS = shmbus.Topic("points", Point, codec="json")
+RAW = shmbus.Topic("raw", bytes)
+NUMBERS: shmbus.Topic[int] = shmbus.Topic[int]("numbers", int)
+
+assert_type(ORDERS, shmbus.Topic[OrderPaid])
+assert_type(POINTS, shmbus.Topic[Point])
+assert_type(RAW, shmbus.Topic[bytes])
+assert_type(shmbus.dead_letter_topic(ORDERS), shmbus.Topic[shmbus.DeadLetter])
+
+
+def publish(bus: shmbus.Bus) -> None:
+    with bus.publisher(ORDERS, name="till", on_full="drop", timeout=None) as pub:
+        assert_type(pub, shmbus.Publisher[OrderPaid])
+        assert_type(pub.publish(OrderPaid(1, 250)), int | None)
+        assert_type(pub.publish(OrderPaid(1, 250), headers={"trace": "x"}), int | None)
+        assert_type(pub.publish_many([OrderPaid(1, 250)]), int)
+        assert_type(pub.publish_many(OrderPaid(n, 250) for n in range(3)), int)
+        assert_type(pub.closed, bool)
+    with bus.publisher(MOVES) as moves:
+        moves.publish(Opened(1))
+        moves.publish(Closed(1))
+    with bus.publisher(RAW, on_full="raise") as raw:
+        raw.publish(b"x")
+
+
+def on_gap(gap: shmbus.Gap) -> None:
+    assert_type(gap.publisher, str)
+    assert_type((gap.first, gap.last, gap.count, gap.cause), tuple[int, int, int, str])
+
+
+def subscribe(bus: shmbus.Bus) -> None:
+    with bus.subscriber(ORDERS, name="audit", mode="lossy", start="oldest", on_gap=on_gap, idle="park") as sub:
+        assert_type(sub, shmbus.Subscriber[OrderPaid])
+        for event in sub:
+            assert_type(event, OrderPaid)
+            assert_type(event.cents, int)
+        assert_type(next(sub), OrderPaid)
+        assert_type(sub.receive(), OrderPaid)
+        assert_type(sub.receive(timeout=1.0), OrderPaid)
+        assert_type(sub.try_receive(), OrderPaid | None)
+        assert_type(sub.receive_many(256, timeout=0.1), list[OrderPaid])
+        assert_type(sub.messages(), Iterator[shmbus.Message[OrderPaid]])
+        for message in sub.messages():
+            assert_type(message, shmbus.Message[OrderPaid])
+            assert_type(message.event, OrderPaid)
+            assert_type((message.sequence, message.publisher, message.time_ns), tuple[int, str, int])
+            assert_type(message.headers, dict[str, Any])
+    with bus.subscriber(ORDERS, on_gap="raise") as raising:
+        raising.cancel()
+    with bus.subscriber(MOVES) as moves:
+        match moves.receive():
+            case Opened(id=id) | Closed(id=id):
+                assert_type(id, int)
+
+
+def work(bus: shmbus.Bus) -> None:
+    bus.group(ORDERS, "billing")
+    with bus.worker(ORDERS, group="billing", max_deliver=5, prefetch=1) as worker:
+        assert_type(worker, shmbus.Worker[OrderPaid])
+        for event in worker:
+            assert_type(event, OrderPaid)
+        assert_type(worker.receive(timeout=1), OrderPaid)
+        assert_type(worker.try_receive(), OrderPaid | None)
+        assert_type(worker.receive_many(8), list[OrderPaid])
+        assert_type(worker.messages(), Iterator[shmbus.ClaimedMessage[OrderPaid]])
+        for message in worker.messages():
+            assert_type(message.event, OrderPaid)
+            assert_type(message.attempt, int)
+            message.ack()
+            message.nack()
+            message.reject("reason")
+        worker.ack()
+
+
+async def wait(bus: shmbus.Bus) -> None:
+    with bus.subscriber(ORDERS) as sub, bus.worker(ORDERS, group="g") as worker:
+        assert_type(await sub.areceive(timeout=1.0), OrderPaid)
+        assert_type(aiter(sub), AsyncIterator[OrderPaid])
+        async for event in sub:
+            assert_type(event, OrderPaid)
+        async for event in worker:
+            assert_type(event, OrderPaid)
+        assert_type(await worker.areceive(), OrderPaid)
+
+
+def look(bus: shmbus.Bus) -> None:
+    stats = bus.stats()
+    assert_type(stats, shmbus.BusStats)
+    for consumer in stats.consumers:
+        assert_type(consumer, shmbus.ConsumerStats)
+        assert_type(consumer.offered - consumer.delivered - consumer.depth - consumer.dropped, int)
+    for publisher in stats.publishers:
+        assert_type(publisher.blocked_by, tuple[str, ...])
+    assert_type(stats.supervisor.pid, int)
+    assert_type(bus.losses(), list[shmbus.Loss])
+
+
+def read_only(message: shmbus.Message[object]) -> None: ...
+
+
+def covariant(message: shmbus.ClaimedMessage[OrderPaid]) -> None:
+    read_only(message)
+
+
+def errors(pub: shmbus.Publisher[int]) -> None:
+    try:
+        pub.publish(1)
+    except shmbus.Full as error:
+        assert_type(error.blocked_by, tuple[str, ...])
+        assert_type(error.published, int)
+
+
+with shmbus.Bus("shop", idle="adaptive", supervise=True, stall_timeout=5.0) as shop:
+    assert_type(shop, shmbus.Bus)
+    asyncio.run(wait(shop))
+assert_type(shmbus.Bus.attach("shop"), shmbus.Bus)

@@ -1,0 +1,119 @@
+"""Wrong uses of the public API: both type checkers must reject every line marked `# wrong`, and no other."""
+
+from __future__ import annotations
+
+import msgspec
+
+import shmbus
+
+
+class OrderPaid(msgspec.Struct, frozen=True):
+    order_id: int
+    cents: int
+
+
+class Refund(msgspec.Struct, frozen=True):
+    order_id: int
+
+
+ORDERS = shmbus.Topic("orders", OrderPaid)
+RAW = shmbus.Topic("raw", bytes)
+
+
+def topics() -> None:
+    shmbus.Topic("orders")  # wrong
+    shmbus.Topic(5, OrderPaid)  # wrong
+    shmbus.Topic("orders", OrderPaid, capacity="1 MiB")  # wrong
+    shmbus.Topic("orders", OrderPaid, schema="loose")  # wrong
+    shmbus.Topic("orders", OrderPaid, codec="yaml")  # wrong
+    other: shmbus.Topic[Refund] = ORDERS  # wrong
+    ORDERS.capacity = 4096  # wrong
+
+
+def buses() -> None:
+    shmbus.Bus()  # wrong
+    shmbus.Bus(5)  # wrong
+    shmbus.Bus("shop", idle="busy")  # wrong
+    shmbus.Bus("shop", stall_timeout="5 s")  # wrong
+    shmbus.Bus("shop", True)  # wrong
+    shmbus.Bus.attach("shop", stall_timeout=5)  # wrong
+
+
+def publish(bus: shmbus.Bus, raw: shmbus.Publisher[bytes]) -> None:
+    bus.publisher("orders")  # wrong
+    bus.publisher(ORDERS, "till")  # wrong
+    bus.publisher(ORDERS, on_full="wait")  # wrong
+    bus.publisher(ORDERS, timeout="1")  # wrong
+    pub = bus.publisher(ORDERS)
+    pub.publish(Refund(1))  # wrong
+    pub.publish({"order_id": 1, "cents": 2})  # wrong
+    pub.publish(b"")  # wrong
+    pub.publish()  # wrong
+    pub.publish(OrderPaid(1, 2), headers="trace")  # wrong
+    pub.publish_many([Refund(1)])  # wrong
+    pub.publish_many(OrderPaid(1, 2))  # wrong
+    sequence: int = pub.publish(OrderPaid(1, 2))  # wrong
+    raw.publish("text")  # wrong
+    pub.receive()  # wrong
+    other: shmbus.Publisher[Refund] = pub  # wrong
+
+
+def subscribe(bus: shmbus.Bus) -> None:
+    bus.subscriber(OrderPaid)  # wrong
+    bus.subscriber(ORDERS, mode="fast")  # wrong
+    bus.subscriber(ORDERS, start="newest")  # wrong
+    bus.subscriber(ORDERS, on_gap="ignore")  # wrong
+    bus.subscriber(ORDERS, on_gap=5)  # wrong
+    bus.subscriber(ORDERS, group="billing")  # wrong
+    sub = bus.subscriber(ORDERS)
+    refund: Refund = sub.receive()  # wrong
+    event: OrderPaid = sub.try_receive()  # wrong
+    sub.receive().price  # wrong
+    sub.receive(timeout="1")  # wrong
+    sub.receive_many()  # wrong
+    sub.receive_many("all")  # wrong
+    sub.publish(OrderPaid(1, 2))  # wrong
+    for order in sub:
+        order.price  # wrong
+    for message in sub.messages():
+        message.order_id  # wrong
+        message.event.price  # wrong
+        message.ack()  # wrong
+        message.headers.trace  # wrong
+    other: shmbus.Subscriber[Refund] = sub  # wrong
+
+
+def work(bus: shmbus.Bus) -> None:
+    bus.group(ORDERS)  # wrong
+    bus.group("orders", "billing")  # wrong
+    bus.worker(ORDERS)  # wrong
+    bus.worker(ORDERS, "billing")  # wrong
+    bus.worker(ORDERS, group="billing", max_deliver="5")  # wrong
+    bus.worker(ORDERS, group="billing", mode="lossy")  # wrong
+    worker = bus.worker(ORDERS, group="billing")
+    refund: Refund = worker.receive()  # wrong
+    worker.ack(5)  # wrong
+    for order in worker:
+        order.price  # wrong
+    for message in worker.messages():
+        message.event.price  # wrong
+        message.reject(5)  # wrong
+        message.attempt.upper()  # wrong
+
+
+async def wait(sub: shmbus.Subscriber[OrderPaid], worker: shmbus.Worker[OrderPaid]) -> None:
+    refund: Refund = await sub.areceive()  # wrong
+    sub.areceive().cents  # wrong
+    async for order in sub:
+        order.price  # wrong
+    async for order in worker:
+        order.price  # wrong
+
+
+def look(bus: shmbus.Bus, stats: shmbus.BusStats, error: shmbus.Full) -> None:
+    bus.stats().consumer  # wrong
+    stats.consumers[0].depth = 5  # wrong
+    stats.consumers[0].lost  # wrong
+    bus.losses()[0].cause.name  # wrong
+    error.blocked_by.append("x")  # wrong
+    bus.name = "other"  # wrong
