@@ -19,7 +19,7 @@ from setuptools.errors import CompileError, PlatformError
 
 INSTALL_HINT = (
     "on Debian or Ubuntu: apt-get install gcc libc6-dev python3-dev; "
-    "on Fedora: dnf install gcc glibc-devel python3-devel; on Alpine: apk add gcc musl-dev python3-dev"
+    "on Fedora: dnf install gcc glibc-devel python3-devel"
 )
 
 

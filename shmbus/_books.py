@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _TERMS: Final = ("offered", "delivered", "depth", "overrun", "refused", "abandoned", "undecodable", "rejected")
-_TRIES: Final = 100
-_BEAT_NS: Final = 5_000_000_000  # a supervisor makes a round at least every second
+_PATIENCE: Final = 5.0  # seconds for a look between two changes; it takes about a millisecond
+_BEAT_NS: Final = 5_000_000_000  # a supervisor's rounds are a quarter of a second apart
 
 
 def stats(registry: Registry, rings: Rings) -> BusStats:
@@ -59,7 +59,8 @@ def losses(registry: Registry, rings: Rings) -> list[Loss]:
 
 def _settled(registry: Registry, look: Callable[[], R]) -> R:
     """What `look` finds while the document stays as it is."""
-    for _ in range(_TRIES):
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
         version = _core.load(registry.map, _core.BUS_VERSION)
         try:
             found = look()
@@ -67,6 +68,7 @@ def _settled(registry: Registry, look: Callable[[], R]) -> R:
             continue  # a ring was removed meanwhile
         if _core.load(registry.map, _core.BUS_VERSION) == version:
             return found
+        time.sleep(0)  # whoever changes it may need our core
     raise CorruptSegmentError(f"bus {registry.bus!r} names rings that are not there, or changes all the time")
 
 
@@ -152,6 +154,7 @@ class _Look:
     def publisher(self, publisher: PublisherEntry) -> PublisherStats:
         published = unrouted = refused = used = capacity = 0
         waiting = False
+        active = publisher.state == "active"
         for entry in self.document.rings:
             if entry.publisher != publisher.id:
                 continue
@@ -164,12 +167,13 @@ class _Look:
                 ring = self.rings.broadcast(entry)
                 info = ring.info()
                 published, unrouted = info["sequence"] - 1, info["unrouted"]
-                waiting = info["need"] != 0
+                waiting = active and info["need"] != 0
                 refused += ring.losses(0)["refused"][0]
                 used = max(used, capacity - info["room"])
         _require_plausible((published, refused), f"the counters of publisher {publisher.name!r}")
         state: Health = "closed" if publisher.state == "retired" else self.health(publisher.participant)
         return PublisherStats(
+            id=publisher.id,
             name=publisher.name,
             topic=self.topics[publisher.topic].name,
             state="dead" if publisher.dead else state,

@@ -181,7 +181,8 @@ def decode(raw: bytes) -> Document:
     """The document, if it can be one. Raises msgspec.DecodeError, and ValueError for entries that contradict others."""
     document = _decoder.decode(raw)
     topics = [t.index for t in document.topics]
-    for entry in (*document.publishers, *document.consumers, *document.rings):
+    entries: list[PublisherEntry | ConsumerEntry | RingEntry] = [*document.publishers, *document.consumers]
+    for entry in [*entries, *document.rings]:
         if entry.topic not in topics:
             raise ValueError(f"an entry names topic {entry.topic}, which is not there: id={entry.id}")
     for ring in document.rings:

@@ -47,7 +47,7 @@ _left: int = 0
 
 def arm(point: str, visits: int = 1) -> None:
     """Let this process die at its `visits`-th visit to a point. Raises ValueError for an unknown one."""
-    global _armed, _left  # noqa: PLW0603
+    global _armed, _left
     if point not in POINTS:
         raise ValueError(f"no failpoint {point!r}")
     _armed, _left = point, visits
@@ -55,7 +55,7 @@ def arm(point: str, visits: int = 1) -> None:
 
 def reach(point: str) -> None:
     """Die here if armed."""
-    global _left
+    global _left  # noqa: PLW0603
     if point != _armed:
         return
     _left -= 1

@@ -54,8 +54,11 @@ def start_time(pid: int) -> int | None:
 
 
 def alive(pid: int, start: int) -> bool:
-    """Whether the process that began at `start` still runs; raises OSError when that cannot be told."""
-    status = _read_stat(pid)
+    """Whether the process that began at `start` still runs; when that cannot be told, it does: only proof is proof."""
+    try:
+        status = _read_stat(pid)
+    except OSError:
+        return True
     if status is None or status.start != start:
         return False
     # A main thread that ended before the others is shown as a zombie while they run on.
@@ -128,7 +131,7 @@ class Watch:
             return True
         pidfd = _open_pidfd(pid)
         # Only now: the pid may have changed hands before the pidfd was opened, not after.
-        if _proven_dead(pid, start):
+        if not alive(pid, start):
             if pidfd is not None:
                 os.close(pidfd)
             return False
@@ -167,7 +170,7 @@ class Watch:
 
     def _poll_once(self, seconds: float) -> tuple[list[tuple[int, int]], list[int]]:
         unseen = [key for key, pidfd in self._pidfds.items() if pidfd is None]
-        dead = [key for key in unseen if _proven_dead(*key)]
+        dead = [key for key in unseen if not alive(*key)]
         longest = 0.0 if dead else _POLL_INTERVAL if unseen else _LONGEST_POLL
         ready = []
         for fd, _ in self._poll.poll(min(seconds, longest) * 1000):
@@ -199,10 +202,3 @@ def _open_pidfd(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
         return None
-
-
-def _proven_dead(pid: int, start: int) -> bool:
-    try:
-        return not alive(pid, start)
-    except OSError:
-        return False

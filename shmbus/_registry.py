@@ -20,7 +20,6 @@ import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-
 from shmbus import _core, _document, _liveness
 from shmbus._document import Document
 from shmbus._failpoint import reach
@@ -131,9 +130,8 @@ class Registry:
                 died_inside = _core.load(self.map, _core.BUS_HOLDER) != 0
                 _core.store(self.map, _core.BUS_HOLDER, os.getpid())
                 reach("lock.taken")
-                change = Change(self, died_inside=died_inside)
                 try:
-                    yield change
+                    yield Change(self, died_inside=died_inside)
                 finally:
                     reach("lock.releasing")
                     _core.store(self.map, _core.BUS_HOLDER, 0)
@@ -235,7 +233,7 @@ def _checked(segment: Segment) -> Segment:
         magic, version, *boot, namespace, _ = struct.unpack_from("<6Q", segment.map)
         _check_identity(segment, magic, version)
         if tuple(boot) != struct.unpack("<2Q", _liveness.boot_id()):
-            raise LayoutMismatchError(f"{segment.name} is from before the last reboot: `shmbus rm` removes it")
+            raise LayoutMismatchError(f"{segment.name} is from before the last reboot: `shmbus rm --force` removes it")
         if namespace != _liveness.pid_namespace():
             raise AccessError(
                 f"{segment.name} belongs to another PID namespace: {namespace}, ours is {_liveness.pid_namespace()};"
@@ -253,7 +251,7 @@ def _check_identity(segment: Segment, magic: int, version: int) -> None:
     if version != _core.LAYOUT_VERSION:
         raise LayoutMismatchError(
             f"{segment.name} has layout version {version}, this shmbus has {_core.LAYOUT_VERSION}:"
-            " close its participants, then `shmbus rm` it"
+            " close its participants, then `shmbus rm --force` it"
         )
     if segment.size != _core.BUS_BYTES:
         raise CorruptSegmentError(f"{segment.name} has {segment.size} bytes, a bus has {_core.BUS_BYTES}")

@@ -77,8 +77,8 @@ class Rings:
     def keep(self, ids: Container[int]) -> None:
         """Forget every ring that is not among `ids`."""
         for cache in (self._broadcast, self._work):
-            for id in [id for id in cache if id not in ids]:
-                del cache[id]
+            for id in [id for id in list(cache) if id not in ids]:
+                cache.pop(id, None)
 
     def remove_orphans(self, ids: Container[int]) -> list[str]:
         """Under the lock: unlink the segments of rings that are not among `ids`, which a dead process left behind."""

@@ -86,6 +86,8 @@ class ConsumerStats(Books, frozen=True, kw_only=True):
 class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
     """A publisher, for as long as one of its rings is there."""
 
+    id: int
+    """Never used twice on a bus; a name is, once its publisher is gone."""
     name: str
     topic: str
     state: Health
@@ -174,14 +176,13 @@ def with_rates(before: BusStats, after: BusStats) -> BusStats:
     seconds = (after.time_ns - before.time_ns) / 1e9
     if seconds <= 0:
         return after
-    published = {(p.topic, p.name): p.published for p in before.publishers}
+    published = {p.id: p.published for p in before.publishers}
     delivered = {(c.topic, c.kind, c.name): c.delivered for c in before.consumers}
     return msgspec.structs.replace(
         after,
         interval=seconds,
         publishers=tuple(
-            msgspec.structs.replace(p, rate=_rate(p.published, published.get((p.topic, p.name)), seconds))
-            for p in after.publishers
+            msgspec.structs.replace(p, rate=_rate(p.published, published.get(p.id), seconds)) for p in after.publishers
         ),
         consumers=tuple(
             msgspec.structs.replace(c, rate=_rate(c.delivered, delivered.get((c.topic, c.kind, c.name)), seconds))

@@ -70,12 +70,16 @@ def run(bus: str, *, foreground: bool) -> int:
             raise
         return 0
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        try:
+            signal.signal(signal.SIGTERM, previous)
+        except _Stop:  # at the last moment
+            signal.signal(signal.SIGTERM, previous)
         if office is not None:
             os.close(office)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows is putting things in order
     raise _Stop
 
 
@@ -205,8 +209,10 @@ class _Supervisor:
             self.sweep()
         try:
             self.note_progress(_books.stats(self.registry, self.rings))
-            for loss in _books.losses(self.registry, self.rings):
+            losses = _books.losses(self.registry, self.rings)
+            for loss in losses:
                 self.report(loss)
+            self.reported = {key: self.reported[key] for key in map(_key, losses)}
         except ShmbusError as error:
             _log.error("bus %s: %s", self.registry.bus, error)
 
@@ -226,21 +232,23 @@ class _Supervisor:
         """Mark the consumers that had work to do for `stall_timeout` and did none of it."""
         now = time.monotonic_ns()
         document = self.registry.read()
-        lines = {
-            (document.topic_at(c.topic).name, c.kind, c.name): c.line for c in document.consumers if c.state == "active"
+        entries = {
+            (document.topic_at(c.topic).name, c.kind, c.name): c for c in document.consumers if c.state == "active"
         }
+        ids = {c.id for c in entries.values()}
+        self.progress = {id: seen for id, seen in self.progress.items() if id in ids}
         for consumer in stats.consumers:
-            line = lines.get((consumer.topic, consumer.kind, consumer.name))
-            if line is None:
+            entry = entries.get((consumer.topic, consumer.kind, consumer.name))
+            if entry is None:
                 continue
             done = (consumer.delivered, consumer.dropped, consumer.offered if not consumer.depth else 0)
-            before = self.progress.get(line)
+            before = self.progress.get(entry.id)
             if before is None or before[0] != done or not consumer.depth:
-                self.progress[line] = (done, now)
-            stalled = now - self.progress[line][1] > document.stall_ns and bool(consumer.workers or consumer.pid)
-            at = _core.CONSUMER_LINES + line * _core.LINE + _core.CONSUMER_STALLED
+                self.progress[entry.id] = (done, now)
+            stalled = now - self.progress[entry.id][1] > document.stall_ns and bool(consumer.workers or consumer.pid)
+            at = _core.CONSUMER_LINES + entry.line * _core.LINE + _core.CONSUMER_STALLED
             if stalled != bool(_core.load(self.registry.map, at)):
-                _core.store(self.registry.map, at, self.progress[line][1] if stalled else 0)
+                _core.store(self.registry.map, at, self.progress[entry.id][1] if stalled else 0)
                 if stalled:
                     _log.warning(
                         "%s %s of topic %s is stalled: %d events wait, none received for %.1f s",
@@ -253,7 +261,7 @@ class _Supervisor:
 
     def report(self, loss: Loss) -> None:
         """Write what came to a loss since it was last reported."""
-        key = (loss.consumer, loss.topic, loss.publisher, loss.cause, str(loss.first_ns))
+        key = _key(loss)
         if self.reported.get(key, 0) >= loss.count:
             return
         self.reported[key] = loss.count
@@ -268,3 +276,8 @@ class _Supervisor:
             loss.last,
             extra={"bus": self.registry.bus, "loss": loss},
         )
+
+
+def _key(loss: Loss) -> tuple[str, ...]:
+    """What stays of a loss while its count grows."""
+    return (loss.consumer, loss.topic, loss.publisher, loss.cause, str(loss.first_ns))

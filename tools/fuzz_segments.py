@@ -29,8 +29,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzz_roles
-from fuzz_fields import Field, Memory, bus_fields, intact, read_document, ring_fields
+HERE = str(Path(__file__).resolve().parent)
+sys.path.insert(0, HERE)  # PYTHONSAFEPATH keeps it out
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH", "")]))
+
+import fuzz_roles  # noqa: E402
+from fuzz_fields import Field, Memory, bus_fields, intact, read_document, ring_fields  # noqa: E402
 
 REACTS = 15.0  # seconds that a process may take to react to SIGTERM, on a loaded machine
 STARTS = 30.0  # seconds for a round to get going

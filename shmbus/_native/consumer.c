@@ -125,7 +125,7 @@ static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* _drop_source(ring_id): false if it still holds events, unless forced. */
+/* _drop_source(ring_id): let go of a ring that the document no longer has. */
 static PyObject *consumer_drop_source(PyObject *object, PyObject *arg) {
     Consumer *self = (Consumer *)object;
     unsigned long long id = PyLong_AsUnsignedLongLong(arg);
