@@ -42,6 +42,8 @@ class Codec:
     """The schema, as `_schema.describe` writes it."""
     fingerprint: int
     """64 bits of the schema and the codec; never 0."""
+    encode_into: Callable[[Any, bytearray], None] | None = None
+    """The same as `encode`, into a bytearray that is resized; None where the codec has no such thing."""
 
 
 @functools.lru_cache(maxsize=512)
@@ -57,7 +59,9 @@ def codec_for(topic: Topic[Any]) -> Codec:
         raise
     except Exception as error:  # msgspec reads annotations, so anything may come out of them
         raise ConfigError(f"no {topic.codec} decoder for type={topic.type!r}: {error}") from error
-    return Codec(encode, decode, _accepts(topic.type), description, _fingerprint(description))
+    owner = getattr(encode, "__self__", None)  # msgspec's Encoder
+    into = getattr(owner, "encode_into", None)
+    return Codec(encode, decode, _accepts(topic.type), description, _fingerprint(description), into)
 
 
 def _functions(

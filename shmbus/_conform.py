@@ -59,9 +59,12 @@ def decode_any(payload: bytes | memoryview, codec_name: str) -> Any:
 
     Raises `msgspec.DecodeError` for a payload that is not of that codec.
     """
-    if codec_name == "msgpack":
-        return msgspec.msgpack.decode(payload)
-    return msgspec.json.decode(payload) if codec_name == "json" else bytes(payload)
+    try:
+        if codec_name == "msgpack":
+            return msgspec.msgpack.decode(payload)
+        return msgspec.json.decode(payload) if codec_name == "json" else bytes(payload)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 class _Conformer:

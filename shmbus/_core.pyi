@@ -169,7 +169,9 @@ class Producer(Generic[T]):
         encode: Callable[[Any], bytes] | None,
         accepts: tuple[type, ...],
         expected: str,
-    ) -> None: ...
+        encode_into: Callable[[Any, bytearray], None] | None = None,
+    ) -> None:
+        """`encode` gives the payload of an event, None where it is the event; `encode_into` writes it into a bytearray."""
     @property
     def closed(self) -> bool: ...
     _batch: int

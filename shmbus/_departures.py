@@ -104,6 +104,20 @@ def close_worker(change: Change, rings: Rings, id: int) -> int:
     return given_back
 
 
+def remove_group(change: Change, rings: Rings, id: int) -> None:
+    """Undo the making of a group that never had a worker, under the lock that it was made under."""
+    document = change.document
+    group = document.consumer(id)
+    if group is None:
+        return
+    gone = [r.id for r in document.rings if r.group == id]
+    document.consumers.remove(group)
+    document.rings = [r for r in document.rings if r.group != id]
+    change.commit(group.topic)
+    for ring in gone:
+        rings.remove(ring)
+
+
 def drained(document: Document, rings: Rings) -> list[RingEntry]:
     """Retired rings that nobody has anything left to receive from, but for the history of each topic."""
     found: list[RingEntry] = []

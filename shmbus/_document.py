@@ -201,5 +201,5 @@ def _require_unique(what: str, values: Iterable[object]) -> None:
     seen: set[object] = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"a {what} occurs twice: {value!r}")
+            raise ValueError(f"{what} occurs twice: {value!r}")
         seen.add(value)

@@ -97,6 +97,7 @@ def open_publisher(
         for entry in entries:
             rings.create(entry)
             created.append(entry)
+        rings.attach(entries)
         broadcast = rings.broadcast(entries[0])
         for consumer in document.consumers:
             if consumer.topic == topic.index and consumer.kind == "subscriber" and consumer.state == "active":

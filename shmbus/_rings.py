@@ -18,7 +18,7 @@ from shmbus._segment import Segment
 from shmbus.errors import CorruptSegmentError
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable
 
     from shmbus._document import RingEntry
 
@@ -64,6 +64,14 @@ class Rings:
         if ring is None:
             ring = self._work[entry.id] = _same(_core.WorkRing(self._attach(entry)), entry)
         return ring
+
+    def attach(self, entries: Iterable[RingEntry]) -> None:
+        """Attach to all of these now: what is done with them later does not fail for want of descriptors or memory."""
+        for entry in entries:
+            if entry.group:
+                self.work(entry)
+            else:
+                self.broadcast(entry)
 
     def remove(self, id: int) -> None:
         """Unlink a ring that the document no longer has; whoever is attached keeps its memory until it lets go."""

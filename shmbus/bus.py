@@ -220,21 +220,24 @@ class Bus:
         idle = self._checked_idle(idle)
         with self._session.locked() as change:
             entry = _members.ensure_topic(change, topic, codec_for(topic), "reader")
-            owner = _members.open_group(change, self._session.rings, entry, group)
-            me = _members.open_worker(change, owner, self._session.participant, name)
-            with _or(lambda: _departures.close_worker(change, self._session.rings, me.id)):
-                handle = Worker(
-                    self._session,
-                    topic,
-                    entry,
-                    owner,
-                    me,
-                    max_deliver,
-                    prefetch,
-                    idle,
-                    lambda: self._dead_letters_of(topic),
-                    self._forget,
-                )
+            known, rings = {c.id for c in change.document.consumers}, self._session.rings
+            owner = _members.open_group(change, rings, entry, group)
+            with _or(lambda: owner.id in known or _departures.remove_group(change, rings, owner.id)):
+                rings.attach(change.document.rings_of(owner))
+                me = _members.open_worker(change, owner, self._session.participant, name)
+                with _or(lambda: _departures.close_worker(change, rings, me.id)):
+                    handle = Worker(
+                        self._session,
+                        topic,
+                        entry,
+                        owner,
+                        me,
+                        max_deliver,
+                        prefetch,
+                        idle,
+                        lambda: self._dead_letters_of(topic),
+                        self._forget,
+                    )
         return self._keep(handle)
 
     def _free_name(self, change: Change, entry: TopicEntry, kind: str, name: str | None) -> None:

@@ -26,6 +26,7 @@ Messages carry the values; the values are attributes too.
 from __future__ import annotations
 
 import queue
+from errno import EFBIG
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -97,11 +98,10 @@ class NoSpaceError(ShmbusError, OSError):
     """/dev/shm cannot hold the segment; nothing was created."""
 
     def __init__(self, errno: int, name: str, size: int, free: int) -> None:
-        super().__init__(
-            errno,
-            f"no room in /dev/shm for {name}: {size} bytes asked, {free} free"
-            " (in a container, raise --shm-size; `shmbus doctor` lists leftovers)",
-        )
+        advice = "in a container, raise --shm-size; `shmbus doctor` lists leftovers"
+        if errno == EFBIG:
+            advice = "more than a file of this process may hold: ulimit -f"
+        super().__init__(errno, f"no room in /dev/shm for {name}: {size} bytes asked, {free} free ({advice})")
         self.name = name
         self.size = size
         self.free = free

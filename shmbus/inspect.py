@@ -16,6 +16,7 @@ from shmbus._registry import PREFIX, Registry, segment_name
 from shmbus._rings import Rings
 from shmbus.bus import Bus
 from shmbus.errors import AccessError, BusNotFoundError, ConfigError, CorruptSegmentError, LayoutMismatchError
+from shmbus.message import decode_headers
 from shmbus.topic import DEAD_SUFFIX, DeadLetter, Topic, check_name
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def _is_raw(entry: TopicEntry) -> bool:
 
 def _headers(data: bytes) -> dict[str, Any] | None:
     try:
-        return msgspec.msgpack.decode(data, type=dict[str, Any]) if data else None
+        return decode_headers(data) or None
     except msgspec.DecodeError:
         return None
 
@@ -244,7 +245,7 @@ class JsonPublisher:
         """Publish one JSON text; returns its sequence. Raises ConfigError with the path of what does not fit."""
         try:
             value = msgspec.json.decode(text)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"not JSON: {error}") from error
         value = _schema.conform(value, self._entry.description)
         payload = value if self._raw else self._encode(value)

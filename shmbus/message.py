@@ -17,6 +17,14 @@ _decode_headers = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _encode_headers = msgspec.msgpack.Encoder().encode
 
 
+def decode_headers(data: bytes) -> dict[str, Any]:
+    """Headers out of a record, {} for none. Raises msgspec.DecodeError if they are no map."""
+    try:
+        return _decode_headers(data) if data else {}
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
+
+
 def encode_headers(headers: dict[str, Any]) -> bytes:
     """Headers as they go into a record: a msgpack map. Raises TypeError for what msgspec cannot encode."""
     return _encode_headers(headers)
@@ -49,7 +57,7 @@ class Message(Generic[T_co]):
     @property
     def headers(self) -> dict[str, Any]:
         """What the publisher passed as `headers`, {} for none. Raises msgspec.DecodeError if they are no map."""
-        return _decode_headers(self._headers) if self._headers else {}
+        return decode_headers(self._headers)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.event!r}, sequence={self.sequence}, publisher={self.publisher!r})"

@@ -9,6 +9,7 @@ Must stay true:
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -70,6 +71,7 @@ class Publisher(_core.Producer[T], Generic[T]):
         self._id = me.id
         self._on_full = on_full
         self._timeout = timeout
+        self._waits = threading.local()  # threads may share a publisher; each waits for its own event
         self._forget = forget
         ring = next((r for r in session.document().rings if r.publisher == me.id and r.group == 0), None)
         if ring is None:
@@ -81,6 +83,7 @@ class Publisher(_core.Producer[T], Generic[T]):
             codec.encode,
             codec.accepts,
             f"topic {topic.name!r} carries {_words(topic.type)}",
+            codec.encode_into,
         )
         self._sleeper = Sleeper(f"{session.prefix}pub-{me.slot}")
 
@@ -136,11 +139,16 @@ class Publisher(_core.Producer[T], Generic[T]):
     def _too_large(self, size: int, maximum: int) -> NoReturn:
         raise EventTooLargeError(self.topic.name, size, maximum)
 
-    def _make_room(self, length: int) -> bool:
-        """A ring is full: True when there is room in all, False to write where there is some."""
+    def _make_room(self, length: int, first: bool) -> bool:
+        """A ring is full: True when there is room in all, False to write where there is some.
+
+        `first` begins the timeout: one for each call of publish or publish_many, however often that has to wait.
+        """
         if self._on_full == "drop":
             return False
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        if first and self._timeout is not None:
+            self._waits.deadline = time.monotonic() + self._timeout
+        deadline = None if self._timeout is None else self._waits.deadline
         try:
             while True:
                 fits, slots, lines = self._full(length)

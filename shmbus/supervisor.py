@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from shmbus import _books, _core, _departures, _liveness, _reclaim
 from shmbus._failpoint import reach
@@ -53,6 +53,7 @@ def run(bus: str, *, foreground: bool) -> int:
     when no participant is left, even if a group is owed events. Raises BusNotFoundError, AccessError,
     LayoutMismatchError and CorruptSegmentError.
     """
+    _Supervisor.told_to_go = False
     previous = signal.signal(signal.SIGTERM, _stop)
     office = None
     try:
@@ -79,7 +80,7 @@ def run(bus: str, *, foreground: bool) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows is putting things in order
+    _Supervisor.told_to_go = True  # as well: an exception that meets a destructor is lost
     raise _Stop
 
 
@@ -116,6 +117,9 @@ def _open_office(bus: str) -> int:
 class _Supervisor:
     """One term of office."""
 
+    told_to_go: ClassVar = False
+    """By a signal."""
+
     def __init__(self, bus: str, *, foreground: bool) -> None:
         self.foreground = foreground
         self.registry = Registry.open(bus, create=False)
@@ -151,7 +155,7 @@ class _Supervisor:
 
     def stays(self) -> bool:
         """Look who is there; False once the bus is gone, or nobody is left that an automatic supervisor would serve."""
-        if self.registry.removed or not self.registry.segment.linked():
+        if self.told_to_go or self.registry.removed or not self.registry.segment.linked():
             return False
         document = self.registry.read()
         self.watch_all(document)

@@ -52,9 +52,8 @@ class ModelWorkRing:
     max_deliver: int = 5
     jobs: dict[int, Job] = field(default_factory=dict)
     refused: Loss = (0, 0, 0)
-    rejected: int = 0
-    undecodable: int = 0
-    lost: Loss = (0, 0, 0)
+    rejected: Loss = (0, 0, 0)
+    undecodable: Loss = (0, 0, 0)
 
     def __post_init__(self) -> None:
         self.first = self.gate = self.sequence
@@ -124,9 +123,10 @@ class ModelWorkRing:
         """DONE, but on the books of the losses; not counted if the claim is no longer the worker's."""
         if self.mine(claim) is None:
             return False
-        self.lost = add_loss(self.lost, claim.sequence)
-        self.undecodable += undecodable
-        self.rejected += not undecodable
+        if undecodable:
+            self.undecodable = add_loss(self.undecodable, claim.sequence)
+        else:
+            self.rejected = add_loss(self.rejected, claim.sequence)
         return self.ack(claim)
 
     def give_back(self, claim: Claim) -> bool:
@@ -159,19 +159,14 @@ class ModelWorkRing:
         free = self.capacity - (self.head - self.start())
         return {
             "offered": self.sequence - self.first + self.refused[0],
-            "delivered": done - self.rejected - self.undecodable,
+            "delivered": done - self.rejected[0] - self.undecodable[0],
             "depth": len(open_jobs),
             "claimed": sum(job.state == "CLAIMED" for job in open_jobs),
             "refused": self.refused[0],
-            "rejected": self.rejected,
-            "undecodable": self.undecodable,
+            "rejected": self.rejected[0],
+            "undecodable": self.undecodable[0],
             "room": free if self.sequence - self.gate < self.descriptors else 0,
         }
 
     def losses(self) -> dict[str, Loss]:
-        _, first, last = self.lost
-        return {
-            "rejected": (self.rejected, first, last),
-            "undecodable": (self.undecodable, first, last),
-            "refused": self.refused,
-        }
+        return {"rejected": self.rejected, "undecodable": self.undecodable, "refused": self.refused}

@@ -34,6 +34,7 @@ def crowded() -> BusStats:
         participants=(ParticipantStats(id=1, pid=4194304, command="python x.py " + long, state="stopped"),),
         publishers=(
             PublisherStats(
+                id=1,
                 name=long,
                 topic="t" * 48,
                 state="stalled",

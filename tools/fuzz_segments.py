@@ -20,7 +20,6 @@ import contextlib
 import multiprocessing
 import os
 import random
-import re
 import signal
 import sys
 import tempfile
@@ -39,8 +38,6 @@ from fuzz_fields import Field, Memory, bus_fields, intact, read_document, ring_f
 REACTS = 15.0  # seconds that a process may take to react to SIGTERM, on a loaded machine
 STARTS = 30.0  # seconds for a round to get going
 SHORT = 60
-# Our own exception, raised while a destructor ran.
-STOPPED = re.compile(r"Exception ignored in((?!Exception ignored in).)*?\nfuzz_roles\.Stop:? ?\n", re.DOTALL)
 MORE = ("document", "document", "document", "all")  # rounds that every tenth area adds
 BURSTS = 12  # damages of a round, of one to three fields each
 
@@ -87,7 +84,7 @@ class Player:
                     return seen, [self.bury("hangs: no reaction to SIGTERM")]
         except (EOFError, ConnectionError, ProcessLookupError):
             return seen, [self.bury("died")]
-        text = STOPPED.sub("", self.errors.read_text(errors="replace"))
+        text = fuzz_roles.STOPPED.sub("", self.errors.read_text(errors="replace"))
         os.truncate(self.errors, 0)
         if text:
             failures = [*failures, f"stderr: {text[-6000:]}"]

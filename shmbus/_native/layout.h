@@ -98,6 +98,14 @@ typedef struct bus_segment {
 #define RECORD_PAD 2u /* fills the ring up to its end; carries the sequence of the record that follows */
 #define MAX_HEADERS 0xffffu
 
+typedef struct loss_record { /* events that one consumer will not get, for one cause */
+    word count;
+    word first; /* sequences, both inclusive */
+    word last;
+    word first_ns; /* CLOCK_REALTIME */
+    word last_ns;
+} loss_record;
+
 typedef struct ring_header {
     /*   off  field          writer  order */
     uint64_t magic;          /*   0  creator */
@@ -110,7 +118,7 @@ typedef struct ring_header {
 
     word tail;     /*  64  P  seq_cst after the record: SYNC tail. Broadcast: a position; work: the last sequence + 1 */
     word intent;   /*  72  P  seq_cst before the records that it covers: SYNC intent */
-    word oldest;   /*  80  P  release before intent: SYNC oldest */
+    word oldest;   /*  80  P  release before intent: SYNC oldest. Work: first sequence on the books */
     word position; /*  88  P  work: end of the last record in bytes */
     word reserved1[4];
 
@@ -135,22 +143,10 @@ typedef struct ring_header {
     word gate; /* 320  W  CAS; first sequence that is not DONE: SYNC gate */
     word reserved5[7];
 
-    word rejected;    /* 384  W  add before DONE; splits `delivered`, never enters a sum */
-    word undecodable; /* 392  W  the same */
-    word loss_first;  /* 400  W  advisory: first sequence rejected or undecodable */
-    word loss_last;   /* 408  W */
-    word loss_first_ns;
-    word loss_last_ns;
-    word reserved6[2];
+    loss_record rejected; /* 384  W  count: add before DONE; it splits `delivered`, never enters a sum. The rest is */
+    loss_record undecodable; /* 424  W  advisory: two workers at once may mix it */
+    word reserved6[6];
 } ring_header;
-
-typedef struct loss_record { /* events that one consumer will not get, for one cause */
-    word count;
-    word first; /* sequences, both inclusive */
-    word last;
-    word first_ns; /* CLOCK_REALTIME */
-    word last_ns;
-} loss_record;
 
 typedef struct loss_pair {
     loss_record overrun;
@@ -209,7 +205,7 @@ _Static_assert(sizeof(document_slot) == DOCUMENT_BYTES, "layout is ABI");
 _Static_assert(offsetof(ring_header, tail) == 64 && offsetof(ring_header, gate_version) == 128, "layout is ABI");
 _Static_assert(offsetof(ring_header, refused) == 192 && offsetof(ring_header, next) == 256, "layout is ABI");
 _Static_assert(offsetof(ring_header, gate) == 320 && offsetof(ring_header, rejected) == 384, "layout is ABI");
-_Static_assert(sizeof(ring_header) == 448, "layout is ABI");
+_Static_assert(sizeof(ring_header) == 512, "layout is ABI");
 _Static_assert(offsetof(cursor_slot, losses) == 128 && sizeof(cursor_slot) == 320, "layout is ABI");
 _Static_assert(sizeof(broadcast_segment) % PAGE == 0, "records begin on a page");
 _Static_assert(sizeof(descriptor) == 16, "layout is ABI");

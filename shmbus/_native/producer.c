@@ -2,7 +2,8 @@
  * frame in between unless something is out of the ordinary: then one of the hooks is called, and the attempt starts again.
  *
  *   _refresh()            membership of the topic changed
- *   _make_room(length)    a ring is full: True to try again, False to write where there is room; may raise Full
+ *   _make_room(length, first)  a ring is full: True to try again, False to write where there is room; may raise Full.
+ *                         `first` of this call, whose timeout begins now
  *   _wake(parked)         subscribers sleep
  *   _wake_group(g, n)     workers of the g-th group sleep, n records came
  *   _encode_headers(h)    bytes for the headers of one event
@@ -21,25 +22,27 @@ typedef struct Producer {
     PyObject_HEAD guard guard;
     bus_lines lines;
     PyObject *encode;  /* callable, or None for raw bytes */
+    PyObject *into;    /* callable that encodes into a bytearray, or None */
+    PyObject *scratch; /* that bytearray; `scratch_busy` from the encoder's start until its bytes are written */
     PyObject *accepts; /* tuple of exact types; empty: unchecked */
     PyObject *type_error;
     Ring *ring;
     ring_writer writer;
     group_out groups[MAX_GROUPS];
     unsigned group_count;
-    bool routed, fits;
+    bool routed, fits, scratch_busy;
     uint64_t batch; /* events of the running publish_many that are in */
 } Producer;
 
 /* ---- rings ---- */
 
 static int producer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"segment", "topic", "ring", "encode", "accepts", "expected", NULL};
+    static char *names[] = {"segment", "topic", "ring", "encode", "accepts", "expected", "encode_into", NULL};
     Producer *self = (Producer *)object;
-    PyObject *segment, *ring, *encode, *accepts, *expected;
+    PyObject *segment, *ring, *encode, *accepts, *expected, *into = Py_None;
     unsigned topic;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOOO!O", names, &segment, &topic, &ring, &encode, &PyTuple_Type,
-                                     &accepts, &expected))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOOO!O|O", names, &segment, &topic, &ring, &encode, &PyTuple_Type,
+                                     &accepts, &expected, &into))
         return -1;
     if (self->ring) {
         PyErr_SetString(PyExc_RuntimeError, "a producer is made once");
@@ -49,9 +52,13 @@ static int producer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
         return -1;
     self->guard = (guard){.fork_generation = fork_generation, .ready = true};
     self->encode = Py_NewRef(encode);
+    self->into = Py_NewRef(into);
+    self->scratch = PyByteArray_FromStringAndSize(NULL, 0);
     self->accepts = Py_NewRef(accepts);
     self->type_error = Py_NewRef(expected);
     self->ring = (Ring *)Py_NewRef(ring);
+    if (!self->scratch)
+        return -1;
     return ring_writer_open(&self->writer, &self->ring->view) == RING_OK ? 0 : corrupt(self->ring, "tail cannot be");
 }
 
@@ -59,6 +66,7 @@ static int producer_traverse(PyObject *object, visitproc visit, void *arg) {
     Producer *self = (Producer *)object;
     Py_VISIT(Py_TYPE(object));
     Py_VISIT(self->encode);
+    Py_VISIT(self->into);
     Py_VISIT(self->accepts);
     Py_VISIT(self->type_error);
     return 0;
@@ -68,9 +76,7 @@ static void drop_rings(Producer *self) {
     for (unsigned i = 0; i < self->group_count; i++)
         Py_DECREF((PyObject *)self->groups[i].ring);
     self->group_count = 0;
-    PyObject *ring = (PyObject *)self->ring;
-    self->ring = NULL;
-    Py_XDECREF(ring);
+    Py_CLEAR(self->ring);
     lines_unbind(&self->lines);
 }
 
@@ -79,6 +85,8 @@ static int producer_clear(PyObject *object) {
     self->guard.closed = true;
     drop_rings(self);
     Py_CLEAR(self->encode);
+    Py_CLEAR(self->into);
+    Py_CLEAR(self->scratch);
     Py_CLEAR(self->accepts);
     Py_CLEAR(self->type_error);
     return 0;
@@ -149,36 +157,57 @@ static int check_type(Producer *self, PyObject *event) {
             return 0;
     if (!count)
         return 0;
-    PyObject *name = PyObject_GetAttrString((PyObject *)Py_TYPE(event), "__qualname__");
+    PyObject *name = PyType_GetQualName(Py_TYPE(event));
     if (name)
         PyErr_Format(EventTypeError, "%S, got %U", self->type_error, name);
     Py_XDECREF(name);
     return -1;
 }
 
-/* The event's payload as bytes; a new reference. Raw topics pass bytes through. */
-static PyObject *encode_event(Producer *self, PyObject *event, uint64_t headers) {
-    if (check_type(self, event) < 0)
-        return NULL;
-    PyObject *payload = self->encode != Py_None     ? call_one(self->encode, event)
-                        : PyBytes_CheckExact(event) ? Py_NewRef(event)
-                                                    : PyBytes_FromObject(event);
+/* Bytes of a payload, which is what an encoder returned, or the scratch. */
+static int payload_bytes(Producer *self, PyObject *payload, part *out) {
+    if (PyBytes_Check(payload)) {
+        out->payload = PyBytes_AsString(payload);
+        out->payload_length = (uint64_t)PyBytes_Size(payload);
+    } else if (payload == self->scratch) {
+        out->payload = PyByteArray_AsString(payload);
+        out->payload_length = (uint64_t)PyByteArray_Size(payload);
+    } else {
+        PyErr_Format(EventTypeError, "%S, got no bytes from its encoder", self->type_error);
+        return -1;
+    }
+    return 0;
+}
+
+/* Encodes an event into a new bytes object, or into the scratch if that is `mine`; raw topics pass bytes through. */
+static PyObject *encode_as(Producer *self, PyObject *event, bool mine) {
+    if (self->encode == Py_None)
+        return PyBytes_CheckExact(event) ? Py_NewRef(event) : PyBytes_FromObject(event);
+    if (!mine)
+        return call_one(self->encode, event);
+    PyObject *done = call_two(self->into, event, self->scratch);
+    Py_XDECREF(done);
+    return done ? Py_NewRef(self->scratch) : NULL;
+}
+
+/* The event's payload; a new reference. The encoder may run Python code, which may close us. */
+static PyObject *encode_event(Producer *self, PyObject *event, uint64_t headers, bool mine) {
+    part p;
+    PyObject *payload = check_type(self, event) < 0 ? NULL : encode_as(self, event, mine);
     if (!payload)
         return NULL;
-    if (guard_check(&self->guard, "publisher") < 0) {
+    if (guard_check(&self->guard, "publisher") < 0 || payload_bytes(self, payload, &p) < 0) {
         Py_DECREF(payload);
         return NULL;
     }
-    uint64_t maximum = record_maximum(self->ring->view.capacity), size = (headers + 7) & ~(uint64_t)7;
-    if (!PyBytes_Check(payload))
-        PyErr_Format(EventTypeError, "%S, got no bytes from its encoder", self->type_error);
-    else if ((size += (uint64_t)PyBytes_Size(payload)) <= maximum)
+    uint64_t maximum = record_maximum(self->ring->view.capacity),
+             size = ((headers + 7) & ~(uint64_t)7) + p.payload_length;
+    if (size <= maximum)
         return payload;
-    else { /* the subclass raises EventTooLargeError, which carries the values */
-        PyObject *result = PyObject_CallMethod((PyObject *)self, "_too_large", "KK", (unsigned long long)size,
-                                               (unsigned long long)maximum);
-        Py_XDECREF(result);
-    }
+    /* the subclass raises EventTooLargeError, which carries the values */
+    PyObject *result = PyObject_CallMethod((PyObject *)self, "_too_large", "KK", (unsigned long long)size,
+                                           (unsigned long long)maximum);
+    Py_XDECREF(result);
     Py_DECREF(payload);
     return NULL;
 }
@@ -246,7 +275,7 @@ static bool write_all(Producer *self, const part *part) {
 
 /* Room for one record in every ring: 1; 0: where `fits` says; -1: an exception. `pending` uncommitted records go out
  * before any hook runs. */
-static int acquire(Producer *self, uint64_t length, uint64_t *pending) {
+static int acquire(Producer *self, uint64_t length, uint64_t *pending, bool *waited) {
     for (;;) {
         bool stale = LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch; /* SYNC epoch */
         int status = stale ? RING_EMPTY : reserve_all(self, length);
@@ -263,7 +292,9 @@ static int acquire(Producer *self, uint64_t length, uint64_t *pending) {
         if (status < 0)
             return -1;
         PyObject *result = stale ? PyObject_CallMethod((PyObject *)self, "_refresh", NULL)
-                                 : PyObject_CallMethod((PyObject *)self, "_make_room", "K", (unsigned long long)length);
+                                 : PyObject_CallMethod((PyObject *)self, "_make_room", "KO", (unsigned long long)length,
+                                                       *waited ? Py_False : Py_True);
+        *waited = *waited || !stale;
         int again = result ? stale || PyObject_IsTrue(result) : -1;
         Py_XDECREF(result);
         if (again < 0 || guard_check(&self->guard, "publisher") < 0)
@@ -278,12 +309,11 @@ static int acquire(Producer *self, uint64_t length, uint64_t *pending) {
 }
 
 static PyObject *publish_bytes(Producer *self, PyObject *payload, const void *headers, uint32_t headers_length) {
-    part p = {.headers = headers,
-              .headers_length = headers_length,
-              .payload = PyBytes_AsString(payload),
-              .payload_length = (uint64_t)PyBytes_Size(payload)};
+    part p = {.headers = headers, .headers_length = headers_length};
     uint64_t pending = 0;
-    if (acquire(self, p.payload_length + ((headers_length + 7u) & ~(uint64_t)7), &pending) < 0)
+    bool waited = false;
+    if (payload_bytes(self, payload, &p) < 0 ||
+        acquire(self, p.payload_length + ((headers_length + 7u) & ~(uint64_t)7), &pending, &waited) < 0)
         return NULL;
     p.time_ns = realtime_ns();
     bool all = write_all(self, &p);
@@ -316,9 +346,14 @@ static PyObject *publish(PyObject *object, PyObject *const *args, Py_ssize_t cou
         }
     }
     uint32_t length = headers ? (uint32_t)PyBytes_Size(headers) : 0;
-    payload = encode_event(self, args[0], length);
+    bool mine =
+        self->into != Py_None && !self->scratch_busy; /* another thread, or the encoder's own code, may have it */
+    self->scratch_busy = self->scratch_busy || mine;
+    payload = encode_event(self, args[0], length, mine);
     if (payload)
         result = publish_bytes(self, payload, headers ? PyBytes_AsString(headers) : NULL, length);
+    if (mine)
+        self->scratch_busy = false;
     Py_XDECREF(payload);
     Py_XDECREF(headers);
     return result;
@@ -327,7 +362,7 @@ static PyObject *publish(PyObject *object, PyObject *const *args, Py_ssize_t cou
 static PyObject *encode_many(Producer *self, PyObject *events) {
     PyObject *iterator = PyObject_GetIter(events), *payloads = iterator ? PyList_New(0) : NULL, *event;
     while (payloads && (event = PyIter_Next(iterator))) {
-        PyObject *payload = encode_event(self, event, 0);
+        PyObject *payload = encode_event(self, event, 0, false);
         if (!payload || PyList_Append(payloads, payload) < 0)
             Py_CLEAR(payloads);
         Py_XDECREF(payload);
@@ -353,11 +388,12 @@ static PyObject *publish_many(PyObject *object, PyObject *events) {
     }
     Py_ssize_t count = PyList_Size(payloads);
     uint64_t pending = 0, missed = 0;
+    bool waited = false;
     self->batch = 0;
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *payload = PyList_GetItem(payloads, i);
         part p = {.payload = PyBytes_AsString(payload), .payload_length = (uint64_t)PyBytes_Size(payload)};
-        if (acquire(self, p.payload_length, &pending) < 0) {
+        if (acquire(self, p.payload_length, &pending, &waited) < 0) {
             Py_DECREF(payloads);
             return NULL;
         }
@@ -426,9 +462,7 @@ static PyObject *producer_release(PyObject *object, PyObject *unused) {
 
 static PyObject *producer_get(PyObject *object, void *which) {
     Producer *self = (Producer *)object;
-    if (which)
-        return PyLong_FromUnsignedLongLong(self->batch);
-    return PyBool_FromLong(self->guard.closed);
+    return which ? PyLong_FromUnsignedLongLong(self->batch) : PyBool_FromLong(self->guard.closed);
 }
 
 static PyGetSetDef getset[] = {{"closed", producer_get, NULL, "True after close().", NULL},

@@ -13,8 +13,12 @@
 
 #ifdef Py_LIMITED_API
 #define call_one(callable, argument) PyObject_CallFunctionObjArgs((callable), (argument), NULL)
+#define call_two(callable, first, second) PyObject_CallFunctionObjArgs((callable), (first), (second), NULL)
 #else
 #define call_one(callable, argument) PyObject_CallOneArg((callable), (argument))
+#define call_two(callable, first, second)                                                                              \
+    PyObject_Vectorcall((callable), (PyObject *[]){NULL, (first), (second)} + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET,   \
+                        NULL)
 #endif
 
 #define METHOD(f) ((PyCFunction)(void (*)(void))(f))

@@ -276,11 +276,8 @@ static PyObject *work_terms_(PyObject *object, PyObject *unused) {
 static PyObject *work_losses(PyObject *object, PyObject *unused) {
     (void)unused;
     const ring_header *h = ((Ring *)object)->view.header;
-    uint64_t first = LOAD_RELAXED(&h->loss_first), last = LOAD_RELAXED(&h->loss_last);
-    uint64_t first_ns = LOAD_RELAXED(&h->loss_first_ns), last_ns = LOAD_RELAXED(&h->loss_last_ns);
-    return Py_BuildValue("{s(KKKKK)s(KKKKK)sN}", "rejected", LOAD_ACQUIRE(&h->rejected), first, last, first_ns, last_ns,
-                         "undecodable", LOAD_ACQUIRE(&h->undecodable), first, last, first_ns, last_ns, "refused",
-                         refused_losses(h));
+    return Py_BuildValue("{sNsNsN}", "rejected", loss_tuple(&h->rejected), "undecodable", loss_tuple(&h->undecodable),
+                         "refused", refused_losses(h));
 }
 
 static PyMethodDef work_methods[] = {

@@ -226,14 +226,14 @@ int work_give_back(const ring_view *view, const claim *claim) {
 
 /* Before work_done: the counter splits what is done, so that a death in between counts as delivered or not at all. */
 void work_count_loss(const ring_view *view, bool rejected, uint64_t sequence, uint64_t now_ns) {
-    ring_header *h = view->header;
-    if (!LOAD_RELAXED(&h->loss_first_ns)) {
-        STORE_RELAXED(&h->loss_first, sequence);
-        STORE_RELAXED(&h->loss_first_ns, now_ns);
+    loss_record *loss = rejected ? &view->header->rejected : &view->header->undecodable;
+    if (!LOAD_RELAXED(&loss->first_ns)) {
+        STORE_RELAXED(&loss->first, sequence);
+        STORE_RELAXED(&loss->first_ns, now_ns);
     }
-    STORE_RELAXED(&h->loss_last, sequence);
-    STORE_RELAXED(&h->loss_last_ns, now_ns);
-    ADD_SEQ(rejected ? &h->rejected : &h->undecodable, 1);
+    STORE_RELAXED(&loss->last, sequence);
+    STORE_RELAXED(&loss->last_ns, now_ns);
+    ADD_SEQ(&loss->count, 1);
 }
 
 /* ---- reclaim ---- */
@@ -297,7 +297,7 @@ int work_terms_of(const ring_view *view, work_terms *out) {
         return RING_CORRUPT;
     out->offered = tail - first + out->refused;
     out->depth = tail - first - out->done;
-    uint64_t rejected = LOAD_ACQUIRE(&h->rejected), undecodable = LOAD_ACQUIRE(&h->undecodable);
+    uint64_t rejected = LOAD_ACQUIRE(&h->rejected.count), undecodable = LOAD_ACQUIRE(&h->undecodable.count);
     out->rejected = rejected < out->done ? rejected : out->done;
     out->undecodable = undecodable < out->done - out->rejected ? undecodable : out->done - out->rejected;
     record r;

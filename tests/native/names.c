@@ -24,8 +24,7 @@ static const field header_fields[] = {
     FIELD(ring_header, need),           FIELD(ring_header, members),       FIELD(ring_header, reliable),
     FIELD(ring_header, refused),        FIELD(ring_header, refused_first), FIELD(ring_header, refused_last),
     FIELD(ring_header, unrouted),       FIELD(ring_header, next),          FIELD(ring_header, gate),
-    FIELD(ring_header, rejected),       FIELD(ring_header, undecodable),   FIELD(ring_header, loss_first),
-    FIELD(ring_header, loss_last),      FIELD(ring_header, loss_first_ns), FIELD(ring_header, loss_last_ns),
+    FIELD(ring_header, rejected),       FIELD(ring_header, undecodable),
     FIELD(ring_header, capacity),       FIELD(ring_header, slots),         FIELD(ring_header, refused_first_ns),
     FIELD(ring_header, refused_last_ns)};
 static const field slot_fields[] = {FIELD(cursor_slot, cursor),        FIELD(cursor_slot, position),
