@@ -222,7 +222,7 @@ class Bus:
             entry = _members.ensure_topic(change, topic, codec_for(topic), "reader")
             known, rings = {c.id for c in change.document.consumers}, self._session.rings
             owner = _members.open_group(change, rings, entry, group)
-            with _or(lambda: owner.id in known or _departures.remove_group(change, rings, owner.id)):
+            with _or(lambda: None if owner.id in known else _departures.remove_group(change, rings, owner.id)):
                 rings.attach(change.document.rings_of(owner))
                 me = _members.open_worker(change, owner, self._session.participant, name)
                 with _or(lambda: _departures.close_worker(change, rings, me.id)):

@@ -58,7 +58,8 @@ def test_counters_that_a_year_reaches(bus_name: str, monkeypatch: pytest.MonkeyP
                 seen += [item.sequence for item in tail.read()]
             assert sequences == seen == list(range(first, first + 200))
             received = [message.sequence for message in islice(some.messages(), 20)]
-            assert received == list(range(received[0], received[0] + 20)) and received[0] > first
+            assert received == list(range(received[0], received[0] + 20))
+            assert received[0] > first
             stats = bus.stats()
             assert_balanced(stats)
             books = {c.name: (c.offered, c.delivered, c.overrun, c.depth) for c in stats.consumers}
@@ -77,7 +78,7 @@ def few_descriptors(name: str) -> None:
     import os
     import resource
     from collections.abc import Callable
-    from typing import Any
+    from contextlib import closing
 
     import shmbus
     from shmbus import _registry
@@ -100,17 +101,18 @@ def few_descriptors(name: str) -> None:
         for more in range(40):
             before, books = descriptors(), entered()
             resource.setrlimit(resource.RLIMIT_NOFILE, (before + more, most[1]))
-            handle = None
+            problem = None
             try:
                 handle = opening()
             except OSError as error:
-                assert error.errno == errno.EMFILE, repr(error)
+                problem = error
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, most)
-            if handle is not None:
-                assert more, f"{what} needs no descriptor"
-                handle.close()
+            if problem is None:
+                with closing(handle):
+                    assert more, f"{what} needs no descriptor"
                 break
+            assert problem.errno == errno.EMFILE, repr(problem)
             assert descriptors() <= before + 3, f"{what} with {more} more: descriptors leak"  # those of wake-ups stay
             assert entered() == books, f"{what} with {more} more: half-made: {books}, now {entered()}"
         else:
@@ -155,35 +157,38 @@ def small_files(name: str) -> None:
     import errno
     import os
     import resource
+    from collections.abc import Callable
 
     import shmbus
 
-    def refused(size: int) -> None:
+    def refused(opening: Callable[[], Any]) -> None:
+        problem = None
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
         try:
-            yield_ = shmbus.Bus(name, supervise=False) if size == 0 else None
-            bus.publisher(shmbus.Topic("large", bytes, capacity=size)) if yield_ is None else yield_.close()
+            opening()
         except shmbus.NoSpaceError as error:
-            assert (error.errno, error.size > 1 << 20) == (errno.EFBIG, True), repr(error)
-            assert "ulimit -f" in str(error)
-        else:
-            raise AssertionError("a segment of more than 1 MiB was made")
+            problem = error
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert problem is not None, "a segment of more than 1 MiB was made"
+        assert problem.errno == errno.EFBIG
+        assert problem.size > 1 << 20
+        assert "ulimit -f" in str(problem)
 
-    refused(0)
+    large = shmbus.Topic("large", bytes, capacity=1 << 21)
+    refused(lambda: shmbus.Bus(name, supervise=False))
     assert not [entry for entry in os.listdir("/dev/shm") if name in entry]
     with shmbus.Bus(name, supervise=False) as bus:
         before = sorted(entry for entry in os.listdir("/dev/shm") if name in entry)
-        refused(1 << 21)
+        refused(lambda: bus.publisher(large))
         assert sorted(entry for entry in os.listdir("/dev/shm") if name in entry) == before
-        with bus.publisher(shmbus.Topic("large", bytes, capacity=1 << 21)) as publisher:
+        with bus.publisher(large) as publisher:
             assert publisher.publish(b"recovered") == 1
 
 
 @pytest.mark.parametrize("limit", [few_descriptors, little_memory, small_files])
 def test_limits(bus_name: str, processes: Processes, limit: Any) -> None:
-    """Where descriptors, memory or file sizes run out, opening says so, leaves nothing, and works once there is more."""
+    """Where descriptors, memory or file sizes run out, opening says so, leaves nothing, and works with more."""
     child = processes.spawn(limit, bus_name)
     assert child.wait(PATIENT) == 0
 

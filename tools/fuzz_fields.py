@@ -47,6 +47,7 @@ BUS_WORDS = {
 }
 TOPIC_WORDS = {"epoch": 0, "parked": 8, "awaiting": 16, "reserved": 24}
 GROUP_WORDS = {f"{name}[{i}]": at + 8 * i for name, at in (("parked", 0), ("awaiting", 32)) for i in range(4)}
+LOSS = ("count", "first", "last", "first_ns", "last_ns")
 RING_WORDS = {
     "magic": 0,
     "layout_version+kind": 8,
@@ -70,14 +71,11 @@ RING_WORDS = {
     "unrouted": 232,
     "next": 256,
     "gate": 320,
-    "rejected": 384,
-    "undecodable": 392,
-    "loss_first": 400,
-    "loss_last": 408,
-    "loss_first_ns": 416,
-    "loss_last_ns": 424,
+} | {
+    f"{cause}.{name}": at + 8 * i
+    for cause, at in (("rejected", 384), ("undecodable", 424))
+    for i, name in enumerate(LOSS)
 }
-LOSS = ("count", "first", "last", "first_ns", "last_ns")
 CURSOR_WORDS = {
     "cursor": 0,
     "position": 8,
@@ -349,8 +347,8 @@ def _damage_descriptor(memory: Memory, at: int, slots: int) -> Callable[[random.
         old = memory.load(place)
         state = old & ~(7 << 36) | chance.randrange(8) << 36  # the word as it is, in another state
         lap = old + (chance.choice((-1, 1)) << 39)
-        others = lambda: chance.choice((state, state, lap, memory.load(PAGE + 16 * chance.randrange(slots) + at)))  # noqa: E731
-        new = chance.choice((others(), absurd(chance, old, others)))
+        other = chance.choice((state, state, lap, memory.load(PAGE + 16 * chance.randrange(slots) + at)))
+        new = chance.choice((other, absurd(chance, old, lambda: other)))
         memory.store(place, new)
         return f"of {sequence % slots}: {old:#x} -> {new:#x}"
 
@@ -362,7 +360,11 @@ def _damage_record(memory: Memory, data: int, capacity: int, at: int) -> Callabl
         offset = chance.choice(_records(memory, data, capacity) or [0])
         place = data + min(offset + at, capacity - 8)
         old = memory.load(place)
-        length, kind, headers = chance.choice((0, 8, old & 0xFFFF, 2**32 - 1)), chance.randrange(4), chance.choice((0, 8, 0xFFFF))
+        length, kind, headers = (
+            chance.choice((0, 8, old & 0xFFFF, 2**32 - 1)),
+            chance.randrange(4),
+            chance.choice((0, 8, 0xFFFF)),
+        )
         new = chance.choice((absurd(chance, old, lambda: length | kind << 32 | headers << 48), chance.randrange(2**64)))
         memory.store(place, new)
         return f"at {offset}: {old:#x} -> {new:#x}"
@@ -372,7 +374,8 @@ def _damage_record(memory: Memory, data: int, capacity: int, at: int) -> Callabl
 
 def _records(memory: Memory, data: int, capacity: int) -> list[int]:
     """Offsets at which records seem to begin, from those at the ring's start on."""
-    found, offset = [], 0
+    found: list[int] = []
+    offset = 0
     while offset <= capacity - 24 and len(found) < 1000:
         found.append(offset)
         offset += (24 + (memory.load(data + offset + 8) & 0xFFFFFFFF) + 7) // 8 * 8

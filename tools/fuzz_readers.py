@@ -35,7 +35,9 @@ LARGEST = 32_768  # bytes; the largest segment of the smallest capacity
 def build(compiler: list[str], sanitizers: str, program: Path, *more: str) -> str:
     """Compile the target; what the compiler says if it cannot."""
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", *more]
-    done = subprocess.run([*compiler, *FLAGS, *flags, *SOURCES, "-o", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [*compiler, *FLAGS, *flags, *SOURCES, "-o", program], capture_output=True, text=True, check=False
+    )
     return done.stderr if done.returncode else ""
 
 
@@ -74,7 +76,12 @@ def main() -> int:
         corpus: Path = arguments.keep or scratch / "corpus"
         corpus.mkdir(parents=True, exist_ok=True)
         run(plain, "--write", corpus)
-        limits = (f"-max_len={LARGEST}", f"-max_total_time={arguments.seconds}", "-timeout=20", f"-seed={arguments.seed}")
+        limits = (
+            f"-max_len={LARGEST}",
+            f"-max_total_time={arguments.seconds}",
+            "-timeout=20",
+            f"-seed={arguments.seed}",
+        )
         return int(run(fuzzer, *limits, f"-artifact_prefix={corpus}/", "-print_final_stats=1", corpus) != 0)
 
 

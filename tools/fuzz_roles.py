@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import faulthandler
+import functools
 import io
 import itertools
 import logging
@@ -217,23 +218,26 @@ def serve(pipe: Connection, role: str, seed: int, errors: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (LARGEST_PROCESS, LARGEST_PROCESS))
     stat._PAUSE = 0.01  # type: ignore[misc]
     armed, chance = Armed(), random.Random(seed)
-    while (order := pipe.recv()) is not None:
-        words: tuple[str, ...] = order
+    while (words := pipe.recv()) is not None:
         seen: Reactions = collections.Counter()
         failures: list[str] = []
         if words[0] == "rm":
-            _attempt(lambda: _command(seen, *words), seen, failures)
+            _attempt(functools.partial(_command, seen, *words), seen, failures)
         else:
-            try:
-                armed.on = True
-                pipe.send(None)
-                while not pipe.poll():  # a stop is announced, too: the supervisor takes SIGTERM for itself
-                    _attempt(lambda: ROLES[role](words[1], chance, seen), seen, failures)
-            except Stop:
-                pass
-            armed.on = False
-            pipe.recv()
+            _play(pipe, armed, functools.partial(ROLES[role], words[1], chance, seen), seen, failures)
         pipe.send((seen, failures))
+
+
+def _play(pipe: Connection, armed: Armed, role: Callable[[], None], seen: Reactions, failures: list[str]) -> None:
+    try:
+        armed.on = True
+        pipe.send(None)
+        while not pipe.poll():  # a stop is announced, too: the supervisor takes SIGTERM for itself
+            _attempt(role, seen, failures)
+    except Stop:
+        pass
+    armed.on = False
+    pipe.recv()
 
 
 def _attempt(play: Callable[[], object], seen: Reactions, failures: list[str]) -> None:

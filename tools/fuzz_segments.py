@@ -219,7 +219,9 @@ class Campaign:
         lines = [f"{sum(self.tried.values())} corruptions of {len(self.tried)} fields, in {self.rounds} rounds"]
         for area in areas:
             names = {name: count for (a, name), count in self.tried.items() if a == area}
-            lines.append(f"  {area} ({sum(names.values())}): " + ", ".join(f"{n} {c}" for n, c in sorted(names.items())))
+            lines.append(
+                f"  {area} ({sum(names.values())}): " + ", ".join(f"{n} {c}" for n, c in sorted(names.items()))
+            )
         lines.append("reactions, by what was damaged:")
         for (area, role), seen in sorted(self.reactions.items()):
             lines.append(f"  {area} / {role}: " + ", ".join(f"{n} {c}" for n, c in sorted(seen.items())))
