@@ -2,7 +2,7 @@
 #ifndef SHMBUS_CLAIMER_H
 #define SHMBUS_CLAIMER_H
 
-#include "python.h"
+#include "receiver.h"
 
 typedef struct source {
     Ring *ring;
@@ -16,17 +16,12 @@ typedef struct held {
 } held;
 
 typedef struct Claimer {
-    PyObject_HEAD guard guard;
-    bus_lines lines;
-    PyObject *decode;
-    PyObject *window;
+    Receiver base;
     source *sources;
     Py_ssize_t count, current;
     unsigned owner, generation, max_deliver, prefetch;
     held *held;
     Py_ssize_t held_count, handed, held_size;
-    uint64_t spin_ns;
-    PyObject *held_error;
 } Claimer;
 
 void claims_drop_source(Claimer *self, Py_ssize_t index);
@@ -36,9 +31,6 @@ int claims_settle(Claimer *self, source *s, bool dry);
 int claims_ack(Claimer *self);
 int claims_next(Claimer *self);
 PyObject *claims_decode(Claimer *self);
-PyObject *claims_leave(Claimer *self, PyObject *result);
-bool claims_ready(Claimer *self);
-bool claims_spin(Claimer *self);
-PyObject *claims_take(Claimer *self);
+void claims_take_off(Claimer *self);
 
 #endif

@@ -20,7 +20,7 @@ source *claims_source(Claimer *self, uint64_t ring_id) {
 
 /* Gives back everything that is still held; what was reclaimed meanwhile is no longer ours to give. */
 static void give_back_all(Claimer *self) {
-    if (self->guard.fork_generation == fork_generation)
+    if (self->base.guard.fork_generation == fork_generation)
         for (Py_ssize_t i = 0; i < self->held_count; i++) {
             source *s = claims_source(self, self->held[i].ring_id);
             if (s)
@@ -38,7 +38,6 @@ void claims_drop_all(Claimer *self) {
     self->sources = NULL;
     self->held = NULL;
     self->held_size = 0;
-    lines_unbind(&self->lines);
 }
 
 /* ---- claims ---- */
@@ -49,11 +48,7 @@ int claims_settle(Claimer *self, source *s, bool dry) {
     if (!dry && s->acked * 4 < LOAD_RELAXED(&h->tail) - LOAD_RELAXED(&h->gate))
         return 0;
     s->acked = 0;
-    if (!ring_release_publisher(&s->ring->view)) /* SYNC room */
-        return 0;
-    PyObject *result = PyObject_CallMethod((PyObject *)self, "_wake_publisher", "K", (unsigned long long)s->ring->id);
-    Py_XDECREF(result);
-    return result ? 0 : -1;
+    return ring_release_publisher(&s->ring->view) ? receiver_wake_publisher(&self->base, s->ring) : 0; /* SYNC room */
 }
 
 static int lost(uint64_t sequence) {
@@ -115,17 +110,11 @@ static int claim_from(Claimer *self, source *s) {
     return (int)got;
 }
 
-static int refresh(Claimer *self) {
-    if (LOAD_ACQUIRE(&self->lines.topic->epoch) == self->lines.epoch) /* SYNC epoch */
-        return 0;
-    return call_hook((PyObject *)self, "_refresh") < 0 ? -1 : guard_check(&self->guard, "worker");
-}
-
 /* Makes sure that something is prefetched: 1, 0 when there is nothing, -1. Each call begins with the next source. */
 static int claim_some(Claimer *self) {
     if (self->held_count > self->handed)
         return 1;
-    if (refresh(self) < 0)
+    if (receiver_refresh(&self->base) < 0)
         return -1;
     for (Py_ssize_t looked = 0; looked < self->count; looked++) {
         self->current = (self->current + 1) % self->count;
@@ -139,14 +128,19 @@ static int claim_some(Claimer *self) {
     return 0;
 }
 
+/* Takes the claim at `held[handed]` off the list: it is somebody else's to settle. */
+void claims_take_off(Claimer *self) {
+    self->held_count--;
+    memmove(self->held + self->handed, self->held + self->handed + 1,
+            sizeof(held) * (size_t)(self->held_count - self->handed));
+}
+
 /* Calls a hook with what there is to know about the claim at `held[handed]`, and takes the claim off the list: the hook
  * settles it. */
 static int pass_on(Claimer *self, const char *hook, PyObject *error) {
     held h = self->held[self->handed];
     source *s = claims_source(self, h.ring_id);
-    self->held_count--;
-    memmove(self->held + self->handed, self->held + self->handed + 1,
-            sizeof(held) * (size_t)(self->held_count - self->handed));
+    claims_take_off(self);
     if (!s)
         return 0;
     PyObject *result =
@@ -159,8 +153,6 @@ static int pass_on(Claimer *self, const char *hook, PyObject *error) {
 
 /* The next claim that is to be handed out, at `held[handed]`: 1, 0 when there is nothing, -1. */
 int claims_next(Claimer *self) {
-    if (error_raise_held(&self->held_error))
-        return -1;
     for (;;) {
         int status = claim_some(self);
         if (status <= 0 || self->held[self->handed].claim.attempt <= self->max_deliver)
@@ -174,7 +166,7 @@ int claims_next(Claimer *self) {
 PyObject *claims_decode(Claimer *self) {
     const record *r = &self->held[self->handed].claim.record;
     uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
-    PyObject *event = window_decode(&self->window, self->decode, r->body + padded, r->length - padded,
+    PyObject *event = window_decode(&self->base.window, self->base.decode, r->body + padded, r->length - padded,
                                     (PyObject *)claims_source(self, self->held[self->handed].ring_id)->ring, NULL);
     if (event || !PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
         return event;
@@ -183,43 +175,4 @@ PyObject *claims_decode(Claimer *self) {
         PyErr_SetString(PyExc_SystemError, "_undecodable returned");
     Py_XDECREF(error);
     return NULL;
-}
-
-PyObject *claims_leave(Claimer *self, PyObject *result) {
-    self->guard.busy = false;
-    if (self->guard.closed)
-        claims_drop_all(self);
-    return result;
-}
-
-bool claims_ready(Claimer *self) {
-    for (Py_ssize_t i = 0; i < self->count; i++)
-        if (work_ready(&self->sources[i].ring->view))
-            return true;
-    return LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch;
-}
-
-bool claims_spin(Claimer *self) {
-    bool seen = false;
-    if (!self->spin_ns)
-        return false;
-    Py_BEGIN_ALLOW_THREADS;
-    uint64_t until = monotonic_ns() + self->spin_ns;
-    do {
-        for (int i = 0; i < 32 && !(seen = claims_ready(self)) && !self->guard.closed; i++)
-            cpu_relax();
-    } while (!seen && !self->guard.closed && monotonic_ns() < until);
-    Py_END_ALLOW_THREADS;
-    return seen;
-}
-
-/* One event, Nothing, or NULL; the caller has acked what was handed out before. */
-PyObject *claims_take(Claimer *self) {
-    int status = claims_next(self);
-    if (status <= 0)
-        return status < 0 ? NULL : Py_NewRef(Nothing);
-    PyObject *event = claims_decode(self);
-    if (event)
-        self->handed++;
-    return event;
 }

@@ -125,9 +125,11 @@ void cpu_relax(void) {
 #endif
 }
 
-PyTypeObject *type_add(PyObject *module, PyType_Spec *spec) {
-    PyObject *type = PyType_FromSpec(spec);
+PyTypeObject *type_add(PyObject *module, PyType_Spec *spec, PyTypeObject *base) {
+    PyObject *bases = base ? PyTuple_Pack(1, (PyObject *)base) : NULL;
+    PyObject *type = base && !bases ? NULL : PyType_FromSpecWithBases(spec, bases);
     const char *dot = strrchr(spec->name, '.');
+    Py_XDECREF(bases);
     if (!type || PyModule_AddObjectRef(module, dot + 1, type) < 0)
         return NULL;
     return (PyTypeObject *)type;
@@ -228,7 +230,8 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "shmbus
 PyMODINIT_FUNC PyInit__core(void) {
     PyObject *module = PyModule_Create(&definition);
     if (!module || load_errors() < 0 || add_constants(module) < 0 || rings_add(module) < 0 || window_add(module) < 0 ||
-        words_add(module) < 0 || producer_add(module) < 0 || consumer_add(module) < 0 || claimer_add(module) < 0) {
+        words_add(module) < 0 || producer_add(module) < 0 || receiver_add(module) < 0 || consumer_add(module) < 0 ||
+        claimer_add(module) < 0) {
         Py_XDECREF(module);
         return NULL;
     }

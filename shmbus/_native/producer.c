@@ -496,4 +496,4 @@ static PyType_Spec spec = {.name = "shmbus._core.Producer",
                            .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
                            .slots = slots};
 
-int producer_add(PyObject *module) { return type_add(module, &spec) ? 0 : -1; }
+int producer_add(PyObject *module) { return type_add(module, &spec, NULL) ? 0 : -1; }

@@ -61,7 +61,7 @@ uint64_t monotonic_ns(void);
 void cpu_relax(void);
 
 Ring *ring_checked(PyObject *object, uint32_t kind, bool writable);
-PyTypeObject *type_add(PyObject *module, PyType_Spec *spec);
+PyTypeObject *type_add(PyObject *module, PyType_Spec *spec, PyTypeObject *base);
 void object_free(PyObject *self);
 
 /* Decoding: a buffer that decoders may look at for as long as one call. */
@@ -73,6 +73,7 @@ int rings_add(PyObject *module);
 int window_add(PyObject *module);
 int words_add(PyObject *module);
 int producer_add(PyObject *module);
+int receiver_add(PyObject *module);
 int consumer_add(PyObject *module);
 int claimer_add(PyObject *module);
 

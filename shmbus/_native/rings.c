@@ -395,7 +395,7 @@ static PyType_Spec tap_spec = {
     .name = "shmbus._core.Tap", .basicsize = sizeof(Tap), .flags = Py_TPFLAGS_DEFAULT, .slots = tap_slots};
 
 int rings_add(PyObject *module) {
-    broadcast_type = type_add(module, &broadcast_spec);
-    work_type = type_add(module, &work_spec);
-    return broadcast_type && work_type && type_add(module, &tap_spec) ? 0 : -1;
+    broadcast_type = type_add(module, &broadcast_spec, NULL);
+    work_type = type_add(module, &work_spec, NULL);
+    return broadcast_type && work_type && type_add(module, &tap_spec, NULL) ? 0 : -1;
 }

@@ -91,6 +91,6 @@ static PyType_Spec spec = {.name = "shmbus._core.Window",
                            .slots = slots};
 
 int window_add(PyObject *module) {
-    window_type = type_add(module, &spec);
+    window_type = type_add(module, &spec, NULL);
     return window_type ? 0 : -1;
 }

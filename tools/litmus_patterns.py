@@ -1,0 +1,181 @@
+"""The patterns of shared accesses that the protocols rest on, as litmus tests of tools/litmus_model.py.
+
+Each pattern transcribes, for two or three threads and a handful of words, what the C of shmbus does there. No order is
+written down here: a *site* names the C file and the statement, with `{}` where the macro has its order, and the order is
+read from the source. So what is checked is what is compiled, and an order that somebody weakens there shows here.
+
+May touch: reads the C sources. Must stay true: every SYNC label has a pattern; `spare` names the sites whose order is
+stronger than this one pattern needs, and why it stands there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TypeAlias
+
+from litmus_model import Access, Load, Order, Outcome, Program, Result, Rmw, Store, Thread
+
+Orders: TypeAlias = Mapping[str, Order]
+Run: TypeAlias = Generator[Access, int, Result]
+Site: TypeAlias = tuple[str, str]
+
+PLAIN, RELAXED, SEQ = Order.PLAIN, Order.RELAXED, Order.SEQ
+
+LADDERS = {
+    "LOAD": ("SEQ", "ACQUIRE", "RELAXED"),
+    "STORE": ("SEQ", "RELEASE", "RELAXED"),
+    "RMW": ("SEQ", "ACQ_REL", "RELAXED"),
+}
+"""What an access may have, strongest first."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One litmus test; `forbidden` tells the outcomes that must not be, a data race never may."""
+
+    name: str
+    label: str
+    says: str
+    initial: Mapping[str, int]
+    sites: Mapping[str, Site]
+    threads: Callable[[Orders], list[Thread]]
+    forbidden: Callable[[Outcome], bool]
+    spare: Mapping[str, str] = field(default_factory=dict)
+
+    def ladder(self, site: str) -> tuple[str, ...]:
+        """The orders that the access of a site may have, strongest first."""
+        kind = self.sites[site][1].partition("_{}")[0].rpartition(" ")[2].rpartition("(")[2]
+        return LADDERS.get(kind, LADDERS["RMW"])
+
+    def orders(self, source: Path) -> dict[str, Order]:
+        """The order of every site as the C source below `source` has it."""
+        return {site: Order[_order_in(source / file, text)] for site, (file, text) in self.sites.items()}
+
+    def program(self, orders: Orders) -> Program:
+        """The litmus test with these orders."""
+        return Program(self.initial, self.threads(orders))
+
+
+@cache
+def _code(path: Path) -> str:
+    """A C file without comments, each run of white space a single blank."""
+    text = re.sub(r"/\*.*?\*/|//[^\n]*", " ", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return " ".join(text.split())
+
+
+def _order_in(path: Path, text: str) -> str:
+    found = re.findall(re.escape(text).replace(r"\{\}", "([A-Z]+)"), _code(path))
+    if len(found) != 1:
+        raise LookupError(f"{path.name}: found {len(found)} times, not once: {text}")
+    return str(found[0])
+
+
+# ---- sites that several patterns share
+
+TAIL = ("ring.c", "STORE_{}(&w->view.header->tail, w->head)")
+WORK_TAIL = ("work.c", "STORE_{}(&w->view.header->tail, w->sequence)")
+INTENT = ("ring.c", "STORE_{}(&w->view.header->intent, want)")
+OLDEST = ("ring.c", "STORE_{}(&w->view.header->oldest, w->oldest)")
+HEAD_WORD = ("ring.c", "STORE_{}(&words[0], sequence)")
+BODY_WORD = ("ring.c", "STORE_{}(at++, value)")
+CURSOR_SCAN = ("ring.c", "LOAD_{}(&slot_of(view, (unsigned)__builtin_ctzll(members))->cursor)")
+SEQUENCE_AT = ("ring.c", "*sequence = LOAD_{}(word_at(view, position))")
+ADVANCE = ("reader.c", "STORE_{}(&r->slot->cursor, r->lossy ? r->sequence : r->position)")
+WAITING = ("reader.c", "waiting = LOAD_{}(&view->header->waiting)")
+READY_TAIL = ("work.c", "< LOAD_{}(&view->header->tail)")
+READY_NEXT = ("work.c", "return (LOAD_{}(&view->header->next) & SEQUENCE_MASK)")
+GATE_LOAD = ("work.c", "uint64_t gate = LOAD_{}(&w->view.header->gate)")
+GATE_CAS = ("work.c", "CAS_{}(&view->header->gate, &gate, to)")
+GATE_CLAIM = ("work.c", "seen = LOAD_{}(&descriptor_of(view, to)->claim)")
+CLAIM_LOAD = ("work.c", "seen = LOAD_{}(&d->claim)")
+DONE = ("work.c", "CAS_{}(&descriptor_of(view, sequence)->claim, &expected, done)")
+GIVE_BACK = ("work.c", "CAS_{}(&descriptor_of(view, sequence)->claim, &expected, ready)")
+LOWER = ("work.c", "CAS_{}(&view->header->next, &hint, lowered)")
+OR = ("words.c", "OR_{}(at, value)")
+AND = ("words.c", "AND_{}(at, value)")
+ADD = ("words.c", "ADD_{}(at, value)")
+WORD_STORE = ("words.c", "STORE_{}(at, value)")
+WORD_LOAD = ("words.c", "LOAD_{}(at)")
+
+JOIN = "seq_cst for the Dekker of SYNC join"
+PARK = "seq_cst for the Dekker of SYNC park"
+ROOM = "seq_cst for the Dekker of SYNC room"
+LOSSY = "release for lossy readers: SYNC intent"
+WORDS = "all words of the Python layer are seq_cst: one rule, and none on the path of an event"
+CASES = "a claim word, `next` and the gate change by seq_cst CAS only: one rule"
+
+
+def put(value: int) -> Callable[[int], int]:
+    return lambda _: value
+
+
+def cas(expected: int, value: int) -> Callable[[int], int | None]:
+    return lambda seen: value if seen == expected else None
+
+
+# ---- shapes that several patterns have
+
+
+def dekker(mine: list[Callable[[Orders], Access]], theirs: list[Callable[[Orders], Access]]) -> Callable[..., list[Thread]]:
+    """Two threads, each of which announces and then looks; what they saw last is `mine` and `theirs`."""
+
+    def build(o: Orders) -> list[Thread]:
+        def run(name: str, accesses: list[Callable[[Orders], Access]]) -> Run:
+            seen = 0
+            for access in accesses:
+                seen = yield access(o)
+            return {name: seen}
+
+        return [lambda: run("mine", mine), lambda: run("theirs", theirs)]
+
+    return build
+
+
+def neither(o: Outcome) -> bool:
+    return o.seen["mine"] == 0 and o.seen["theirs"] == 0
+
+
+def load(at: str, site: str) -> Callable[[Orders], Access]:
+    return lambda o: Load(at, o[site])
+
+
+def store(at: str, site: str) -> Callable[[Orders], Access]:
+    return lambda o: Store(at, 1, o[site])
+
+
+def rmw(at: str, site: str) -> Callable[[Orders], Access]:
+    return lambda o: Rmw(at, put(1), o[site])
+
+
+def passed(data: list[tuple[str, str]], flag: tuple[str, str], look: tuple[str, str]) -> Callable[[Orders], list[Thread]]:
+    """One thread writes data, then a flag; the other looks at the flag, and where it is up, at the data.
+
+    `data` gives for each word the writer's site and the reader's, or "plain" for a read in place.
+    """
+
+    def build(o: Orders) -> list[Thread]:
+        def writer() -> Run:
+            for i, (site, _) in enumerate(data):
+                yield Store(f"data{i}", 1, o.get(site, RELAXED))
+            yield Store("flag", 1, o[flag[0]])
+            return {}
+
+        def reader() -> Run:
+            if (yield Load("flag", o[look[0]])) == 0:
+                return {"stale": 0}
+            stale = 0
+            for i, (_, site) in enumerate(data):
+                stale |= 1 - (yield Load(f"data{i}", o.get(site, PLAIN if site == "plain" else RELAXED)))
+            return {"stale": stale}
+
+        return [writer, reader]
+
+    return build
+
+
+def stale(o: Outcome) -> bool:
+    return o.seen["stale"] != 0
