@@ -65,7 +65,7 @@ FORBIDDEN = {
 """Imports that the layers alone would admit."""
 
 MAX_MODULE = 400
-MAX_C_FILE = 500
+MAX_C_FILE = 520
 MAX_C_FUNCTION = 80
 
 
@@ -193,7 +193,7 @@ def test_imports_have_no_cycle() -> None:
 
 
 def test_modules_fit() -> None:
-    """No Python file is longer than 400 lines, no C file longer than 500."""
+    """No Python file is longer than 400 lines, no C file longer than 520."""
     sizes = [(path, MAX_MODULE) for path in PYTHON] + [(path, MAX_C_FILE) for path in C_FILES]
     counted = [(relative(path), len(path.read_bytes().splitlines()), limit) for path, limit in sizes]
     long = [f"{name}: {lines} lines, at most {limit}" for name, lines, limit in counted if lines > limit]

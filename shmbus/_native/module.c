@@ -82,13 +82,18 @@ void error_hold(PyObject **slot) {
     Py_XDECREF(before);
 }
 
+/* Raises an error that was taken, in place of any other. */
+void error_restore(PyObject *error) {
+    PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_DECREF(error);
+}
+
 bool error_raise_held(PyObject **slot) {
     PyObject *error = *slot;
     if (!error)
         return false;
     *slot = NULL;
-    PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-    Py_DECREF(error);
+    error_restore(error);
     return true;
 }
 

@@ -2,8 +2,7 @@
  * frame in between unless something is out of the ordinary: then one of the hooks is called, and the attempt starts again.
  *
  *   _refresh()            membership of the topic changed
- *   _make_room(length, first)  a ring is full: True to try again, False to write where there is room; may raise Full.
- *                         `first` of this call, whose timeout begins now
+ *   _make_room(length, first)  a ring is full (the first time in this call): True: try again; False: drop; or raise Full
  *   _wake(parked)         subscribers sleep
  *   _wake_group(g, n)     workers of the g-th group sleep, n records came
  *   _encode_headers(h)    bytes for the headers of one event
@@ -284,9 +283,12 @@ static int acquire(Producer *self, uint64_t length, uint64_t *pending, bool *wai
         if (*pending) {
             commit_all(self);
             self->batch += *pending;
+            PyObject *error = status < 0 ? error_take() : NULL; /* no Python code runs beside a raised error */
             int woken = wake_all(self, *pending);
             *pending = 0;
-            if (woken < 0 && status >= 0)
+            if (error)
+                error_restore(error);
+            else if (woken < 0)
                 return -1;
         }
         if (status < 0)
@@ -387,7 +389,7 @@ static PyObject *publish_many(PyObject *object, PyObject *events) {
         return NULL;
     }
     Py_ssize_t count = PyList_Size(payloads);
-    uint64_t pending = 0, missed = 0;
+    uint64_t pending = 0, missed = 0, now_ns = 0;
     bool waited = false;
     self->batch = 0;
     for (Py_ssize_t i = 0; i < count; i++) {
@@ -397,7 +399,9 @@ static PyObject *publish_many(PyObject *object, PyObject *events) {
             Py_DECREF(payloads);
             return NULL;
         }
-        p.time_ns = realtime_ns();
+        if (!pending)
+            now_ns = realtime_ns(); /* one for all that become visible together */
+        p.time_ns = now_ns;
         missed += !write_all(self, &p);
         pending++;
     }

@@ -52,6 +52,7 @@ void lines_unbind(bus_lines *lines);
 group_line *lines_group(const bus_lines *lines, unsigned group);
 int call_hook(PyObject *self, const char *name);
 PyObject *error_take(void);
+void error_restore(PyObject *error);
 void error_hold(PyObject **slot);
 bool error_raise_held(PyObject **slot);
 PyObject *timeout_argument(PyObject *const *args, Py_ssize_t count, PyObject *names);

@@ -215,12 +215,13 @@ class Job:
         done = len(self.collection.found)
         screen.progress(done)
         if self._kill and done * 2 >= len(self.files):
-            self._kill = False
             victim = pool.kill_one_at_work(lambda: _holders(bus.stats()))
-            screen.say(_killed(victim, done))
+            self._kill = victim is None  # nobody held one just now: at the next turn, then
+            if victim is not None or done == len(self.files):
+                screen.say(_killed(victim, done))
+        for dead, new in pool.replace_dead():
+            screen.say(f"worker {new} takes the place of {dead}")
         if time.monotonic() - self._looked >= _LOOK:
-            for dead, new in pool.replace_dead():
-                screen.say(f"worker {new} takes the place of {dead}")
             stats = self._look(bus)
             screen.stats(stats)
             self.rejected = _parsers(stats).rejected

@@ -18,15 +18,17 @@ typedef struct region {
 
 #define FIELD(type, name) {offsetof(type, name), #name}
 
-static const field header_fields[] = {
-    FIELD(ring_header, tail),           FIELD(ring_header, intent),        FIELD(ring_header, oldest),
-    FIELD(ring_header, position),       FIELD(ring_header, gate_version),  FIELD(ring_header, waiting),
-    FIELD(ring_header, need),           FIELD(ring_header, members),       FIELD(ring_header, reliable),
-    FIELD(ring_header, refused),        FIELD(ring_header, refused_first), FIELD(ring_header, refused_last),
-    FIELD(ring_header, unrouted),       FIELD(ring_header, next),          FIELD(ring_header, gate),
-    FIELD(ring_header, rejected),       FIELD(ring_header, undecodable),
-    FIELD(ring_header, capacity),       FIELD(ring_header, slots),         FIELD(ring_header, refused_first_ns),
-    FIELD(ring_header, refused_last_ns)};
+static const field header_fields[] = {FIELD(ring_header, tail),           FIELD(ring_header, intent),
+                                      FIELD(ring_header, oldest),         FIELD(ring_header, position),
+                                      FIELD(ring_header, gate_version),   FIELD(ring_header, waiting),
+                                      FIELD(ring_header, need),           FIELD(ring_header, members),
+                                      FIELD(ring_header, reliable),       FIELD(ring_header, refused),
+                                      FIELD(ring_header, refused_first),  FIELD(ring_header, refused_last),
+                                      FIELD(ring_header, unrouted),       FIELD(ring_header, next),
+                                      FIELD(ring_header, gate),           FIELD(ring_header, rejected),
+                                      FIELD(ring_header, undecodable),    FIELD(ring_header, capacity),
+                                      FIELD(ring_header, slots),          FIELD(ring_header, refused_first_ns),
+                                      FIELD(ring_header, refused_last_ns)};
 static const field slot_fields[] = {FIELD(cursor_slot, cursor),        FIELD(cursor_slot, position),
                                     FIELD(cursor_slot, join_position), FIELD(cursor_slot, join_sequence),
                                     FIELD(cursor_slot, refused_base),  FIELD(cursor_slot, lossy),
