@@ -171,7 +171,7 @@ class Producer(Generic[T]):
         expected: str,
         encode_into: Callable[[Any, bytearray], None] | None = None,
     ) -> None:
-        """`encode` gives the payload of an event, None where it is the event; `encode_into` writes it into a bytearray."""
+        """`encode` gives the payload of an event; None: it is the event. `encode_into` writes it into a bytearray."""
     @property
     def closed(self) -> bool: ...
     _batch: int

@@ -374,9 +374,18 @@ def _close_all() -> None:
 
 @functools.lru_cache(maxsize=1)
 def _leave_at_exit(pid: int) -> None:
-    """Once in each process. Forked children of multiprocessing run none of `atexit`, but their finalizers."""
+    """Once in each process. Forked children of multiprocessing run none of `atexit`, but their finalizers; those that
+    were registered while the child's arguments were unpickled are thrown away, and after-fork hooks run next.
+    """
     atexit.register(_close_all)
     if "multiprocessing" in sys.modules:
         from multiprocessing import util
 
-        util.Finalize(None, _close_all, exitpriority=-100)
+        util.register_after_fork(_close_all, _finalize)
+        _finalize(None)
+
+
+def _finalize(_: object) -> None:
+    from multiprocessing import util
+
+    util.Finalize(None, _close_all, exitpriority=-100)

@@ -185,11 +185,7 @@ def structs(draw: st.DrawFn, inner: st.SearchStrategy[Typed]) -> Typed:
 
 
 def _default(value: Any) -> Any:
-    return (
-        msgspec.field(default_factory=lambda: value)
-        if isinstance(value, list | dict | set | Struct)
-        else value
-    )
+    return msgspec.field(default_factory=lambda: value) if isinstance(value, list | dict | set | Struct) else value
 
 
 def _containers(inner: st.SearchStrategy[Typed]) -> st.SearchStrategy[Typed]:

@@ -24,9 +24,7 @@ TESTS = Path(__file__).resolve().parent
 SHM = Path("/dev/shm")
 
 
-def eventually(
-    predicate: Callable[[], T], message: str | Callable[[], str] = "condition", seconds: float = 30.0
-) -> T:
+def eventually(predicate: Callable[[], T], message: str | Callable[[], str] = "condition", seconds: float = 30.0) -> T:
     """Poll `predicate` until it is true and return its value; after `seconds`, fail with `message`.
 
     `seconds` is a watchdog, not an expectation: be generous. A callable `message` is called at the failure.
@@ -88,9 +86,7 @@ class Processes:
     def __init__(self) -> None:
         self._children: list[subprocess.Popen[str]] = []
 
-    def spawn(
-        self, code: str | Callable[..., object], *args: object, **options: Any
-    ) -> subprocess.Popen[str]:
+    def spawn(self, code: str | Callable[..., object], *args: object, **options: Any) -> subprocess.Popen[str]:
         """Run `code` in a child of this interpreter; stdin and stdout are text pipes, stderr is the test's.
 
         `args` become the child's `sys.argv[1:]`; `options` go to `subprocess.Popen`.

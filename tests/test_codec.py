@@ -251,9 +251,7 @@ def test_fingerprints_tell_schemas_apart() -> None:
         list[int],
         set[int],
     ]
-    prints = {
-        codec(t, name).fingerprint for t in types for name in ("msgpack", "json", "pickle") if t is not bytes
-    }
+    prints = {codec(t, name).fingerprint for t in types for name in ("msgpack", "json", "pickle") if t is not bytes}
     assert len(prints) == 3 * (len(types) - 1)
     assert all(0 < p < 1 << 64 for p in prints)
     assert codec(Left | Right).fingerprint == codec(Right | Left).fingerprint

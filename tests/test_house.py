@@ -126,8 +126,7 @@ def imported(module: str, tree: ast.Module, *, is_package: bool) -> set[str]:
 
 def graph() -> dict[str, set[str]]:
     return {
-        module: imported(module, parse(path), is_package=path.name == "__init__.py")
-        for module, path in MODULES.items()
+        module: imported(module, parse(path), is_package=path.name == "__init__.py") for module, path in MODULES.items()
     }
 
 
@@ -256,9 +255,7 @@ def test_shared_memory_headers_are_headed() -> None:
     wrong: list[str] = []
     for path in sorted(NATIVE.glob("*.h")):
         text = path.read_text(encoding="utf-8")
-        missing = [
-            word for word in ("Layout", "Writers", "Invariants", "Crash order") if not has_word(text, word)
-        ]
+        missing = [word for word in ("Layout", "Writers", "Invariants", "Crash order") if not has_word(text, word)]
         if re.search(r"_Static_assert\s*\(\s*offsetof", text) and missing:
             wrong.append(f"{relative(path)}: {missing}")
     assert not wrong, wrong

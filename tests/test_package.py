@@ -22,9 +22,7 @@ def source(tmp_path: Path) -> Path:
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(
-        ROOT / "shmbus", tmp_path / "shmbus", ignore=shutil.ignore_patterns("*.so", "__pycache__")
-    )
+    shutil.copytree(ROOT / "shmbus", tmp_path / "shmbus", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     return tmp_path
 
 
@@ -96,10 +94,7 @@ def test_needs_a_compiler(source: Path) -> None:
 
 def test_needs_headers(source: Path) -> None:
     """A build without Python.h stops with a sentence that says what was sought, where, and the cure."""
-    code = (
-        "import runpy\n"
-        "runpy.run_path('setup.py', run_name='checks')['require_headers'](['/nonexistent/include'])\n"
-    )
+    code = "import runpy\nrunpy.run_path('setup.py', run_name='checks')['require_headers'](['/nonexistent/include'])\n"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=source,
@@ -110,10 +105,7 @@ def test_needs_headers(source: Path) -> None:
     )
     assert done.returncode != 0
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert (
-        f"shmbus needs the headers of Python {version}, and Python.h is not in /nonexistent/include"
-        in done.stderr
-    )
+    assert f"shmbus needs the headers of Python {version}, and Python.h is not in /nonexistent/include" in done.stderr
     assert "python3-dev" in done.stderr
 
 

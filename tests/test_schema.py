@@ -122,9 +122,7 @@ def test_admits(reader: Any, writer: Any, sample: tuple[Any, ...], codec: str) -
     decode(codec, encode(codec, writer(*sample)), reader)
 
 
-REFUSED: list[
-    tuple[Any, Any, Any, str]
-] = [  # reader, writer, sample of the writer that does not decode, line
+REFUSED: list[tuple[Any, Any, Any, str]] = [  # reader, writer, sample of the writer that does not decode, line
     (
         order(("a", int), ("b", int)),
         order(("a", int)),

@@ -177,9 +177,7 @@ def test_bad_capacities(capacity: Any) -> None:
         Topic("t", int, capacity=capacity)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("schema", "lax"), ("schema", None), ("codec", "yaml"), ("codec", [])]
-)
+@pytest.mark.parametrize(("option", "value"), [("schema", "lax"), ("schema", None), ("codec", "yaml"), ("codec", [])])
 def test_bad_options(option: str, value: Any) -> None:
     """Unknown schemas and codecs are refused with the value and the known ones."""
     options: dict[str, Any] = {option: value}

@@ -1,16 +1,16 @@
 """An exhaustive checker of small C11 programs: every execution that RC11 allows, and what each ends with.
 
-A thread is a generator function. It yields `Load`, `Store` and `Rmw`, is sent the value read, and returns what it saw. The
-memory model is RC11 (Lahav, Vafeiadis, Kang, Hur, Dreyer, "Repairing sequential consistency in C/C++11", PLDI 2017)
+A thread is a generator function. It yields `Load`, `Store` and `Rmw`, is sent the value read, and returns what it saw.
+The memory model is RC11 (Lahav, Vafeiadis, Kang, Hur, Dreyer, "Repairing sequential consistency in C/C++11", PLDI 2017)
 without fences, with the release sequences of C++20 (a store of the same thread does not continue one):
 
     coherence     hb;eco? is irreflexive            atomicity   nothing comes between the halves of an RMW in mo
     sc            psc is acyclic                    thin air    sb ∪ rf is acyclic
 
-Since sb ∪ rf is acyclic, every execution can be built event by event, each read from a write that is there already. That
-is what `executions` does, in every order, each graph visited once; coherence and atomicity only admit what they allow
-while building, psc is checked on the whole graph. Conflicting accesses that hb leaves unordered, one of them plain, are a
-data race.
+Since sb ∪ rf is acyclic, every execution can be built event by event, each read from a write that is there already.
+That is what `executions` does, in every order, each graph visited once; coherence and atomicity only admit what they
+allow while building, psc is checked on the whole graph. Conflicting accesses that hb leaves unordered, one of them
+plain, are a data race.
 
 May touch: nothing. Must stay true: no execution that RC11 allows is left out; tests/test_litmus.py holds the checker
 against the verdicts of the literature.
@@ -155,7 +155,7 @@ def _floor(graph: Graph, at: str, before: int) -> int:
     order = graph.mo[at]
     floor = 0
     for event in graph.events.values():
-        if event.at == at and (event.before == 0 or before >> event.id & 1):
+        if event.at == at and before >> event.id & 1:
             known = event.id if event.writes else event.source
             floor = max(floor, order.index(known))
     return floor
@@ -191,7 +191,10 @@ def _grow(graph: Graph, thread: int, access: Access, initials: int) -> Iterator[
             continue
         if changed is None:
             yield _with(
-                graph, thread, Event(id, thread + 1, access.at, how, source.value, True, False, source.id, known, 0), order
+                graph,
+                thread,
+                Event(id, thread + 1, access.at, how, source.value, True, False, source.id, known, 0),
+                order,
             )
         elif not _taken(graph, source.id):
             released = source.released | (known | 1 << id if how & _RELEASES else 0)
@@ -226,9 +229,9 @@ def _psc_acyclic(graph: Graph) -> bool:
 
 
 def _psc_edge(graph: Graph, place: Mapping[int, int], a: Event, b: Event) -> bool:
-    if b.before >> a.id & 1:  # hb: at one location, in one thread, or by way of other locations
-        if a.at == b.at or a.thread == b.thread or _by_other_locations(graph, a, b):
-            return True
+    ordered = b.before >> a.id & 1  # hb; an edge at one location, in one thread, or by way of other locations
+    if ordered and (a.at == b.at or a.thread == b.thread or _by_other_locations(graph, a, b)):
+        return True
     if a.at != b.at or not b.writes:
         return False
     if a.writes and place[a.id] < place[b.id]:
@@ -237,7 +240,7 @@ def _psc_edge(graph: Graph, place: Mapping[int, int], a: Event, b: Event) -> boo
 
 
 def _by_other_locations(graph: Graph, a: Event, b: Event) -> bool:
-    """sb to another location, hb, sb from another location."""
+    """Whether sb to another location, then hb, then sb from another location leads from a to b."""
     firsts = [e for e in graph.threads[a.thread - 1] if e > a.id and graph.events[e].at != a.at]
     lasts = [graph.events[e] for e in graph.threads[b.thread - 1] if e < b.id and graph.events[e].at != b.at]
     return any(last.before >> first & 1 for last in lasts for first in firsts)

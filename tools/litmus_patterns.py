@@ -1,18 +1,18 @@
-"""The patterns of shared accesses that the protocols rest on, as litmus tests of tools/litmus_model.py.
+"""What a litmus pattern is; the sites and shapes that several of litmus_ring.py and litmus_work.py share.
 
 Each pattern transcribes, for two or three threads and a handful of words, what the C of shmbus does there. No order is
-written down here: a *site* names the C file and the statement, with `{}` where the macro has its order, and the order is
+written down: a *site* names the C file and the statement, with `{}` where the macro has its order, and the order is
 read from the source. So what is checked is what is compiled, and an order that somebody weakens there shows here.
 
-May touch: reads the C sources. Must stay true: every SYNC label has a pattern; `spare` names the sites whose order is
-stronger than this one pattern needs, and why it stands there.
+May touch: reads the C sources. Must stay true: every SYNC label has a pattern, and the order of every site is needed by
+one of its patterns, or named in `SPARE` of litmus.py with the reason why it stands there.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
@@ -44,7 +44,8 @@ class Pattern:
     sites: Mapping[str, Site]
     threads: Callable[[Orders], list[Thread]]
     forbidden: Callable[[Outcome], bool]
-    spare: Mapping[str, str] = field(default_factory=dict)
+    together: tuple[str, ...] = ()
+    """Sites of which one is enough: the outcome is reached when all of them are relaxed, though not by one alone."""
 
     def ladder(self, site: str) -> tuple[str, ...]:
         """The orders that the access of a site may have, strongest first."""
@@ -101,13 +102,6 @@ ADD = ("words.c", "ADD_{}(at, value)")
 WORD_STORE = ("words.c", "STORE_{}(at, value)")
 WORD_LOAD = ("words.c", "LOAD_{}(at)")
 
-JOIN = "seq_cst for the Dekker of SYNC join"
-PARK = "seq_cst for the Dekker of SYNC park"
-ROOM = "seq_cst for the Dekker of SYNC room"
-LOSSY = "release for lossy readers: SYNC intent"
-WORDS = "all words of the Python layer are seq_cst: one rule, and none on the path of an event"
-CASES = "a claim word, `next` and the gate change by seq_cst CAS only: one rule"
-
 
 def put(value: int) -> Callable[[int], int]:
     return lambda _: value
@@ -120,11 +114,14 @@ def cas(expected: int, value: int) -> Callable[[int], int | None]:
 # ---- shapes that several patterns have
 
 
-def dekker(mine: list[Callable[[Orders], Access]], theirs: list[Callable[[Orders], Access]]) -> Callable[..., list[Thread]]:
+Step: TypeAlias = Callable[[Orders], Access]
+
+
+def dekker(mine: list[Step], theirs: list[Step]) -> Callable[[Orders], list[Thread]]:
     """Two threads, each of which announces and then looks; what they saw last is `mine` and `theirs`."""
 
     def build(o: Orders) -> list[Thread]:
-        def run(name: str, accesses: list[Callable[[Orders], Access]]) -> Run:
+        def run(name: str, accesses: list[Step]) -> Run:
             seen = 0
             for access in accesses:
                 seen = yield access(o)
@@ -139,33 +136,33 @@ def neither(o: Outcome) -> bool:
     return o.seen["mine"] == 0 and o.seen["theirs"] == 0
 
 
-def load(at: str, site: str) -> Callable[[Orders], Access]:
+def load(at: str, site: str) -> Step:
     return lambda o: Load(at, o[site])
 
 
-def store(at: str, site: str) -> Callable[[Orders], Access]:
+def store(at: str, site: str) -> Step:
     return lambda o: Store(at, 1, o[site])
 
 
-def rmw(at: str, site: str) -> Callable[[Orders], Access]:
+def rmw(at: str, site: str) -> Step:
     return lambda o: Rmw(at, put(1), o[site])
 
 
-def passed(data: list[tuple[str, str]], flag: tuple[str, str], look: tuple[str, str]) -> Callable[[Orders], list[Thread]]:
+def passed(data: list[tuple[str, str]], flag: str, look: str) -> Callable[[Orders], list[Thread]]:
     """One thread writes data, then a flag; the other looks at the flag, and where it is up, at the data.
 
-    `data` gives for each word the writer's site and the reader's, or "plain" for a read in place.
+    `data` gives for each word the writer's site and the reader's: or "relaxed", or "plain" for a read in place.
     """
 
     def build(o: Orders) -> list[Thread]:
         def writer() -> Run:
             for i, (site, _) in enumerate(data):
                 yield Store(f"data{i}", 1, o.get(site, RELAXED))
-            yield Store("flag", 1, o[flag[0]])
+            yield Store("flag", 1, o[flag])
             return {}
 
         def reader() -> Run:
-            if (yield Load("flag", o[look[0]])) == 0:
+            if (yield Load("flag", o[look])) == 0:
                 return {"stale": 0}
             stale = 0
             for i, (_, site) in enumerate(data):

@@ -1,4 +1,51 @@
-from x
+"""Litmus patterns of parking, joining and the broadcast ring.
+
+May touch, must stay true: see litmus_patterns.py. P is a publisher, S a subscriber, R a lossy reader, J a joiner, O who
+reads the books, W a worker, N a worker that gives back, C any consumer.
+"""
+
+from __future__ import annotations
+
+from litmus_model import Load, Rmw, Store, Thread
+from litmus_patterns import (
+    ADD,
+    ADVANCE,
+    AND,
+    BODY_WORD,
+    CURSOR_SCAN,
+    HEAD_WORD,
+    INTENT,
+    LOWER,
+    OLDEST,
+    OR,
+    PLAIN,
+    READY_NEXT,
+    READY_TAIL,
+    SEQUENCE_AT,
+    TAIL,
+    WAITING,
+    WORD_LOAD,
+    WORK_TAIL,
+    Orders,
+    Pattern,
+    Run,
+    dekker,
+    load,
+    neither,
+    passed,
+    put,
+    rmw,
+    stale,
+    store,
+)
+
+JOIN_INTENT = ("ring.c", "if (LOAD_{}(&h->intent) <= position + view->capacity)")
+JOIN_AGAIN = ("ring.c", "break; position = LOAD_{}(start)")
+FRONTIER = ("ring.c", "STORE_{}(word_at(&w->view, w->head), w->sequence)")
+VALIDATE = ("reader.c", "return LOAD_{}(&r->view.header->intent) <= position")
+RESUME = ("reader.c", "position = LOAD_{}(&r->view.header->oldest), sequence")
+BOOKS_TAIL = ("reader.c", " tail = LOAD_{}(&view->header->tail)")
+
 PARKING = [
     Pattern(
         "park, subscriber",
@@ -11,7 +58,9 @@ PARKING = [
             "S parked": OR,
             "S tail": ("consumer.c", "if (LOAD_{}(&self->sources[i].ring->view.header->tail)"),
         },
-        dekker([store("tail", "P tail"), load("parked", "P parked")], [rmw("parked", "S parked"), load("tail", "S tail")]),
+        dekker(
+            [store("tail", "P tail"), load("parked", "P parked")], [rmw("parked", "S parked"), load("tail", "S tail")]
+        ),
         neither,
     ),
     Pattern(
@@ -25,7 +74,9 @@ PARKING = [
             "W parked": OR,
             "W tail": READY_TAIL,
         },
-        dekker([store("tail", "P tail"), load("parked", "P parked")], [rmw("parked", "W parked"), load("tail", "W tail")]),
+        dekker(
+            [store("tail", "P tail"), load("parked", "P parked")], [rmw("parked", "W parked"), load("tail", "W tail")]
+        ),
         neither,
     ),
     Pattern(
@@ -34,7 +85,9 @@ PARKING = [
         "who gives a record back sees nobody parked, the worker that parks sees `next` where it was",
         {"next": 0, "parked": 0},
         {"N next": LOWER, "N parked": WORD_LOAD, "W parked": OR, "W next": READY_NEXT},
-        dekker([rmw("next", "N next"), load("parked", "N parked")], [rmw("parked", "W parked"), load("next", "W next")]),
+        dekker(
+            [rmw("next", "N next"), load("parked", "N parked")], [rmw("parked", "W parked"), load("next", "W next")]
+        ),
         neither,
     ),
     *(
@@ -47,7 +100,7 @@ PARKING = [
                 "P epoch": ADD,
                 "P parked": ("producer.c", parked),
                 "C parked": OR,
-                "C epoch": (file, "return LOAD_{}(&self->lines.topic->epoch) != self->lines.epoch;"),
+                "C epoch": ("receiver.c", "return LOAD_{}(&self->lines.topic->epoch) != self->lines.epoch"),
             },
             dekker(
                 [rmw("epoch", "P epoch"), load("parked", "P parked")],
@@ -55,9 +108,9 @@ PARKING = [
             ),
             neither,
         )
-        for who, file, parked in (
-            ("subscriber", "consumer.c", "parked = LOAD_{}(&self->lines.topic->parked)"),
-            ("worker", "claims.c", "any |= LOAD_{}(&line->parked[w])"),
+        for who, parked in (
+            ("subscriber", "parked = LOAD_{}(&self->lines.topic->parked)"),
+            ("worker", "any |= LOAD_{}(&line->parked[w])"),
         )
     ),
 ]
@@ -113,12 +166,14 @@ def _lossy(o: Orders) -> list[Thread]:
         yield Store("intent", 1, o["P intent"])
         yield Store("head", 1, o["P head"])
         yield Store("body", 1, o["P body"])
+        yield Store("next", 1, o["P frontier"])
         return {}
 
     def reader() -> Run:
-        head = yield Load("head", o["R head"])
-        body = yield Load("body", o["R body"])
-        return {"torn": head | body, "intent": (yield Load("intent", o["R intent"]))}
+        torn = yield Load("head", o["R head"])
+        torn |= yield Load("body", o["R body"])
+        torn |= yield Load("next", o["R sequence"])
+        return {"torn": torn, "intent": (yield Load("intent", o["R intent"]))}
 
     return [publisher, reader]
 
@@ -164,3 +219,172 @@ def _room(o: Orders) -> list[Thread]:
         return {"waiting": (yield Load("waiting", o["S waiting"]))}
 
     return [publisher, subscriber]
+
+
+# ---- the patterns
+
+PATTERNS = [
+    *PARKING,
+    Pattern(
+        "park, awaiting",
+        "park",
+        "a waker clears the parked bit and does not see that its owner sleeps on the FIFO",
+        {"awaiting": 0, "parked": 0},
+        {"S bits": OR, "W parked": AND, "W awaiting": WORD_LOAD},
+        _await,
+        lambda o: o.seen["cleared"] == 1 and o.seen["awaiting"] == 0,
+    ),
+    Pattern(
+        "join",
+        "join",
+        "the joiner is pinned, and the publisher overwrites its position",
+        {"intent": 0, "version": 0, "members": 0, "cursor": 1, "word": 0},
+        {
+            "P intent": INTENT,
+            "P version": ("ring.c", "if (LOAD_{}(&w->view.header->gate_version) == w->gate_version)"),
+            "P scan": ("ring.c", "w->gate_version = LOAD_{}(&w->view.header->gate_version)"),
+            "P members": ("ring.c", "members = LOAD_{}(&view->header->members) & LOAD_SEQ(&view->header->reliable);"),
+            "P cursor": CURSOR_SCAN,
+            "P take back": ("ring.c", "STORE_{}(&w->view.header->intent, w->limit)"),
+            "P word": HEAD_WORD,
+            "J cursor": ("ring.c", "STORE_{}(&s->cursor, position); if (!lossy)"),
+            "J members": ("ring.c", "OR_{}(&h->members, bit)"),
+            "J version": ("ring.c", "ADD_{}(&h->gate_version, 1)"),
+            "J sequence": SEQUENCE_AT,
+            "J intent": JOIN_INTENT,
+            "J moves": ("ring.c", "position = LOAD_ACQUIRE(start); STORE_{}(&s->cursor, position); }"),
+        },
+        _join,
+        lambda o: o.seen["pinned"] == 1 and (o.seen["wrote"] | o.seen["torn"]) != 0,
+    ),
+    *(
+        Pattern(
+            f"oldest before intent, {who}",
+            "oldest",
+            "whoever sees an intent sees an `oldest` that it overwrites",
+            {"data0": 0, "flag": 0},
+            {"P oldest": OLDEST, "P intent": INTENT, f"{who} intent": intent, f"{who} oldest": oldest},
+            passed([("P oldest", f"{who} oldest")], "P intent", f"{who} intent"),
+            stale,
+        )
+        for who, intent, oldest in (
+            ("J", JOIN_INTENT, JOIN_AGAIN),
+            ("R", VALIDATE, RESUME),
+            (
+                "C",
+                ("reader.c", "uint64_t intent = LOAD_{}(&r->view.header->intent); if"),
+                ("reader.c", "if (LOAD_{}(&r->view.header->oldest) + r->view.capacity < intent)"),
+            ),
+        )
+    ),
+    *(
+        Pattern(
+            f"record before oldest, {who}",
+            "oldest",
+            "who begins at `oldest` finds an older record there",
+            {"data0": 0, "flag": 0},
+            {"P record": HEAD_WORD, "P oldest": OLDEST, f"{who} oldest": oldest, f"{who} sequence": SEQUENCE_AT},
+            passed([("P record", f"{who} sequence")], "P oldest", f"{who} oldest"),
+            stale,
+        )
+        for who, oldest in (("J", JOIN_AGAIN), ("R", RESUME))
+    ),
+    *(
+        Pattern(
+            f"frontier before tail, {who}",
+            "tail",
+            "who looks up the sequence at the tail finds an older word there",
+            {"data0": 0, "flag": 0},
+            {"P frontier": FRONTIER, "P tail": TAIL, f"{who} tail": tail, f"{who} sequence": SEQUENCE_AT},
+            passed([("P frontier", f"{who} sequence")], "P tail", f"{who} tail"),
+            stale,
+        )
+        for who, tail in (("J", ("ring.c", "uint64_t position = LOAD_{}(start)")), ("O", BOOKS_TAIL))
+    ),
+    Pattern(
+        "lossy validation",
+        "intent",
+        "a reader that sees a word of the next lap validates it by an older intent",
+        {"intent": 0, "head": 0, "body": 0, "next": 0},
+        {
+            "P intent": INTENT,
+            "P head": HEAD_WORD,
+            "P body": BODY_WORD,
+            "P frontier": FRONTIER,
+            "R head": ("ring.c", "out->sequence = LOAD_{}(&words[0])"),
+            "R body": ("reader.c", "value = LOAD_{}(from++)"),
+            "R sequence": SEQUENCE_AT,
+            "R intent": VALIDATE,
+        },
+        _lossy,
+        lambda o: o.seen["torn"] == 1 and o.seen["intent"] == 0,
+    ),
+    Pattern(
+        "record before tail",
+        "tail",
+        "a reader sees a tail, and below it an old record, or an old sequence in front of it",
+        {"data0": 0, "data1": 0, "flag": 0},
+        {
+            "P body": BODY_WORD,
+            "P frontier": FRONTIER,
+            "P tail": TAIL,
+            "S tail": ("reader.c", "r->tail = LOAD_{}(&r->view.header->tail)"),
+            "S frontier": SEQUENCE_AT,
+        },
+        passed([("P body", "plain"), ("P frontier", "S frontier")], "P tail", "S tail"),
+        stale,
+    ),
+    Pattern(
+        "room used again",
+        "cursor",
+        "a reliable subscriber reads in place what the publisher writes over it",
+        {"body": 0, "cursor": 0},
+        {"S cursor": ADVANCE, "P cursor": CURSOR_SCAN, "P body": BODY_WORD},
+        _reuse,
+        lambda o: o.seen["torn"] != 0,
+    ),
+    Pattern(
+        "depth",
+        "cursor",
+        "who reads the books sees a cursor beyond the tail",
+        {"tail": 0, "cursor": 0},
+        {
+            "P tail": TAIL,
+            "S tail": ("reader.c", "r->tail = LOAD_{}(&r->view.header->tail)"),
+            "S cursor": ADVANCE,
+            "O cursor": ("reader.c", "cursor = LOAD_{}(&s->cursor); for"),
+            "O tail": BOOKS_TAIL,
+        },
+        _books,
+        lambda o: o.seen["cursor"] > o.seen["tail"],
+    ),
+    Pattern(
+        "losses",
+        "losses",
+        "who reads the books sees the flip, and the loss as it was before",
+        {"data0": 0, "flag": 0},
+        {
+            "S count": ("reader.c", "STORE_{}(&loss->count, before + (last - first + 1))"),
+            "S flip": ("reader.c", "STORE_{}(&s->flip, flip + 1)"),
+            "O flip": ("reader.c", "&s->losses[LOAD_{}(&s->flip) & 1]"),
+            "O count": ("reader.c", "overrun = LOAD_{}(&losses->overrun.count)"),
+        },
+        passed([("S count", "O count")], "S flip", "O flip"),
+        stale,
+    ),
+    Pattern(
+        "room, subscriber",
+        "room",
+        "the publisher that waits sees no room, the subscriber that made some sees nobody waiting",
+        {"waiting": 0, "cursor": 0},
+        {
+            "P waiting": ("producer.c", "STORE_{}(&self->ring->view.header->waiting, waiting)"),
+            "P cursor": CURSOR_SCAN,
+            "S advances": ADVANCE,
+            "S settles": ("reader.c", "STORE_{}(&r->slot->cursor, r->position)"),
+            "S waiting": WAITING,
+        },
+        _room,
+        lambda o: o.seen["cursor"] == 0 and o.seen["waiting"] == 0,
+    ),
+]

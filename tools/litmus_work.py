@@ -1,0 +1,304 @@
+"""Litmus patterns of the work ring and of the registry document.
+
+May touch, must stay true: see litmus_patterns.py. P is a publisher, V and W are workers, N is a worker that gives back,
+L holds the bus lock, C is any participant.
+"""
+
+from __future__ import annotations
+
+from litmus_model import Load, Outcome, Rmw, Store, Thread
+from litmus_patterns import (
+    ADD,
+    BODY_WORD,
+    CLAIM_LOAD,
+    DONE,
+    GATE_CAS,
+    GATE_CLAIM,
+    GATE_LOAD,
+    GIVE_BACK,
+    LOWER,
+    PLAIN,
+    RELAXED,
+    WAITING,
+    WORD_LOAD,
+    WORD_STORE,
+    WORK_TAIL,
+    Orders,
+    Pattern,
+    Run,
+    cas,
+    dekker,
+    load,
+    neither,
+    put,
+    rmw,
+    store,
+)
+
+READY, CLAIMED, DONE_STATE = 1, 2, 3
+
+
+def _advance(o: Orders, count: int) -> Run:
+    """advance_gate of work.c over `count` descriptors."""
+    gate = yield Load("gate", o["gate"])
+    while True:
+        tail = yield Load("tail", o["gate tail"])
+        to = gate
+        while to < tail and to < count and (yield Load(f"claim{to}", o["gate claim"])) == DONE_STATE:
+            to += 1
+        if to == gate:
+            return {}
+        seen = yield Rmw("gate", cas(gate, to), o["gate moves"])
+        gate = to if seen == gate else seen
+
+
+def _gate(o: Orders) -> list[Thread]:
+    """V holds record 0; the publisher commits record 1, which W claims; both ack."""
+
+    def publisher() -> Run:
+        yield Store("claim1", READY, o["P claim"])
+        yield Store("tail", 2, o["P tail"])
+        return {}
+
+    def holder() -> Run:
+        yield Rmw("claim0", cas(CLAIMED, DONE_STATE), o["done"])
+        return (yield from _advance(o, 2))
+
+    def worker() -> Run:
+        if (yield Load("tail", o["W tail"])) < 2 or (yield Load("claim1", o["W claim"])) != READY:
+            return {}
+        if (yield Rmw("claim1", cas(READY, CLAIMED), o["W claims"])) != READY:
+            return {}
+        yield Rmw("claim1", cas(CLAIMED, DONE_STATE), o["done"])
+        return (yield from _advance(o, 2))
+
+    return [publisher, holder, worker]
+
+
+def _stuck(o: Outcome) -> bool:
+    m = o.memory
+    return m["claim0"] == DONE_STATE and m["claim1"] == DONE_STATE and m["gate"] < 2
+
+
+def _reuse(o: Orders) -> list[Thread]:
+    """W acks, V moves the gate, the publisher writes over what W read in place."""
+
+    def worker() -> Run:
+        seen = yield Load("body", PLAIN)
+        yield Rmw("claim0", cas(CLAIMED, DONE_STATE), o["W done"])
+        return {"torn": seen}
+
+    def other() -> Run:
+        if (yield Load("claim0", o["V claim"])) == DONE_STATE:
+            yield Rmw("gate", cas(0, 1), o["V gate"])
+        return {}
+
+    def publisher() -> Run:
+        if (yield Load("gate", o["P gate"])) == 1:
+            yield Store("body", 1, o["P body"])
+        return {}
+
+    return [worker, other, publisher]
+
+
+def _claim(o: Orders) -> list[Thread]:
+    """W claims a record as soon as it sees it: its position by a relaxed load, its body in place."""
+
+    def publisher() -> Run:
+        yield Store("body", 1, o["P body"])
+        yield Store("position", 1, o["P position"])
+        yield Store("claim", READY, o["P claim"])
+        yield Store("tail", 1, o["P tail"])
+        return {}
+
+    def worker() -> Run:
+        if (yield Load("tail", o["W tail"])) == 0 or (yield Load("claim", o["W claim"])) != READY:
+            return {"missed": 0, "stale": 0}
+        yield Rmw("claim", cas(READY, CLAIMED), o["W claims"])
+        position = yield Load("position", o["W position"])
+        return {"stale": 1 - (position & (yield Load("body", PLAIN)))}
+
+    return [publisher, worker]
+
+
+_TAG = 16  # `next` is tag * _TAG + sequence
+
+
+def _next(o: Orders) -> list[Thread]:
+    """N gives record 0 back and lowers `next`; W finds nothing READY and raises it to the tail, 1."""
+
+    def giver() -> Run:
+        yield Rmw("claim", cas(CLAIMED, READY), o["N gives back"])
+        hint = yield Load("next", o["N next"])
+        while True:
+            seen = yield Rmw("next", cas(hint, (hint // _TAG + 1) * _TAG), o["N lowers"])
+            if seen == hint:
+                return {}
+            hint = seen
+
+    def worker() -> Run:
+        hint = yield Load("next", o["W next"])
+        if (yield Load("claim", o["W claim"])) != READY:
+            yield Rmw("next", cas(hint, hint // _TAG * _TAG + 1), o["W raises"])
+            return {"missed": 1}
+        return {"missed": 0}
+
+    return [giver, worker]
+
+
+def _document(o: Orders) -> list[Thread]:
+    """Registry.read beside two commits. The body is two words that memcpy moves, here relaxed; the checksum of a body
+    is right when both words are those that it was computed from.
+    """
+
+    def holder() -> Run:
+        for version in (2, 3):
+            slot = version & 1
+            yield Store(f"left{slot}", version, RELAXED)
+            yield Store(f"right{slot}", version, RELAXED)
+            yield Store(f"sum{slot}", version, o["L words"])
+            yield Store("version", version, o["L words"])
+            yield Rmw("epoch", lambda e: e + 1, o["L epoch"])
+        return {}
+
+    def reader() -> Run:
+        epoch = yield Load("epoch", o["C epoch"])
+        version = yield Load("version", o["C words"])
+        slot = version & 1
+        left = yield Load(f"left{slot}", RELAXED)
+        right = yield Load(f"right{slot}", RELAXED)
+        whole = left == right == (yield Load(f"sum{slot}", o["C words"]))
+        if not whole or (yield Load("version", o["C words"])) != version:
+            return {"wrong": 0}
+        return {"wrong": int(left != version or version < epoch + 1)}
+
+    return [holder, reader]
+
+
+def _notice(o: Orders) -> list[Thread]:
+    """Who notices an epoch on the path of an event, then reads the version."""
+
+    def holder() -> Run:
+        yield Store("version", 1, o["L version"])
+        yield Rmw("epoch", put(1), o["L epoch"])
+        return {}
+
+    def publisher() -> Run:
+        if (yield Load("epoch", o["P epoch"])) == 0:
+            return {"stale": 0}
+        return {"stale": 1 - (yield Load("version", o["P version"]))}
+
+    return [holder, publisher]
+
+
+PATTERNS = [
+    Pattern(
+        "room, worker",
+        "room",
+        "the publisher that waits sees the old gate, the worker that moved it sees nobody waiting",
+        {"waiting": 0, "gate": 0},
+        {
+            "P waiting": ("producer.c", "STORE_{}(&self->groups[i].ring->view.header->waiting, waiting)"),
+            "P gate": GATE_LOAD,
+            "W gate": GATE_CAS,
+            "W waiting": WAITING,
+        },
+        dekker(
+            [store("waiting", "P waiting"), load("gate", "P gate")],
+            [rmw("gate", "W gate"), load("waiting", "W waiting")],
+        ),
+        neither,
+    ),
+    Pattern(
+        "gate",
+        "gate",
+        "two neighbours are DONE, and the gate stays below one of them",
+        {"claim0": CLAIMED, "claim1": 0, "tail": 1, "gate": 0},
+        {
+            "P claim": ("work.c", "STORE_{}(&d->claim, WORD("),
+            "P tail": WORK_TAIL,
+            "W tail": ("work.c", "uint64_t tail = LOAD_{}(&view->header->tail); uint64_t from"),
+            "W claim": CLAIM_LOAD,
+            "W claims": ("work.c", "CAS_{}(&d->claim, &seen, mine)"),
+            "done": DONE,
+            "gate": ("work.c", "uint64_t gate = LOAD_{}(&view->header->gate); for (;;)"),
+            "gate tail": ("work.c", "tail = LOAD_{}(&view->header->tail), to = gate"),
+            "gate claim": GATE_CLAIM,
+            "gate moves": GATE_CAS,
+        },
+        _gate,
+        _stuck,
+    ),
+    Pattern(
+        "record used again",
+        "gate",
+        "a worker reads in place what the publisher writes over it",
+        {"body": 0, "claim0": CLAIMED, "gate": 0},
+        {"W done": DONE, "V claim": GATE_CLAIM, "V gate": GATE_CAS, "P gate": GATE_LOAD, "P body": BODY_WORD},
+        _reuse,
+        lambda o: o.seen["torn"] != 0,
+    ),
+    Pattern(
+        "claim",
+        "claim",
+        "a worker claims a record, and reads an old position or an old body",
+        {"body": 0, "position": 0, "claim": 0, "tail": 0},
+        {
+            "P body": BODY_WORD,
+            "P position": ("work.c", "STORE_{}(&d->position, position)"),
+            "P claim": ("work.c", "STORE_{}(&d->claim, WORD("),
+            "P tail": WORK_TAIL,
+            "W tail": ("work.c", "uint64_t tail = LOAD_{}(&view->header->tail); uint64_t from"),
+            "W claim": CLAIM_LOAD,
+            "W claims": ("work.c", "CAS_{}(&d->claim, &seen, mine)"),
+            "W position": ("work.c", "position = LOAD_{}(&descriptor_of(view, sequence)->position); if"),
+        },
+        _claim,
+        lambda o: o.seen["stale"] != 0,
+        ("P claim", "P tail"),
+    ),
+    Pattern(
+        "next",
+        "claim",
+        "a record that was given back is READY, and `next` stays above it",
+        {"claim": CLAIMED, "next": 0},
+        {
+            "N gives back": GIVE_BACK,
+            "N next": ("work.c", "hint = LOAD_{}(&view->header->next), lowered"),
+            "N lowers": LOWER,
+            "W next": ("work.c", "hint = LOAD_{}(&view->header->next); uint64_t tail"),
+            "W claim": CLAIM_LOAD,
+            "W raises": ("work.c", "CAS_{}(&view->header->next, &hint, (hint & ~SEQUENCE_MASK) | (tail"),
+        },
+        _next,
+        lambda o: o.memory["claim"] == READY and o.memory["next"] % _TAG == 1,
+    ),
+    Pattern(
+        "registry document",
+        "document",
+        "a reader takes a document that is torn, of another version than it believes, or older than the epoch it saw",
+        {"version": 1, "epoch": 0, **{f"{word}{slot}": slot for word in ("left", "right", "sum") for slot in (0, 1)}},
+        {
+            "L words": WORD_STORE,
+            "L epoch": ADD,
+            "C epoch": ("receiver.c", "self->lines.epoch = LOAD_{}(&self->lines.topic->epoch)"),
+            "C words": WORD_LOAD,
+        },
+        _document,
+        lambda o: o.seen["wrong"] != 0,
+    ),
+    Pattern(
+        "epoch",
+        "epoch",
+        "a publisher notices the epoch, and reads an older version of the registry",
+        {"version": 0, "epoch": 0},
+        {
+            "L version": WORD_STORE,
+            "L epoch": ADD,
+            "P epoch": ("producer.c", "bool stale = LOAD_{}(&self->lines.topic->epoch) != self->lines.epoch"),
+            "P version": WORD_LOAD,
+        },
+        _notice,
+        lambda o: o.seen["stale"] != 0,
+    ),
+]
