@@ -89,6 +89,7 @@ class RingTerms(TypedDict):
     oldest_ns: int
     pending_first: int
     pending_last: int
+    next: int
 
 class WorkTerms(TypedDict):
     """A group's books on one ring, in events; `claimed` is part of `depth`. `need` and `room` are bytes."""
@@ -174,7 +175,6 @@ class Producer(Generic[T]):
         """`encode` gives the payload of an event; None: it is the event. `encode_into` writes it into a bytearray."""
     @property
     def closed(self) -> bool: ...
-    _batch: int
     def publish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None: ...
     def publish_many(self, events: Iterable[T], /) -> int: ...
     def _set_groups(self, routed: bool, groups: list[tuple[WorkRing, int]], /) -> None: ...

@@ -201,14 +201,14 @@ def _settle_slot(
 ) -> None:
     """Put a slot's books into its consumer's totals; what is left unread is abandoned."""
     terms = cast("dict[str, int]", dict(ring.terms(consumer.slot)))
-    losses, sequence = ring.losses(consumer.slot), ring.info()["sequence"]
+    losses = ring.losses(consumer.slot)
     _add(consumer.totals, terms)
     _note_losses(document, consumer, entry, terms, losses)
     depth = terms["depth"]
     if abandoned and depth:
         consumer.totals.abandoned += depth
-        last, now = max(1, sequence) - 1, time.time_ns()
-        _note(document, consumer, entry, "abandoned", (depth, max(1, last - depth + 1), last, now, now))
+        first, now = terms["next"], time.time_ns()
+        _note(document, consumer, entry, "abandoned", (depth, first, first + depth - 1, now, now))
 
 
 def _add(totals: Totals, terms: Mapping[str, int]) -> None:

@@ -93,6 +93,7 @@ def open_publisher(
     groups = [c for c in document.consumers if c.topic == topic.index and c.kind == "group"]
     entries = [_new_ring(document, publisher, group, capacity) for group in (0, *(g.id for g in groups))]
     created: list[RingEntry] = []
+    version = change.version
     try:
         for entry in entries:
             rings.create(entry)
@@ -108,8 +109,9 @@ def open_publisher(
         change.commit(topic.index)
         reach("publisher.committed")
     except BaseException:
-        for entry in created:
-            rings.remove(entry.id)
+        if change.version == version:
+            for entry in created:
+                rings.remove(entry.id)
         raise
     return publisher
 
@@ -207,6 +209,7 @@ def open_group(change: Change, rings: Rings, topic: TopicEntry, name: str) -> Co
     capacities = {r.publisher: r.capacity for r in document.rings if r.group == 0}
     entries = [_new_ring(document, p, group.id, capacities.get(p.id, topic.capacity)) for p in active.values()]
     created: list[RingEntry] = []
+    version = change.version
     try:
         for entry in entries:
             rings.create(entry)
@@ -215,8 +218,9 @@ def open_group(change: Change, rings: Rings, topic: TopicEntry, name: str) -> Co
         document.rings.extend(entries)
         change.commit(topic.index)
     except BaseException:
-        for entry in created:
-            rings.remove(entry.id)
+        if change.version == version:
+            for entry in created:
+                rings.remove(entry.id)
         raise
     return group
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from shmbus import _core, _document, _liveness
 from shmbus._document import Document
 from shmbus._failpoint import reach
-from shmbus._segment import FileLock, Segment
+from shmbus._segment import FileLock, Segment, signals_held_off
 from shmbus.errors import (
     AccessError,
     BusNotFoundError,
@@ -124,17 +124,24 @@ class Registry:
         CorruptSegmentError.
         """
         try:
-            with self._lock.held(timeout, self._describe_holder):
+            with signals_held_off(), self._lock.held(timeout, self._describe_holder):
                 if not self.segment.linked():
                     raise FileNotFoundError(self.segment.name)
                 died_inside = _core.load(self.map, _core.BUS_HOLDER) != 0
                 _core.store(self.map, _core.BUS_HOLDER, os.getpid())
                 reach("lock.taken")
+                whole = True
                 try:
                     yield Change(self, died_inside=died_inside)
+                except Exception:
+                    raise
+                except BaseException:
+                    whole = False  # cut short anywhere, as by a death: the next holder repairs
+                    raise
                 finally:
                     reach("lock.releasing")
-                    _core.store(self.map, _core.BUS_HOLDER, 0)
+                    if whole:
+                        _core.store(self.map, _core.BUS_HOLDER, 0)
         except FileNotFoundError as error:
             if self.segment.linked():
                 raise CorruptSegmentError(f"bus {self.bus!r} names what is not there: {error.filename}") from error
@@ -163,6 +170,11 @@ class Change:
         self.document: Final = _decode(raw)
         if died_inside:
             self._bump()
+
+    @property
+    def version(self) -> int:
+        """Of the valid document: it tells whether a commit that was cut short has come about."""
+        return _core.load(self.registry.map, _core.BUS_VERSION)
 
     def commit(self, *topics: int) -> None:
         """Make the document as it is now the valid one, and let the participants of `topics` notice.

@@ -23,6 +23,7 @@ import errno
 import fcntl
 import mmap
 import os
+import signal
 import stat
 import sys
 import threading
@@ -213,7 +214,7 @@ class FileLock:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            time.sleep(min(pause, left))
+            _pause(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
         return True
 
@@ -248,6 +249,39 @@ class FileLock:
         """Give up what the parent holds: close, never unlock, as the open file is the parent's too."""
         self._close()
         self._reset()
+
+
+_masks: Final = threading.local()
+
+
+@contextmanager
+def signals_held_off() -> Iterator[None]:
+    """No signal handler of this thread runs, and raises, in between; it runs at the end.
+
+    Python runs handlers in the main thread, wherever that is. With several threads another one may take the signal,
+    and the handler comes all the same: what is half-done must be repairable too.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        _masks.before = before
+        yield
+    finally:
+        _masks.before = None
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _pause(seconds: float) -> None:
+    """Sleep, and let signals in if they are held off: nothing is half-done while a lock is waited for."""
+    before = getattr(_masks, "before", None)
+    if before is None:
+        time.sleep(seconds)
+        return
+    held = signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        time.sleep(seconds)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 _locks: Final[weakref.WeakSet[FileLock]] = weakref.WeakSet()

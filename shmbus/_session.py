@@ -217,26 +217,27 @@ class Session:
 
     def _stand_in(self) -> None:
         """No supervisor runs: start one, or, where there is to be none, do its most urgent work."""
-        if self.supervise:
-            self.ensure_supervisor()
-            return
-        if _reclaim.dead_participants(self.registry.read()):
-            try:
-                with self.locked() as change:
+        try:  # whoever waits, maybe in an event loop, waits for an event and not for a lock
+            if self.supervise:
+                self.ensure_supervisor(timeout=0)
+            elif _reclaim.dead_participants(self.registry.read()):
+                with self.locked(timeout=0) as change:
                     self.reclaim_dead(change)
-            except LockTimeoutError as error:
-                _log.warning("%s", error)
+        except LockTimeoutError:
+            pass  # at the next look
+        except OSError as error:
+            _log.warning("bus %s has no supervisor: %s", self.bus, error)
 
     def supervised(self) -> bool:
         """True if a supervisor is alive."""
         pid = _core.load(self.map, _core.BUS_SUPERVISOR_PID)
         return pid != 0 and _liveness.alive(pid, _core.load(self.map, _core.BUS_SUPERVISOR_START))
 
-    def ensure_supervisor(self) -> None:
+    def ensure_supervisor(self, timeout: float = LOCK_TIMEOUT) -> None:
         """Start an automatic supervisor unless one runs, or was started a moment ago."""
         if not self.supervise or self.supervised() or not sys.executable:
             return
-        with self.locked():
+        with self.locked(timeout):
             now = time.monotonic_ns()
             if now - _core.load(self.map, _core.BUS_SUPERVISOR_SPAWNED) < _spawn.START_NS or self.supervised():
                 return
@@ -259,8 +260,7 @@ class Session:
                     _reclaim.remove_if_unused(change, self.rings)
         except ClosedError:
             pass  # removed under us: nothing is left to leave
-        finally:
-            self.closed = True
-            self.tell_supervisor()
-            self.posts.close()
-            self.rings.clear()  # the bus segment stays mapped until the last handle, maybe in a wait, has let go
+        self.closed = True
+        self.tell_supervisor()
+        self.posts.close()
+        self.rings.clear()  # the bus segment stays mapped until the last handle, maybe in a wait, has let go

@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 from shmbus import _core
 from shmbus._session import BOUND, Session
 from shmbus._waker import Sleeper
-from shmbus.errors import ClosedError, ConfigError, Empty
+from shmbus.errors import ClosedError, ConfigError, Empty, ForkedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -30,6 +31,8 @@ SPIN_NS: Final = 20_000
 """A wake-up through the kernel costs about this much on both sides: spinning for longer than that never pays back."""
 SPIN_ALWAYS_NS: Final = 200_000
 """For `idle="spin"`: a turn without the interpreter's lock; between two of them signals are handled."""
+FAIR: Final = 64
+"""Events that `async for` takes in a row before the other tasks of the loop have their turn."""
 _PATIENCE: Final = 8  # spins in vain before an adaptive handle stops spinning, until an event comes quickly again
 _ALL: Final = 2**64 - 1
 
@@ -77,11 +80,17 @@ class Parking:
         return True
 
     def interrupt(self) -> None:
-        """End a sleep of this handle from another thread or a signal handler of the same process."""
-        self.sleeper.post()
-        self._session.posts.post_fifo(self.sleeper.name)
+        """End a sleep of this handle from another thread or a signal handler; nothing happens once it is closed."""
+        with suppress(ClosedError, ForkedError):
+            self.sleeper.post()
+            self._session.posts.post_fifo(self.sleeper.name)
 
-    def close(self) -> None:
+    def let_go(self) -> None:
+        """End a sleep and close the channel. Idempotent; in a forked child the parent's bits stay."""
+        if self._session.inherited:
+            self.sleeper.close()
+            return
+        self.interrupt()
         _core.fetch_and(self._map, self._parked, _ALL ^ self._bit)
         _core.fetch_and(self._map, self._awaiting, _ALL ^ self._bit)
         self.sleeper.close()
@@ -112,7 +121,7 @@ class Receiver(Generic[T]):
     _idle: str
     _topic_name: str
     _vain = 0
-    _async = False
+    _run = 0
 
     def receive_many(self, maximum: int, timeout: float | None = None) -> list[T]:
         """Up to `maximum` events in one call: waits up to `timeout` seconds for the first, and takes what is there.
@@ -126,6 +135,7 @@ class Receiver(Generic[T]):
         while True:
             events: list[T] = core._take(maximum)
             if events:
+                self._after_wait()
                 return events
             self._wait_or_raise(deadline)
 
@@ -133,10 +143,14 @@ class Receiver(Generic[T]):
         """`receive` without blocking the event loop."""
         deadline = _deadline(timeout)
         core = self._as_core()
+        waited = False
         while True:
             event = core._poll()
             if event is not _core.NOTHING:
+                if waited:
+                    self._after_wait()
                 return cast("T", event)
+            waited = True
             if not await self._await(deadline):
                 raise self._nothing(timeout)
 
@@ -144,13 +158,16 @@ class Receiver(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
+        self._run += 1
+        if self._run % FAIR == 0:
+            await asyncio.sleep(0)
         core = self._as_core()
-        while not core.closed and not core.cancelled:
-            event = core._poll()
-            if event is not _core.NOTHING:
-                return cast("T", event)
-            if not await self._await(None):
-                break
+        try:
+            if not core.closed and not core.cancelled:
+                return await self.areceive()
+        except ClosedError:
+            if not (core.closed or core.cancelled):
+                raise
         raise StopAsyncIteration
 
     def cancel(self) -> None:
@@ -162,13 +179,15 @@ class Receiver(Generic[T]):
 
     def _next_slow(self) -> T:
         core = self._as_core()
-        while self._wait(None):
-            if core.closed or core.cancelled:
-                break
-            event = core._poll()
-            if event is not _core.NOTHING:
-                self._after_wait()
-                return cast("T", event)
+        try:
+            while self._wait(None):
+                event = core._poll()
+                if event is not _core.NOTHING:
+                    self._after_wait()
+                    return cast("T", event)
+        except ClosedError:
+            if not (core.closed or core.cancelled):
+                raise  # the bus is gone, and nobody here has asked for an end
         raise StopIteration
 
     def _receive_slow(self, timeout: float | None) -> T:

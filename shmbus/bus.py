@@ -215,8 +215,6 @@ class Bus:
             dead_letter_topic(topic)  # its name must be possible before anything is created
         _check_range("max_deliver", max_deliver, MAX_DELIVER)
         _check_range("prefetch", prefetch, MAX_PREFETCH)
-        if not topic.name.endswith(DEAD_SUFFIX):
-            dead_letter_topic(topic)  # its name must have room
         idle = self._checked_idle(idle)
         with self._session.locked() as change:
             entry = _members.ensure_topic(change, topic, codec_for(topic), "reader")
@@ -301,7 +299,6 @@ class Bus:
         self._close(LOCK_TIMEOUT)
 
     def _close(self, timeout: float) -> None:
-        _open_buses.discard(self)
         if self._session.closed:
             return
         with ExitStack() as stack:  # all of it, also where a corrupt segment does not let one of them go
@@ -311,6 +308,7 @@ class Bus:
                     handles = list(self._handles)
                 for handle in handles:
                     stack.callback(handle.close)
+        _open_buses.discard(self)
 
     def __enter__(self) -> Self:
         return self
@@ -368,7 +366,7 @@ def _close_all() -> None:
     for bus in list(_open_buses):
         try:
             bus.close()
-        except (ClosedError, CorruptSegmentError):  # there is nobody left to tell
+        except (ClosedError, CorruptSegmentError, LockTimeoutError):  # there is nobody left to tell
             continue
 
 

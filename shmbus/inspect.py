@@ -91,6 +91,8 @@ def _mark_removed(bus: str) -> None:
         segment = _segment.Segment.attach(segment_name(bus))
         if segment.size == _core.BUS_BYTES:
             _core.store(segment.map, _core.BUS_REMOVED, 1)
+            for index in range(_core.MAX_TOPICS):
+                _core.fetch_add(segment.map, _core.TOPIC_LINES + index * _core.LINE + _core.TOPIC_EPOCH, 1)
         segment.close()
 
 

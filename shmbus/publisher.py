@@ -11,32 +11,26 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar
 
 from shmbus import _core, _departures
-from shmbus._registry import LOCK_TIMEOUT
-from shmbus._session import COLLECTED_TIMEOUT
+from shmbus._handle import Handle
 from shmbus._waker import Sleeper
 from shmbus.errors import (
-    ClosedError,
     ConfigError,
     CorruptSegmentError,
     EventTooLargeError,
     Full,
-    LockTimeoutError,
     ReclaimedError,
 )
 from shmbus.message import encode_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-    from typing import Self
 
     from shmbus._codec import Codec
     from shmbus._document import ConsumerEntry, PublisherEntry, RingEntry, TopicEntry
+    from shmbus._registry import Change
     from shmbus._session import Session
     from shmbus.topic import Topic
 
@@ -47,7 +41,7 @@ ON_FULL: Final = ("block", "drop", "raise")
 _NAP: Final = 0.02  # seconds; what a wake-up lost with a dead consumer costs
 
 
-class Publisher(_core.Producer[T], Generic[T]):
+class Publisher(Handle, _core.Producer[T], Generic[T]):
     """Publishes events of one topic. Made by `Bus.publisher`.
 
     Per-publisher order holds for every consumer. Threads may share a publisher.
@@ -86,6 +80,7 @@ class Publisher(_core.Producer[T], Generic[T]):
             codec.encode_into,
         )
         self._sleeper = Sleeper(f"{session.prefix}pub-{me.slot}")
+        self._left = False
 
     if TYPE_CHECKING:
 
@@ -139,27 +134,26 @@ class Publisher(_core.Producer[T], Generic[T]):
     def _too_large(self, size: int, maximum: int) -> NoReturn:
         raise EventTooLargeError(self.topic.name, size, maximum)
 
-    def _make_room(self, length: int, first: bool) -> bool:
-        """A ring is full: True when there is room in all, False to write where there is some.
+    def _make_room(self, length: int, first: bool, committed: int) -> bool:
+        """A ring is full: True to try again, False to write where there is room.
 
-        `first` begins the timeout: one for each call of publish or publish_many, however often that has to wait.
+        `first` begins the timeout: one for each call of publish or publish_many, however often that has to wait;
+        `committed` events of that call are in.
         """
         if self._on_full == "drop":
             return False
         if first and self._timeout is not None:
             self._waits.deadline = time.monotonic() + self._timeout
-        deadline = None if self._timeout is None else self._waits.deadline
         try:
-            while True:
-                fits, slots, lines = self._full(length)
-                if fits and not lines:
-                    return True
-                left = _NAP if deadline is None else min(_NAP, deadline - time.monotonic())
-                if self._on_full == "raise" or left <= 0:
-                    raise Full(self.topic.name, self._blocking(slots, lines), self._batch)
-                self._sleeper.sleep(left)
-                self._session.care()
-                self._refresh()
+            fits, slots, lines = self._full(length)
+            if fits and not lines:
+                return True
+            left = _NAP if self._timeout is None else min(_NAP, self._waits.deadline - time.monotonic())
+            if self._on_full == "raise" or left <= 0:
+                raise Full(self.topic.name, self._blocking(slots, lines), committed)
+            self._sleeper.sleep(left)
+            self._session.care()
+            return True
         finally:
             if not self.closed:
                 self._unblock()
@@ -178,40 +172,15 @@ class Publisher(_core.Producer[T], Generic[T]):
 
     # -- the end
 
-    def close(self, *, _timeout: float = LOCK_TIMEOUT) -> None:
-        """Retire: no more events; those not yet received stay for their consumers. Idempotent."""
-        if self.closed:
-            return
+    def _let_go(self) -> None:
         self._release()
         self._sleeper.close()
-        if self._session.inherited:
-            return
-        self._forget(self)
-        try:
-            with self._session.locked(_timeout) as change:
-                _departures.close_publisher(change, self._session.rings, self._id)
-        except (ClosedError, ReclaimedError):
-            pass  # the bus, or our part in it, is gone, and with it what there was to retire
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_sleeper") and not self.closed and self._session.usable:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            with suppress(LockTimeoutError, CorruptSegmentError):
-                self.close(_timeout=COLLECTED_TIMEOUT)
+    def _depart(self, change: Change) -> None:
+        _departures.close_publisher(change, self._session.rings, self._id)
 
     def __repr__(self) -> str:
         return f"<Publisher {self.name!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a publisher belongs to its process: pickle the Bus instead")
 
 
 def _words(type: Any) -> str:

@@ -11,24 +11,20 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar
 
 from shmbus import _core, _departures
 from shmbus._codec import codec_for
-from shmbus._registry import LOCK_TIMEOUT
-from shmbus._session import COLLECTED_TIMEOUT
+from shmbus._handle import Handle
 from shmbus._waiting import Parking, Receiver
-from shmbus.errors import ClosedError, CorruptSegmentError, DecodeError, GapError, LockTimeoutError, ReclaimedError
+from shmbus.errors import DecodeError, GapError, ReclaimedError
 from shmbus.message import Gap, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
-    from typing import Self
 
     from shmbus._document import ConsumerEntry, TopicEntry
+    from shmbus._registry import Change
     from shmbus._session import Session
     from shmbus.topic import Topic
 
@@ -45,7 +41,7 @@ LOG_INTERVAL: Final = 1.0
 _log = logging.getLogger("shmbus.loss")
 
 
-class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
+class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
     """Receives every event of a topic. Made by `Bus.subscriber`; one thread at a time uses it."""
 
     def __init__(
@@ -80,6 +76,7 @@ class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
             _core.TOPIC_AWAITING,
             me.slot,
         )
+        self._left = False
 
     def messages(self) -> Iterator[Message[T]]:
         """Iterate as over the subscriber itself, but over Messages: event, sequence, publisher, time_ns, headers."""
@@ -138,39 +135,12 @@ class Subscriber(Receiver[T], _core.Consumer[T], Generic[T]):
 
     # -- the end
 
-    def close(self, *, _timeout: float = LOCK_TIMEOUT) -> None:
-        """Leave the topic; what was not received is counted as abandoned. Idempotent, callable from any thread."""
-        if self.closed:
-            return
+    def _let_go(self) -> None:
         self._release()
-        if self._session.inherited:
-            self._parking.sleeper.close()
-            return
-        self._parking.interrupt()
-        self._parking.close()
-        self._forget(self)
-        try:
-            with self._session.locked(_timeout) as change:
-                _departures.close_subscriber(change, self._session.rings, self._id)
-        except (ClosedError, ReclaimedError):
-            pass  # the bus, or our part in it, is gone, and with it what there was to leave
+        self._parking.let_go()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_parking") and not self.closed and self._session.usable:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            with suppress(LockTimeoutError, CorruptSegmentError):
-                self.close(_timeout=COLLECTED_TIMEOUT)
+    def _depart(self, change: Change) -> None:
+        _departures.close_subscriber(change, self._session.rings, self._id)
 
     def __repr__(self) -> str:
         return f"<Subscriber {self.name!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a subscriber belongs to its process: pickle the Bus instead")

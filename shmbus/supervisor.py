@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 ROUND: Final = 0.25
 """Seconds between two looks at the document and at progress; deaths are noticed at once."""
 
+LOOK_EVERY: Final = 4
+"""Rounds between two readings of all books, which cost milliseconds on a large bus."""
+
 _log = logging.getLogger("shmbus.supervisor")
 _loss_log = logging.getLogger("shmbus.loss")
 
@@ -131,6 +134,7 @@ class _Supervisor:
         self.reported: dict[tuple[str, ...], int] = {}
         self.version = -1
         self.next_round = 0.0
+        self.rounds = 0
 
     def serve(self) -> None:
         memory = self.registry.map
@@ -190,7 +194,10 @@ class _Supervisor:
                     self.session.wake_everybody(change.document)
                 if _reclaim.remove_if_unused(change, self.rings):
                     return False
-                return self.foreground or bool(change.document.participants)
+                stays = self.foreground or bool(change.document.participants)
+                if not stays:  # said under the lock, so that whoever enters next starts another one
+                    _core.store(self.registry.map, _core.BUS_SUPERVISOR_PID, 0)
+                return stays
         except LockTimeoutError as error:
             _log.warning("%s", error)
             return True
@@ -203,7 +210,7 @@ class _Supervisor:
     # -- every ROUND seconds
 
     def round(self) -> None:
-        """Sweep, note progress, log losses; about four times a second."""
+        """Sweep, four times a second; note progress and log losses, once a second."""
         now = time.monotonic()
         if now < self.next_round:
             return
@@ -211,6 +218,9 @@ class _Supervisor:
         _core.store(self.registry.map, _core.BUS_SUPERVISOR_BEAT, time.monotonic_ns())
         if any(r.state == "retired" for r in self.registry.read().rings):
             self.sweep()
+        self.rounds += 1
+        if self.rounds % LOOK_EVERY != 1:
+            return
         try:
             self.note_progress(_books.stats(self.registry, self.rings))
             losses = _books.losses(self.registry, self.rings)

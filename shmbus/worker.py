@@ -11,26 +11,22 @@ Must stay true:
 from __future__ import annotations
 
 import logging
-import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from shmbus import _core, _departures
 from shmbus._codec import codec_for
 from shmbus._failpoint import reach
-from shmbus._registry import LOCK_TIMEOUT
-from shmbus._session import COLLECTED_TIMEOUT
+from shmbus._handle import Handle
 from shmbus._waiting import Parking, Receiver
-from shmbus.errors import ClosedError, CorruptSegmentError, DecodeError, LockTimeoutError, ReclaimedError
+from shmbus.errors import DecodeError, ReclaimedError
 from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage
 from shmbus.topic import DeadLetter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
-    from typing import Self
 
     from shmbus._document import ConsumerEntry, TopicEntry, WorkerEntry
+    from shmbus._registry import Change
     from shmbus._session import Session
     from shmbus.publisher import Publisher
     from shmbus.topic import Topic
@@ -43,7 +39,7 @@ MAX_REASON: Final = 1000  # characters; the smallest dead-letter ring holds them
 _log = logging.getLogger("shmbus.loss")
 
 
-class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
+class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
     """One of the workers of a group. Made by `Bus.worker`; one thread at a time uses it.
 
     Asking for the next event acks the last one: by iteration, `receive`, `try_receive` and `receive_many`. `messages`
@@ -95,6 +91,7 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
             _core.GROUP_AWAITING,
             me.slot,
         )
+        self._left = False
 
     def messages(self) -> Iterator[ClaimedMessage[T]]:
         """Iterate over messages, each of which is held until its `ack`, `nack` or `reject` is called.
@@ -217,47 +214,22 @@ class Worker(Receiver[T], _core.Claimer[T], Generic[T]):
 
     # -- the end
 
-    def close(self, *, _timeout: float = LOCK_TIMEOUT) -> None:
-        """Leave the group; what was not settled goes back to it. Idempotent, callable from any thread."""
-        if self.closed:
-            return
-        if self._session.inherited:
-            self._release()
-            self._parking.sleeper.close()
-            return
-        for message in list(self._open.values()):
-            if not message.settled:
-                self._settle(message.ring_id, message.sequence, message.word, NACK)
+    def _let_go(self) -> None:
+        if not self.closed and not self._session.inherited:
+            for message in list(self._open.values()):
+                if not message.settled:
+                    self._settle(message.ring_id, message.sequence, message.word, NACK)
         self._open.clear()
         self._release()
-        self._parking.interrupt()
-        self._parking.close()
-        self._forget(self)
-        try:
-            with self._session.locked(_timeout) as change:
-                _departures.close_worker(change, self._session.rings, self._id)
-            self._session.wake_workers(self._group_line, 1)
-        except (ClosedError, ReclaimedError):
-            pass  # the bus, or our part in it, is gone, and with it what there was to give back
+        self._parking.let_go()
 
-    def __enter__(self) -> Self:
-        return self
+    def _depart(self, change: Change) -> None:
+        _departures.close_worker(change, self._session.rings, self._id)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_parking") and not self.closed and self._session.usable:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            with suppress(LockTimeoutError, CorruptSegmentError):
-                self.close(_timeout=COLLECTED_TIMEOUT)
+    def _departed(self) -> None:
+        self._session.wake_workers(self._group_line, _core.MAX_WORKERS)
 
     def __repr__(self) -> str:
         return (
             f"<Worker {self.name!r} of group {self.group!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"
         )
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a worker belongs to its process: pickle the Bus instead")

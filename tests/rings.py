@@ -65,7 +65,7 @@ class Producer(_core.Producer[bytes]):
         self._seen_epoch()
         self._set_groups(self.routed, list(self.groups))
 
-    def _make_room(self, length: int, first: bool) -> bool:
+    def _make_room(self, length: int, first: bool, committed: int) -> bool:
         if self.drop:
             return False
         raise queue.Full

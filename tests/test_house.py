@@ -43,6 +43,7 @@ RANKS = {
     "shmbus._books": 4,
     "shmbus._session": 4,
     "shmbus._waiting": 4,
+    "shmbus._handle": 5,
     "shmbus.publisher": 5,
     "shmbus.subscriber": 5,
     "shmbus.worker": 5,

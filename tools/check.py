@@ -31,6 +31,7 @@ NATIVE = ROOT / "shmbus" / "_native"
 HARNESSES = (
     ("tools/sanitize.py", "--short"),
     ("tools/explore.py", "--short"),
+    ("tools/litmus.py", "--short"),
 )
 """Checks of the plain C strata that the step `native` runs, each in a Python of its own."""
 

@@ -169,7 +169,10 @@ def main() -> int:
     verdicts: list[Verdict] = []
     for pattern in PATTERNS:
         if options.pattern in (None, pattern.name):
-            verdicts.append(judge(pattern, options.source))
+            try:
+                verdicts.append(judge(pattern, options.source))
+            except LookupError as error:  # the statement was rewritten: the pattern must be read against it again
+                raise SystemExit(f"FAILED {pattern.name}: {error}") from None
             print("\n".join(describe(verdicts[-1])), flush=True)
     failures = list(problems(verdicts))
     if not options.pattern and not failures:

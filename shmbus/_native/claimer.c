@@ -17,6 +17,8 @@ static PyObject *claimer_add_source(PyObject *object, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OU:_add_source", &ring, &publisher) || !ring_checked(ring, RING_WORK, true) ||
         receiver_check(&self->base) < 0)
         return NULL;
+    if (claims_source(self, ((Ring *)ring)->id))
+        Py_RETURN_NONE; /* a refresh that was cut short has added it */
     source *grown = PyMem_Realloc(self->sources, sizeof(source) * (size_t)(self->count + 1));
     if (!grown)
         return PyErr_NoMemory();

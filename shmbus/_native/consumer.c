@@ -59,6 +59,9 @@ static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OkU:_add_source", &ring, &slot, &publisher) ||
         !ring_checked(ring, RING_BROADCAST, true) || receiver_check(&self->base) < 0)
         return NULL;
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        if (self->sources[i].ring == (Ring *)ring)
+            Py_RETURN_NONE; /* a refresh that was cut short has added it */
     source *grown = PyMem_Realloc(self->sources, sizeof(source) * (size_t)(self->count + 1));
     if (!grown)
         return PyErr_NoMemory();
@@ -188,12 +191,12 @@ static bool quarter_freed(const source *s) {
     return s->reader.position - s->reader.settled > s->ring->view.capacity / 4;
 }
 
-/* Consumes what was found; the event is out, so an error in waking a publisher must not keep it from the caller. */
+/* Consumes what was found; the event is out, so an error in waking a publisher waits for the next call. */
 static void consume(Consumer *self, found *f) {
     ring_advance(&f->source->reader, &f->record);
     self->turn++;
     if (quarter_freed(f->source) && settle(self, f->source) < 0)
-        PyErr_WriteUnraisable((PyObject *)self);
+        error_hold(&self->base.held_error);
 }
 
 /* ---- the kind ---- */
@@ -234,7 +237,7 @@ static PyObject *take_message(Receiver *base) {
 static bool ready(Receiver *base) {
     Consumer *self = (Consumer *)base;
     for (Py_ssize_t i = 0; i < self->count; i++)
-        if (LOAD_ACQUIRE(&self->sources[i].ring->view.header->tail) != self->sources[i].reader.position)
+        if (LOAD_SEQ(&self->sources[i].ring->view.header->tail) != self->sources[i].reader.position)
             return true;
     return receiver_stale(base);
 }

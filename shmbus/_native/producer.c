@@ -2,7 +2,7 @@
  * frame in between unless something is out of the ordinary: then one of the hooks is called, and the attempt starts again.
  *
  *   _refresh()            membership of the topic changed
- *   _make_room(length, first)  a ring is full (the first time in this call): True: try again; False: drop; or raise Full
+ *   _make_room(length, first, committed)  a ring is full: True to try again, False to drop; or raises Full
  *   _wake(parked)         subscribers sleep
  *   _wake_group(g, n)     workers of the g-th group sleep, n records came
  *   _encode_headers(h)    bytes for the headers of one event
@@ -30,7 +30,6 @@ typedef struct Producer {
     group_out groups[MAX_GROUPS];
     unsigned group_count;
     bool routed, fits, scratch_busy;
-    uint64_t batch; /* events of the running publish_many that are in */
 } Producer;
 
 /* ---- rings ---- */
@@ -272,34 +271,50 @@ static bool write_all(Producer *self, const part *part) {
     return all;
 }
 
-/* Room for one record in every ring: 1; 0: where `fits` says; -1: an exception. `pending` uncommitted records go out
- * before any hook runs. */
-static int acquire(Producer *self, uint64_t length, uint64_t *pending, bool *waited) {
+typedef struct batch {  /* one call of publish or publish_many; threads may share the Producer */
+    uint64_t pending;   /* written, not yet committed */
+    uint64_t committed; /* events of this call that are in */
+    bool waited;
+} batch;
+
+/* Commits what is pending, and wakes whom it concerns, before a hook runs. An error that is raised stays so. */
+static int flush(Producer *self, batch *b) {
+    if (!b->pending)
+        return 0;
+    PyObject *error = PyErr_Occurred() ? error_take() : NULL; /* no Python code runs beside a raised error */
+    commit_all(self);
+    b->committed += b->pending;
+    int status = wake_all(self, b->pending);
+    b->pending = 0;
+    if (error)
+        error_restore(error);
+    return error ? -1 : status;
+}
+
+/* Runs the hook that an attempt needs: 1 to try again, 0 to drop, -1. */
+static int ask(Producer *self, bool stale, uint64_t length, batch *b) {
+    PyObject *result = stale ? PyObject_CallMethod((PyObject *)self, "_refresh", NULL)
+                             : PyObject_CallMethod((PyObject *)self, "_make_room", "KOK", (unsigned long long)length,
+                                                   b->waited ? Py_False : Py_True, (unsigned long long)b->committed);
+    if (!result && stale)
+        self->lines.epoch = UINT64_MAX; /* it may have got half-way: the next call does it again */
+    b->waited = b->waited || !stale;
+    int again = result ? stale || PyObject_IsTrue(result) : -1;
+    Py_XDECREF(result);
+    return again < 0 || guard_check(&self->guard, "publisher") < 0 ? -1 : again;
+}
+
+/* Room for one record in every ring: 1; 0: where `fits` says; -1: an exception. */
+static int acquire(Producer *self, uint64_t length, batch *b) {
     for (;;) {
         bool stale = LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch; /* SYNC epoch */
         int status = stale ? RING_EMPTY : reserve_all(self, length);
         if (status == RING_OK)
             return 1;
-        if (*pending) {
-            commit_all(self);
-            self->batch += *pending;
-            PyObject *error = status < 0 ? error_take() : NULL; /* no Python code runs beside a raised error */
-            int woken = wake_all(self, *pending);
-            *pending = 0;
-            if (error)
-                error_restore(error);
-            else if (woken < 0)
-                return -1;
-        }
-        if (status < 0)
+        if (flush(self, b) < 0 || status < 0)
             return -1;
-        PyObject *result = stale ? PyObject_CallMethod((PyObject *)self, "_refresh", NULL)
-                                 : PyObject_CallMethod((PyObject *)self, "_make_room", "KO", (unsigned long long)length,
-                                                       *waited ? Py_False : Py_True);
-        *waited = *waited || !stale;
-        int again = result ? stale || PyObject_IsTrue(result) : -1;
-        Py_XDECREF(result);
-        if (again < 0 || guard_check(&self->guard, "publisher") < 0)
+        int again = ask(self, stale, length, b);
+        if (again < 0)
             return -1;
         if (!again) { /* the policy is to drop; another thread may have changed anything while it was asked */
             if (LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch)
@@ -312,10 +327,9 @@ static int acquire(Producer *self, uint64_t length, uint64_t *pending, bool *wai
 
 static PyObject *publish_bytes(Producer *self, PyObject *payload, const void *headers, uint32_t headers_length) {
     part p = {.headers = headers, .headers_length = headers_length};
-    uint64_t pending = 0;
-    bool waited = false;
+    batch one = {0};
     if (payload_bytes(self, payload, &p) < 0 ||
-        acquire(self, p.payload_length + ((headers_length + 7u) & ~(uint64_t)7), &pending, &waited) < 0)
+        acquire(self, p.payload_length + ((headers_length + 7u) & ~(uint64_t)7), &one) < 0)
         return NULL;
     p.time_ns = realtime_ns();
     bool all = write_all(self, &p);
@@ -338,7 +352,7 @@ static PyObject *publish(PyObject *object, PyObject *const *args, Py_ssize_t cou
     }
     PyObject *headers = NULL, *payload, *result = NULL;
     if (keywords && args[1] != Py_None) {
-        headers = PyObject_CallMethod(object, "_encode_headers", "O", args[1]);
+        headers = PyObject_CallMethod(object, "_encode_headers", "(O)", args[1]);
         if (!headers)
             return NULL;
         if (!PyBytes_Check(headers) || PyBytes_Size(headers) > MAX_HEADERS) {
@@ -379,40 +393,26 @@ static PyObject *encode_many(Producer *self, PyObject *events) {
 /* Everything is encoded before anything is written; one commit for as many as fit at once. */
 static PyObject *publish_many(PyObject *object, PyObject *events) {
     Producer *self = (Producer *)object;
-    if (guard_check(&self->guard, "publisher") < 0)
-        return NULL;
-    PyObject *payloads = encode_many(self, events);
-    if (!payloads)
-        return NULL;
-    if (guard_check(&self->guard, "publisher") < 0) {
-        Py_DECREF(payloads);
-        return NULL;
-    }
-    Py_ssize_t count = PyList_Size(payloads);
-    uint64_t pending = 0, missed = 0, now_ns = 0;
-    bool waited = false;
-    self->batch = 0;
-    for (Py_ssize_t i = 0; i < count; i++) {
+    PyObject *payloads = guard_check(&self->guard, "publisher") < 0 ? NULL : encode_many(self, events);
+    batch b = {0};
+    uint64_t missed = 0, now_ns = 0;
+    int status = !payloads || guard_check(&self->guard, "publisher") < 0 ? -1 : 0;
+    for (Py_ssize_t i = 0; status >= 0 && i < PyList_Size(payloads); i++) {
         PyObject *payload = PyList_GetItem(payloads, i);
         part p = {.payload = PyBytes_AsString(payload), .payload_length = (uint64_t)PyBytes_Size(payload)};
-        if (acquire(self, p.payload_length, &pending, &waited) < 0) {
-            Py_DECREF(payloads);
-            return NULL;
-        }
-        if (!pending)
+        status = acquire(self, p.payload_length, &b);
+        if (status < 0)
+            break;
+        if (!b.pending)
             now_ns = realtime_ns(); /* one for all that become visible together */
         p.time_ns = now_ns;
         missed += !write_all(self, &p);
-        pending++;
+        b.pending++;
     }
-    Py_DECREF(payloads);
-    if (pending) {
-        commit_all(self);
-        self->batch += pending;
-        if (wake_all(self, pending) < 0)
-            return NULL;
-    }
-    return PyLong_FromUnsignedLongLong(self->batch - missed);
+    Py_XDECREF(payloads);
+    if (status < 0 || flush(self, &b) < 0)
+        return NULL;
+    return PyLong_FromUnsignedLongLong(b.committed - missed);
 }
 
 /* ---- what hooks use ---- */
@@ -464,13 +464,12 @@ static PyObject *producer_release(PyObject *object, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-static PyObject *producer_get(PyObject *object, void *which) {
-    Producer *self = (Producer *)object;
-    return which ? PyLong_FromUnsignedLongLong(self->batch) : PyBool_FromLong(self->guard.closed);
+static PyObject *producer_closed(PyObject *object, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(((Producer *)object)->guard.closed);
 }
 
-static PyGetSetDef getset[] = {{"closed", producer_get, NULL, "True after close().", NULL},
-                               {"_batch", producer_get, NULL, NULL, (void *)1},
+static PyGetSetDef getset[] = {{"closed", producer_closed, NULL, "True after close().", NULL},
                                {NULL, NULL, NULL, NULL, NULL}};
 
 static PyMethodDef methods[] = {

@@ -226,6 +226,7 @@ int ring_terms_of(const ring_view *view, unsigned slot, ring_terms *out) {
         next = join;
     if (tail_sequence < next)
         return RING_CORRUPT;
+    out->next = next;
     uint64_t gone = next - join, refused = LOAD_ACQUIRE(&view->header->refused);
     out->overrun = overrun < gone ? overrun : gone;
     out->undecodable = undecodable < gone - out->overrun ? undecodable : gone - out->overrun;

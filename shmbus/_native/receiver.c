@@ -53,13 +53,16 @@ static void receiver_dealloc(PyObject *object) {
 int receiver_check(Receiver *self) { return guard_check(&self->guard, self->kind ? self->kind->name : "handle"); }
 
 bool receiver_stale(const Receiver *self) {
-    return LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch; /* SYNC epoch */
+    return LOAD_SEQ(&self->lines.topic->epoch) != self->lines.epoch; /* SYNC epoch; seq_cst for who parks: SYNC park */
 }
 
 int receiver_refresh(Receiver *self) {
     if (!receiver_stale(self))
         return 0;
-    return call_hook((PyObject *)self, "_refresh") < 0 ? -1 : receiver_check(self);
+    if (call_hook((PyObject *)self, "_refresh") == 0)
+        return receiver_check(self);
+    self->lines.epoch = UINT64_MAX; /* it may have got half-way: the next call does it again */
+    return -1;
 }
 
 /* Has the publisher of a ring posted, whose waiting flag the caller has cleared. */
@@ -147,6 +150,8 @@ static PyObject *receiver_next(PyObject *object) {
     if ((self->guard.closed || self->guard.cancelled) && self->guard.fork_generation == fork_generation)
         return NULL; /* the end of the iteration */
     PyObject *event = poll(self, taker(object), true);
+    if (!event && self->guard.closed && PyErr_ExceptionMatches(ClosedError))
+        PyErr_Clear(); /* closed by another thread while we looked: the end as well */
     if (event != Nothing)
         return event;
     Py_DECREF(event);
@@ -161,7 +166,7 @@ static PyObject *receive(PyObject *object, PyObject *const *args, Py_ssize_t cou
     if (event != Nothing)
         return event;
     Py_DECREF(event);
-    return PyObject_CallMethod(object, "_receive_slow", "O", timeout);
+    return PyObject_CallMethod(object, "_receive_slow", "(O)", timeout);
 }
 
 /* _take(maximum): a list of what is there now. An error in the middle waits for the next call, so that the events before

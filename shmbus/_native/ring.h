@@ -75,6 +75,7 @@ typedef struct ring_reader {
 } ring_reader;
 
 typedef struct ring_terms { /* one consumer's books on one ring; see design of the books in docs/architecture.md */
+    uint64_t next;          /* sequence of the first event of `depth` */
     uint64_t offered, delivered, depth, overrun, refused, undecodable;
     uint64_t oldest_ns; /* CLOCK_REALTIME of the first event not yet received, 0 when depth is 0 or it cannot be read */
     uint64_t pending_first,

@@ -188,9 +188,9 @@ static PyObject *broadcast_terms(PyObject *object, PyObject *arg) {
         corrupt((Ring *)object, "cursor outside of the ring");
         return NULL;
     }
-    return Py_BuildValue("{sKsKsKsKsKsKsKsKsK}", "offered", t.offered, "delivered", t.delivered, "depth", t.depth,
+    return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsK}", "offered", t.offered, "delivered", t.delivered, "depth", t.depth,
                          "overrun", t.overrun, "refused", t.refused, "undecodable", t.undecodable, "oldest_ns",
-                         t.oldest_ns, "pending_first", t.pending_first, "pending_last", t.pending_last);
+                         t.oldest_ns, "pending_first", t.pending_first, "pending_last", t.pending_last, "next", t.next);
 }
 
 static PyObject *loss_tuple(const loss_record *loss) {

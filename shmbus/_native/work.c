@@ -120,7 +120,7 @@ uint64_t work_room(const ring_view *view) {
 
 /* True if a look at the ring is worth it. */
 bool work_ready(const ring_view *view) {
-    return (LOAD_ACQUIRE(&view->header->next) & SEQUENCE_MASK) < LOAD_SEQ(&view->header->tail); /* SYNC tail */
+    return (LOAD_SEQ(&view->header->next) & SEQUENCE_MASK) < LOAD_SEQ(&view->header->tail); /* SYNC tail */
 }
 
 /* Lowers the hint to `sequence` where it is above, and changes its tag in any case: a raise that was computed before
@@ -192,7 +192,7 @@ int work_claim(const ring_view *view, unsigned owner, unsigned generation, claim
 static void advance_gate(const ring_view *view) {
     uint64_t gate = LOAD_SEQ(&view->header->gate);
     for (;;) {
-        uint64_t tail = LOAD_ACQUIRE(&view->header->tail), to = gate;
+        uint64_t tail = LOAD_SEQ(&view->header->tail), to = gate;
         while (to < tail && to - gate < view->slots) {
             uint64_t seen = LOAD_SEQ(&descriptor_of(view, to)->claim);
             if (STATE_OF(seen) != CLAIM_DONE || LAP_OF(seen) != lap_of(view, to))

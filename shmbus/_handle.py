@@ -1,0 +1,80 @@
+"""Handle: how publishers, subscribers and workers end.
+
+May touch: the bus lock, through the session.
+
+Must stay true: what a handle entered in the document is taken out once; a close() that was cut short, by a signal or by
+a lock that is not to be had, can be called again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from shmbus._registry import LOCK_TIMEOUT
+from shmbus._session import COLLECTED_TIMEOUT
+from shmbus.errors import ClosedError, CorruptSegmentError, LockTimeoutError, ReclaimedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from shmbus._registry import Change
+    from shmbus._session import Session
+
+
+class Handle:
+    """What the three handles have in common; each brings `_let_go` and `_depart`."""
+
+    _session: Session
+    _forget: Callable[[Any], None]
+    _left = True  # until __init__ has come to its end
+
+    def _let_go(self) -> None:
+        """Release memory and channels; no event passes any more. Called again after a close() that was cut short."""
+        raise NotImplementedError
+
+    def _depart(self, change: Change) -> None:
+        """Leave, under the bus lock."""
+        raise NotImplementedError
+
+    def _departed(self) -> None:
+        """What is to be done once the lock is free again."""
+
+    def close(self, *, _timeout: float = LOCK_TIMEOUT) -> None:
+        """Leave the topic. Idempotent, callable from any thread; in a forked child it only lets go.
+
+        A publisher's events stay for their consumers; what a subscriber had not received is counted as abandoned; what
+        a worker had not settled goes back to its group. Raises LockTimeoutError: then it can be called again.
+        """
+        if self._left:
+            return
+        self._let_go()
+        if not self._session.inherited:
+            try:
+                with self._session.locked(_timeout) as change:
+                    self._depart(change)
+            except (ClosedError, ReclaimedError):
+                pass  # the bus, or our part in it, is gone, and with it what there was to leave
+            self._departed()
+        self._left = True
+        self._forget(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._left and self._session.usable:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            with suppress(LockTimeoutError, CorruptSegmentError):
+                self.close(_timeout=COLLECTED_TIMEOUT)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} belongs to its process: pickle the Bus instead")
