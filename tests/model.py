@@ -234,6 +234,7 @@ class ModelBroadcastRing:
             "undecodable": undecodable,
             "pending_first": s.sequence if lost_already else 0,
             "pending_last": s.sequence + lost_already - 1 if lost_already else 0,
+            "next": s.sequence + lost_already,
         }
 
     def losses(self, slot: int) -> dict[str, Loss]:
