@@ -8,7 +8,8 @@ General layout, each layer using those below it only:
     publisher             policy of the three handles: blocking, dropping, waiting, settling
     subscriber, worker
     supervisor            who is dead, what is reclaimed, what is lost
-    _session, _waiting    what the handles of a process share; spin, then park
+    _handle, _waiting     how the handles end and wait; spin, then park
+    _session              what the handles of a process share
     _books, stats         the books, read without a lock; what they look like
     _members, _departures membership, changed under the bus lock; _reclaim does it for the dead
     _reclaim, _rings
