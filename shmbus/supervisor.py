@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from shmbus import _books, _core, _departures, _liveness, _reclaim
 from shmbus._failpoint import reach
@@ -57,7 +57,8 @@ def run(bus: str, *, foreground: bool) -> int:
     LayoutMismatchError and CorruptSegmentError.
     """
     _Supervisor.told_to_go = False
-    previous = signal.signal(signal.SIGTERM, _stop)
+    # Ctrl-C too: once a KeyboardInterrupt has passed through an import, Python ends by the signal though it was caught.
+    previous = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     office = None
     try:
         office = _take_office(bus, wait=foreground)
@@ -65,9 +66,7 @@ def run(bus: str, *, foreground: bool) -> int:
             reach("office.taken")
             _Supervisor(bus, foreground=foreground).serve()
         return 0
-    except (_Stop, KeyboardInterrupt):
-        return 0
-    except ClosedError:
+    except (_Stop, ClosedError):
         return 0
     except BusNotFoundError:
         if foreground:
@@ -75,11 +74,16 @@ def run(bus: str, *, foreground: bool) -> int:
         return 0
     finally:
         try:
-            signal.signal(signal.SIGTERM, previous)
+            _restore(previous)
         except _Stop:  # at the last moment
-            signal.signal(signal.SIGTERM, previous)
+            _restore(previous)
         if office is not None:
             os.close(office)
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
