@@ -20,7 +20,6 @@ from shmbus import _core, _description, _liveness
 from shmbus._departures import with_pending
 from shmbus.errors import CorruptSegmentError
 from shmbus.stats import (
-    Books,
     BusStats,
     ConsumerStats,
     Loss,
@@ -307,11 +306,6 @@ class _Look:
                     first_ns=first_ns,
                     last_ns=last_ns,
                 )
-
-
-def balanced(books: Books) -> bool:
-    """True if the terms of one consumer add up."""
-    return books.offered == books.delivered + books.depth + books.dropped
 
 
 def _require_plausible(counts: Iterable[int], what: str) -> None:

@@ -111,9 +111,6 @@ class Registry:
             return document
         raise CorruptSegmentError(f"bus {self.bus!r}: no valid registry document in {_READ_TRIES} looks")
 
-    def epoch(self, topic: int) -> int:
-        return _core.load(self.map, _epoch_at(topic))
-
     # -- changing
 
     @contextmanager

@@ -22,7 +22,10 @@ from shmbus._waker import Sleeper
 from shmbus.errors import ClosedError, ConfigError, Empty, ForkedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
+
+    from shmbus._document import Document, RingEntry
+    from shmbus.topic import Topic
 
 T = TypeVar("T")
 
@@ -103,6 +106,8 @@ class Core(Protocol):
     def closed(self) -> bool: ...
     @property
     def cancelled(self) -> bool: ...
+    @property
+    def topic(self) -> Topic[Any]: ...
 
     _spin_ns: int
 
@@ -111,6 +116,7 @@ class Core(Protocol):
     def _poll_message(self) -> Any: ...
     def _ready(self) -> bool: ...
     def _cancel(self) -> None: ...
+    def _drop_source(self, ring_id: int, /) -> None: ...
 
 
 class Receiver(Generic[T]):
@@ -119,7 +125,7 @@ class Receiver(Generic[T]):
     _session: Session
     _parking: Parking
     _idle: str
-    _topic_name: str
+    _sources: set[int]
     _vain = 0
     _run = 0
 
@@ -132,11 +138,14 @@ class Receiver(Generic[T]):
             raise ConfigError(f"receive_many takes at least one event: maximum={maximum}")
         core = self._as_core()
         deadline = _deadline(timeout)
+        waited = False
         while True:
             events: list[T] = core._take(maximum)
             if events:
-                self._after_wait()
+                if waited:
+                    self._after_wait()
                 return events
+            waited = True
             self._wait_or_raise(deadline)
 
     async def areceive(self, timeout: float | None = None) -> T:
@@ -206,6 +215,21 @@ class Receiver(Generic[T]):
     def _after_wait(self) -> None:
         """An event came after a wait; a worker passes the wake-up on."""
 
+    def _follow(self, document: Document, entries: Iterable[RingEntry], add: Callable[[RingEntry, str], bool]) -> None:
+        """Let go of the rings that the document no longer has, and `add` those that are new, with their publisher."""
+        wanted = {entry.id: entry for entry in entries}
+        for id in self._sources - wanted.keys():
+            self._as_core()._drop_source(id)
+            self._session.rings.forget(id)
+            self._sources.discard(id)
+        for id in wanted.keys() - self._sources:
+            publisher = document.publisher(wanted[id].publisher)
+            try:
+                if add(wanted[id], publisher.name if publisher else "(gone)"):
+                    self._sources.add(id)
+            except FileNotFoundError:
+                continue  # removed since: it had nothing left for us
+
     # -- waiting
 
     def _as_core(self) -> Core:
@@ -219,9 +243,9 @@ class Receiver(Generic[T]):
         core = self._as_core()
         if core.closed or core.cancelled:
             return ClosedError(
-                f"the handle on topic {self._topic_name!r} was {'closed' if core.closed else 'cancelled'}"
+                f"the handle on topic {core.topic.name!r} was {'closed' if core.closed else 'cancelled'}"
             )
-        return Empty(f"nothing on topic {self._topic_name!r} within the timeout" if timeout is not None else "nothing")
+        return Empty(f"nothing on topic {core.topic.name!r} within the timeout" if timeout is not None else "nothing")
 
     def _wait(self, deadline: float | None) -> bool:
         """Sleep until there may be something: True; False at the deadline, and once closed or cancelled."""

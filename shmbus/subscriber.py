@@ -23,7 +23,7 @@ from shmbus.message import Gap, Message
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shmbus._document import ConsumerEntry, TopicEntry
+    from shmbus._document import ConsumerEntry, RingEntry, TopicEntry
     from shmbus._registry import Change
     from shmbus._session import Session
     from shmbus.topic import Topic
@@ -58,14 +58,13 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         self.topic: Final = topic
         self.name: Final = me.name
         self.mode: Final = me.mode
-        self._topic_name = topic.name
         self._entry = entry
         self._id = me.id
         self._slot = me.slot
         self._on_gap = on_gap
         self._idle = idle
         self._forget = forget
-        self._sources: set[int] = set()
+        self._sources = set()
         self._unlogged, self._next_log = 0, 0.0
         _core.Consumer.__init__(self, session.map, entry.index, codec_for(topic).decode)
         self._parking = Parking(
@@ -96,20 +95,15 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         me = document.consumer(self._id)
         if me is None or me.participant != self._session.participant or me.state != "active":
             raise ReclaimedError(f"subscriber {self.name!r} of topic {self.topic.name!r} was taken for dead")
-        entries = {r.id: r for r in document.rings_of(me)}
-        for id in self._sources - entries.keys():
-            self._drop_source(id)
-            self._session.rings.forget(id)
-            self._sources.discard(id)
-        for id in entries.keys() - self._sources:
-            try:
-                ring = self._session.rings.broadcast(entries[id])
-            except FileNotFoundError:
-                continue  # removed since: it had nothing left for us
-            if ring.info()["members"] >> self._slot & 1:
-                publisher = document.publisher(entries[id].publisher)
-                self._add_source(ring, self._slot, publisher.name if publisher else "(gone)")
-                self._sources.add(id)
+
+        def add(entry: RingEntry, publisher: str) -> bool:
+            ring = self._session.rings.broadcast(entry)
+            member = ring.info()["members"] >> self._slot & 1 != 0
+            if member:
+                self._add_source(ring, self._slot, publisher)
+            return member
+
+        self._follow(document, document.rings_of(me), add)
 
     def _gap(self, publisher: str, first: int, last: int) -> None:
         gap = Gap(publisher, first, last, last - first + 1, "overrun")

@@ -136,7 +136,6 @@ class _Supervisor:
         self.watched: dict[tuple[int, int], int] = {}
         self.progress: dict[int, tuple[tuple[int, ...], int]] = {}
         self.reported: dict[tuple[str, ...], int] = {}
-        self.version = -1
         self.next_round = 0.0
         self.rounds = 0
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, final
 
 import msgspec
 
+from shmbus import _core
 from shmbus._codec import codec_for
 from shmbus.errors import ConfigError
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MIN_CAPACITY: Final = 4096  # one page: less would not save memory
-MAX_CAPACITY: Final = 1 << 40  # far past any machine's /dev/shm, far below where positions could wrap
+MIN_CAPACITY: Final = _core.MIN_CAPACITY  # one page: less would not save memory
+MAX_CAPACITY: Final = _core.MAX_CAPACITY  # far past any machine's /dev/shm, far below where positions could wrap
 DEFAULT_CAPACITY: Final = 1 << 20
 
 DEAD_SUFFIX: Final = ".dead"

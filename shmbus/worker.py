@@ -25,7 +25,7 @@ from shmbus.topic import DeadLetter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shmbus._document import ConsumerEntry, TopicEntry, WorkerEntry
+    from shmbus._document import ConsumerEntry, RingEntry, TopicEntry, WorkerEntry
     from shmbus._registry import Change
     from shmbus._session import Session
     from shmbus.publisher import Publisher
@@ -63,15 +63,13 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self.topic: Final = topic
         self.group: Final = group.name
         self.name: Final = me.name
-        self._topic_name = topic.name
         self._group_id = group.id
         self._group_line = group.slot
         self._id = me.id
         self._idle = idle
-        self._max_deliver = max_deliver
         self._dead_letters = dead_letters
         self._forget = forget
-        self._sources: set[int] = set()
+        self._sources = set()
         self._open: dict[tuple[int, int], ClaimedMessage[T]] = {}
         _core.Claimer.__init__(
             self,
@@ -98,19 +96,23 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
 
         As many may be open as the ring has room for; open ones hold up the publisher once it is full.
         """
+        waited = False
         while not (self.closed or self.cancelled):
             found = self._poll_message()
             if found is not _core.NOTHING:
                 message: ClaimedMessage[T] = ClaimedMessage(self, *found)
                 self._open[message.ring_id, message.sequence] = message
-                self._after_wait()
+                if waited:
+                    self._after_wait()
+                waited = False
                 yield message
-            elif not self._wait(None):
+            elif self._wait(None):
+                waited = True
+            else:
                 return
 
     def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "") -> bool:
         """Settle a message of this worker; False if it is no longer this worker's. `ClaimedMessage` calls it."""
-        done = True
         if how == REJECT:
             done = self._bury(
                 message.ring_id,
@@ -138,19 +140,12 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         group = document.consumer(self._group_id)
         if group is None or all(w.id != self._id for w in document.workers):
             raise ReclaimedError(f"worker {self.name!r} of group {self.group!r} was taken for dead")
-        entries = {r.id: r for r in document.rings_of(group)}
-        for id in self._sources - entries.keys():
-            self._drop_source(id)
-            self._session.rings.forget(id)
-            self._sources.discard(id)
-        for id in entries.keys() - self._sources:
-            try:
-                ring = self._session.rings.work(entries[id])
-            except FileNotFoundError:
-                continue  # removed since: it had nothing left
-            publisher = document.publisher(entries[id].publisher)
-            self._add_source(ring, publisher.name if publisher else "(gone)")
-            self._sources.add(id)
+
+        def add(ring: RingEntry, publisher: str) -> bool:
+            self._add_source(self._session.rings.work(ring), publisher)
+            return True
+
+        self._follow(document, document.rings_of(group), add)
 
     def _after_wait(self) -> None:
         """A woken worker that sees more work and parked siblings wakes one more."""
