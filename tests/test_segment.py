@@ -361,8 +361,9 @@ def test_lock_moves_on_to_the_new_file(file: str) -> None:
     thread = threading.Thread(target=waiter.acquire, args=(PATIENT, nobody))
     thread.start()
     eventually(lambda: waiter._file is not None, "the waiter has opened the old file")
-    _segment.unlink(file)
-    Segment.create(file, SIZE, fill).close()
+    # In one step: the lock of a file that is gone, were it for an instant, is an error.
+    Segment.create(f"{file}-new", SIZE, fill).close()
+    os.rename(f"/dev/shm/{file}-new", f"/dev/shm/{file}")
     holder.release()
     thread.join()
     assert not witness.try_acquire()
