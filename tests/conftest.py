@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ _COUNTER = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Stop at once where the tests would run against the uncompiled source tree."""
+    _take_signals()
     os.environ["PYTHONSAFEPATH"] = "1"
     if not any((_ROOT / "shmbus").glob("_core*.so")):  # an editable install compiles into the source tree
         sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
@@ -44,6 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     if config.option.verbose > 0:
         sys.stderr.write(f"testing {core.__file__}\n")
+
+
+def _take_signals() -> None:
+    """Children inherit what is ignored: by nohup, or by a shell that runs us in the background."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
