@@ -10,17 +10,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from bench.event import Tick
+    from .event import Tick
 
-Shape = Literal["one", "all", "shared"]
-"""Who gets an event: the only receiver, every receiver, or one of those that compete."""
+Shape = Literal["one", "all", "shared", "merge", "echo"]
+"""Who gets an event: the only receiver, every receiver, one of those that compete, the one receiver of many senders, or
+each of two processes what the other one sends."""
+
+Idle = Literal["adaptive", "park", "spin"]
+"""How a receiver waits: as the peer thinks best, asleep, or awake."""
 
 
 class BenchError(Exception):
     """A run that came to no result; the text says why."""
+
+
+class UnableError(BenchError):
+    """A plan that a peer cannot carry out by its nature; the text says why. `Peer.wire` raises it, and the peer is left
+    out of the workload.
+    """
 
 
 @dataclass(frozen=True)
@@ -31,16 +42,42 @@ class Plan:
     peer: str
     shape: Shape
     events: int
+    """Of all senders together."""
+    senders: int = 1
     receivers: int = 1
     batch: int = 1
     """Events a call."""
     rate: int = 0
     """Events a second; 0: as fast as it goes."""
+    size: int = 256
+    """Bytes of an event as msgpack."""
+    capacity: int = 1 << 20
+    """Bytes that a ring or queue holds, as near as the peer can say."""
+    idle: Idle = "adaptive"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a workload is made of, whoever carries it."""
+
+    shape: Shape
+    senders: int = 1
+    receivers: int = 1
+    batch: int = 1
+    size: int = 256
+    capacity: int = 1 << 20
+    paced: bool = False
+    """At a rate that is asked for; otherwise as fast as it goes."""
+    trial: int = 10_000
+    """Events of the run that measures how many a run takes."""
+    variants: bool = False
+    """Whether it matters how receivers wait."""
+    yardsticks: tuple[str, ...] = ("ceiling",)
 
 
 @dataclass(frozen=True)
 class Latency:
-    """One way, from the stamp before the send to the decoded event, in ns."""
+    """One way from the stamp before the send to the decoded event, or round trip, in ns."""
 
     p50: int
     p99: int
@@ -73,6 +110,8 @@ class Received:
     checksum: int = 0
     """Sum of the sequences, where events are shared."""
     lost: int = 0
+    samples: array[int] | None = None
+    """Latencies in ns; the harness makes `latency` of them when the clocks have stopped."""
     latency: Latency | None = None
 
 
@@ -110,11 +149,14 @@ class Peer(Protocol):
     """Whether what is sent is what is received: not so at the codec ceiling."""
 
     def wire(self, plan: Plan) -> AbstractContextManager[Any]:
-        """In the parent: what both ends need to find each other; it goes to the children as a process argument."""
+        """In the parent: what both ends need to find each other; it goes to the children as a process argument.
+
+        An echo is wired as two plans of shape "one", a way each.
+        """
         ...
 
-    def sender(self, plan: Plan, wiring: Any) -> AbstractContextManager[Sender]:
-        """In the sending process."""
+    def sender(self, plan: Plan, wiring: Any, index: int) -> AbstractContextManager[Sender]:
+        """In a sending process, after every receiver is ready."""
         ...
 
     def receiver(self, plan: Plan, wiring: Any, index: int) -> AbstractContextManager[Receiver]:
@@ -125,17 +167,28 @@ class Peer(Protocol):
 class Workload(Protocol):
     """A module of `workloads/`. Its title is its docstring's first line."""
 
-    SHAPE: Shape
-    RECEIVERS: int
-    BATCH: int
-    PACED: bool
-    CEILING: bool
-    """Whether the codec ceiling says anything about it."""
+    SETUP: Setup
 
-    def produce(self, plan: Plan, sender: Sender) -> None:
-        """In the sending process, between two looks at the clock."""
+
+class OneWay(Workload, Protocol):
+    """A workload of any shape but "echo"."""
+
+    def produce(self, plan: Plan, sender: Sender, index: int) -> None:
+        """In each sending process, between two looks at the clock."""
         ...
 
     def consume(self, plan: Plan, receiver: Receiver) -> Received:
         """In each receiving process. Raises SequenceError."""
+        ...
+
+
+class Echo(Workload, Protocol):
+    """A workload of shape "echo"."""
+
+    def ask(self, plan: Plan, sender: Sender, receiver: Receiver) -> Received:
+        """In the process that begins. Raises SequenceError."""
+        ...
+
+    def answer(self, plan: Plan, sender: Sender, receiver: Receiver) -> None:
+        """In the other one. Raises SequenceError."""
         ...

@@ -1,7 +1,7 @@
 """One run: one workload with one peer, every end in a process of its own.
 
 May touch: processes that it starts, and it ends them all. The clock runs from the first send to the last receive; a
-barrier holds the sender until every receiver is ready, and all until the sender is.
+barrier holds the senders until every receiver is ready, and all until the senders are.
 """
 
 from __future__ import annotations
@@ -9,19 +9,25 @@ from __future__ import annotations
 import multiprocessing
 import time
 import traceback
+from bisect import bisect_right
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from bench import peers, workloads
-from bench.contract import BenchError, Plan, Received, Sent
-from bench.event import checksum
+from . import peers, workloads
+from .contract import BenchError, Latency, Plan, Received, Sent
+from .event import checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from array import array
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.synchronize import Barrier
+
+    from .contract import Echo, OneWay, Peer, Receiver, Sender
 
 PATIENCE: Final = 300.0
 """Seconds after which a run has failed."""
@@ -33,7 +39,7 @@ _CONTEXT: Final = multiprocessing.get_context("spawn")
 class Outcome:
     """What the processes of one run measured."""
 
-    sent: Sent
+    sent: tuple[Sent, ...]
     received: tuple[Received, ...]
     connected: bool
 
@@ -44,33 +50,60 @@ class Outcome:
         Where the ends never meet, the time of the slowest end.
         """
         if not self.connected:
-            spans = [self.sent.last_ns - self.sent.first_ns, *(r.last_ns - r.first_ns for r in self.received)]
+            spans = [s.last_ns - s.first_ns for s in self.sent] + [r.last_ns - r.first_ns for r in self.received]
             return max(spans) / 1e9
-        return (max(end.last_ns for end in self.received) - self.sent.first_ns) / 1e9
+        return (max(end.last_ns for end in self.received) - min(end.first_ns for end in self.sent)) / 1e9
+
+
+@dataclass(frozen=True)
+class _Role:
+    """One end: which of the functions below it runs, and as which of those that run it."""
+
+    run: Callable[[Plan, Any, int, Barrier], Sent | Received]
+    index: int
 
 
 def run(plan: Plan, patience: float = PATIENCE) -> Outcome:
-    """Run a plan once. Raises BenchError with what a process said when it failed."""
+    """Run a plan once. Raises BenchError with what a process said when it failed, UnableError where the peer cannot."""
     peer = peers.load(plan.peer)
-    with peer.wire(plan) as wiring, ExitStack() as stack:
-        sent, *received = _reports(_start(plan, wiring, stack), time.monotonic() + patience)
-    outcome = Outcome(sent, tuple(received), peer.CONNECTED)
+    if plan.rate:
+        patience += plan.events / plan.rate
+    with _wire(peer, plan) as wiring, ExitStack() as stack:
+        reports = _reports(_start(plan, wiring, stack), time.monotonic() + patience)
+    sent = tuple(report for report in reports if isinstance(report, Sent))
+    received = tuple(report for report in reports if isinstance(report, Received))
+    outcome = Outcome(sent, received, peer.CONNECTED)
     _check(plan, outcome)
     return outcome
 
 
+@contextmanager
+def _wire(peer: Peer, plan: Plan) -> Iterator[Any]:
+    if plan.shape != "echo":
+        with peer.wire(plan) as wiring:
+            yield wiring
+        return
+    way = replace(plan, shape="one")
+    with peer.wire(way) as there, peer.wire(way) as back:
+        yield there, back
+
+
 def _start(plan: Plan, wiring: Any, stack: ExitStack) -> list[Connection]:
-    """Start the sender and all receivers; the stack ends them."""
-    barrier = _CONTEXT.Barrier(plan.receivers + 1)
-    ends: list[int | None] = [None, *range(plan.receivers)]
-    return [stack.enter_context(_process(plan, wiring, end, barrier)) for end in ends]
+    """Start all ends; the stack ends them."""
+    if plan.shape == "echo":
+        roles = [_Role(_ask, 0), _Role(_answer, 0)]
+    else:
+        roles = [_Role(_send, index) for index in range(plan.senders)]
+        roles += [_Role(_receive, index) for index in range(plan.receivers)]
+    barrier = _CONTEXT.Barrier(len(roles))
+    return [stack.enter_context(_process(plan, wiring, role, barrier)) for role in roles]
 
 
 @contextmanager
-def _process(plan: Plan, wiring: Any, index: int | None, barrier: Barrier) -> Iterator[Connection]:
+def _process(plan: Plan, wiring: Any, role: _Role, barrier: Barrier) -> Iterator[Connection]:
     """One end, and the pipe that its report comes from; killed at once when the run has failed."""
     pipe, its_pipe = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_child, args=(plan, wiring, index, barrier, its_pipe), daemon=True)
+    process = _CONTEXT.Process(target=_child, args=(plan, wiring, role, barrier, its_pipe), daemon=True)
     process.start()
     its_pipe.close()
     try:
@@ -119,29 +152,73 @@ def _check(plan: Plan, outcome: Outcome) -> None:
 # -- in the children
 
 
-def _child(plan: Plan, wiring: Any, index: int | None, barrier: Barrier, pipe: Connection) -> None:
+def _child(plan: Plan, wiring: Any, role: _Role, barrier: Barrier, pipe: Connection) -> None:
     try:
-        report: Any = _send(plan, wiring, barrier) if index is None else _receive(plan, wiring, index, barrier)
+        report: Any = role.run(plan, wiring, role.index, barrier)
     except Exception:
         report = traceback.format_exc()
     pipe.send(report)
 
 
-def _send(plan: Plan, wiring: Any, barrier: Barrier) -> Sent:
-    workload = workloads.load(plan.workload)
+def _send(plan: Plan, wiring: Any, index: int, barrier: Barrier) -> Sent:
+    workload = cast("OneWay", workloads.load(plan.workload))
     barrier.wait()  # until the receivers can be found
-    with peers.load(plan.peer).sender(plan, wiring) as sender:
+    with peers.load(plan.peer).sender(plan, wiring, index) as sender:
         barrier.wait()
         cpu, first = time.process_time(), time.monotonic_ns()
-        workload.produce(plan, sender)
+        workload.produce(plan, sender, index)
         return Sent(first, time.monotonic_ns(), time.process_time() - cpu)
 
 
 def _receive(plan: Plan, wiring: Any, index: int, barrier: Barrier) -> Received:
-    workload = workloads.load(plan.workload)
+    workload = cast("OneWay", workloads.load(plan.workload))
     with peers.load(plan.peer).receiver(plan, wiring, index) as receiver:
         barrier.wait()
-        barrier.wait()  # until the sender is ready too
+        barrier.wait()  # until the senders are ready too
         cpu, first = time.process_time(), time.monotonic_ns()
-        received = workload.consume(plan, receiver)
-        return replace(received, first_ns=first, cpu=time.process_time() - cpu)
+        return _finished(workload.consume(plan, receiver), first, cpu)
+
+
+def _ask(plan: Plan, wiring: tuple[Any, Any], index: int, barrier: Barrier) -> Received:
+    workload = cast("Echo", workloads.load(plan.workload))
+    there, back = wiring
+    with _both(plan, there, back, index, barrier) as (sender, receiver):
+        cpu, first = time.process_time(), time.monotonic_ns()
+        return _finished(workload.ask(plan, sender, receiver), first, cpu)
+
+
+def _answer(plan: Plan, wiring: tuple[Any, Any], index: int, barrier: Barrier) -> Sent:
+    workload = cast("Echo", workloads.load(plan.workload))
+    there, back = wiring
+    with _both(plan, back, there, index, barrier) as (sender, receiver):
+        cpu, first = time.process_time(), time.monotonic_ns()
+        workload.answer(plan, sender, receiver)
+        return Sent(first, time.monotonic_ns(), time.process_time() - cpu)
+
+
+@contextmanager
+def _both(plan: Plan, out: Any, back: Any, index: int, barrier: Barrier) -> Iterator[tuple[Sender, Receiver]]:
+    """The two ends of one process, once those of the other one are there too."""
+    peer, way = peers.load(plan.peer), replace(plan, shape="one")
+    with peer.receiver(way, back, index) as receiver:
+        barrier.wait()
+        with peer.sender(way, out, index) as sender:
+            barrier.wait()
+            yield sender, receiver
+
+
+def _finished(received: Received, first: int, cpu: float) -> Received:
+    cpu = time.process_time() - cpu  # before the latencies are sorted
+    latency = _latency(received.samples) if received.samples else None
+    return replace(received, first_ns=first, cpu=cpu, samples=None, latency=latency)
+
+
+def _latency(samples: array[int]) -> Latency:
+    """Percentiles; by the distinct values, of which there are far fewer than samples."""
+    ordered = sorted(Counter(samples).items())
+    reached = list(accumulate(times for _, times in ordered))
+
+    def at(share: float) -> int:
+        return ordered[bisect_right(reached, min(len(samples) - 1, int(len(samples) * share)))][0]
+
+    return Latency(at(0.5), at(0.99), at(0.999), ordered[-1][0])

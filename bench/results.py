@@ -5,27 +5,21 @@ Numbers are plain: events, seconds, ns. Whoever plots or compares reads nothing 
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-import subprocess
-import sys
 from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import psutil
 
-from bench import peers
-from bench.contract import Latency
+from .contract import BenchError, Latency
+from .machine import Machine, machine, python, revision, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
-    from bench.contract import Plan
-    from bench.processes import Outcome
+    from .contract import Plan
+    from .processes import Outcome
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,8 +28,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     seconds: float
     sender_cpu: float
+    """CPU seconds, of all senders together."""
     receiver_cpu: float
-    """CPU seconds, of all receivers together."""
     lost: int
     latency: Latency | None
 
@@ -66,6 +60,8 @@ class PeerResult(msgspec.Struct, kw_only=True):
 
     runs: list[Run] = []
     failures: list[str] = []
+    notes: list[str] = []
+    """Why there are no runs, or no more of them, although nothing failed."""
     median: Median | None = None
 
 
@@ -76,22 +72,39 @@ class WorkloadResult(msgspec.Struct, frozen=True, kw_only=True):
     peers: dict[str, PeerResult]
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Where it ran."""
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """One place on a curve."""
 
-    cpu: str
-    cpus: int
-    usable_cpus: int
-    memory: int
-    """Bytes."""
-    kernel: str
-    architecture: str
-    load: tuple[float, float, float]
-    """Load averages when the suite began."""
+    at: int
+    ns: float
+    """Median, per event."""
+    ns_least: float
+
+
+class Growth(msgspec.Struct, frozen=True, kw_only=True):
+    """How costs of shmbus grow with one thing."""
+
+    axis: str
+    unit: str
+    """Of the axis: "" or "bytes"."""
+    curves: dict[str, list[Point]]
+
+
+class Idle(msgspec.Struct, frozen=True, kw_only=True):
+    """What processes cost that wait for events."""
+
+    processes: int
+    seconds: float
+    """How long it was looked at."""
+    cpu: float
+    """CPU seconds a second, of all of them together."""
+    supervisor_cpu: float
+    pss: float
+    """Bytes a process, shared memory divided among those that share it."""
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of the suite."""
+    """One run of the suite, or several of the same kind."""
 
     taken: str
     """UTC, ISO 8601."""
@@ -99,19 +112,22 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     versions: dict[str, str]
     revision: str | None
-    """Git revision of the clone, with "+" for uncommitted changes; None where there is no clone."""
     options: dict[str, object]
     workloads: dict[str, WorkloadResult]
+    growth: list[Growth] = []
+    idle: list[Idle] = []
+    failures: dict[str, str] = {}
+    """Of the workloads that no peer takes part in."""
 
 
 def empty(peer_names: Iterable[str], options: dict[str, object]) -> Results:
     """Results to be filled in, with all that is known before the first run."""
     return Results(
         taken=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=_machine(),
-        python=f"{platform.python_implementation()} {platform.python_version()}",
-        versions=_versions(peer_names),
-        revision=_revision(),
+        machine=machine(),
+        python=python(),
+        versions=versions(peer_names),
+        revision=revision(),
         options=options,
         workloads={},
     )
@@ -122,7 +138,7 @@ def run_of(plan: Plan, outcome: Outcome) -> Run:
     return Run(
         events=plan.events,
         seconds=outcome.seconds,
-        sender_cpu=outcome.sent.cpu,
+        sender_cpu=sum(s.cpu for s in outcome.sent),
         receiver_cpu=sum(r.cpu for r in outcome.received),
         lost=sum(r.lost for r in outcome.received),
         latency=outcome.received[0].latency,
@@ -147,8 +163,43 @@ def median_of(runs: list[Run]) -> Median | None:
 
 
 def save(results: Results, path: Path) -> None:
-    """Write the JSON."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+    """Write the JSON, in one step."""
+    draft = path.with_name(path.name + ".new")
+    draft.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+    draft.replace(path)
+
+
+def load(path: Path) -> Results:
+    """Read the JSON. Raises BenchError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Results)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BenchError(f"no results in {path}: {error}") from error
+
+
+def joined(before: Results, now: Results) -> Results:
+    """Results of two runs of the suite, those of `now` where both have them.
+
+    Raises BenchError where they cannot be compared: another machine, version, revision or option.
+    """
+    pairs = {
+        "machine": (_lasting(before.machine), _lasting(now.machine)),
+        "python": (before.python, now.python),
+        "revision": (before.revision, now.revision),
+        "options": (before.options, now.options),
+        **{name: (old, now.versions.get(name, old)) for name, old in before.versions.items()},
+    }
+    different = [f"{name}: {old} then, {new} now" for name, (old, new) in pairs.items() if old != new]
+    if different:
+        raise BenchError(f"these results are of another kind: {'; '.join(different)}")
+    return msgspec.structs.replace(
+        before,
+        versions=dict(sorted({**before.versions, **now.versions}.items())),
+        workloads={**before.workloads, **now.workloads},
+        growth=now.growth or before.growth,
+        idle=now.idle or before.idle,
+        failures={**before.failures, **now.failures},
+    )
 
 
 def _median_latency(all: list[Latency]) -> Latency | None:
@@ -158,45 +209,6 @@ def _median_latency(all: list[Latency]) -> Latency | None:
     return Latency(*(int(statistics.median(getattr(one, field) for one in all)) for field in fields))
 
 
-def _machine() -> Machine:
-    return Machine(
-        cpu=_cpu(),
-        cpus=os.cpu_count() or 1,
-        usable_cpus=len(os.sched_getaffinity(0)),
-        memory=psutil.virtual_memory().total,
-        kernel=platform.release(),
-        architecture=platform.machine(),
-        load=os.getloadavg(),
-    )
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _versions(peer_names: Iterable[str]) -> dict[str, str]:
-    wanted = {"msgspec", "shmbus", *(peers.load(name).DISTRIBUTION for name in peer_names)}
-    return {name: _version(name) for name in sorted(filter(None, wanted))}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:  # built in place: only the module knows
-        return str(getattr(sys.modules.get(distribution), "__version__", "unknown"))
-
-
-def _revision() -> str | None:
-    def git(*arguments: str) -> str:
-        folder = Path(__file__).resolve().parent
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def _lasting(machine: Machine) -> Machine:
+    """What is the same as long as it is the same machine."""
+    return msgspec.structs.replace(machine, load=(0.0, 0.0, 0.0))

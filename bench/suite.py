@@ -1,7 +1,9 @@
 """The suite: every workload with every peer, interleaved, repeated, and the middle of it.
 
 Whatever else the machine does falls upon all peers alike: within a workload they take turns, and each round begins with
-another one. A short run first says how many events each peer needs for a run of about the same length.
+another one. Short runs first say how many events each peer needs for a run of about the same length.
+
+Must stay true: what failed, fell behind or was left out is in the results, with the reason.
 """
 
 from __future__ import annotations
@@ -9,16 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from bench import peers, processes, results, workloads
-from bench.contract import BenchError, Plan
-from bench.results import PeerResult, WorkloadResult
+from . import peers, processes, results, workloads
+from .contract import BenchError, Plan, UnableError
+from .results import PeerResult, WorkloadResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_TRIAL: Final = 10_000  # events of the run that measures how many a run takes
-_LEAST: Final = 5_000
 _MOST: Final = 5_000_000
+_TELLING: Final = 0.1  # of the length of a run: a shorter trial says little
+_BEHIND: Final = 1.5  # times as long as the pace has it: there is no point in further runs
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Options:
     rate: int
     """Events a second, and for how many seconds, of a paced one."""
     paced_seconds: float
+    rounds: int
+    """Of what shmbus is measured with alone; a round is short."""
+    idlers: int
+    """Processes that wait, and for how long they are looked at."""
+    idle_seconds: float
     events: int | None = None
     """Events of every run, whatever time they take."""
 
@@ -48,21 +55,25 @@ def installed(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return here, missing
 
 
+def usual(workload: str, names: Sequence[str]) -> list[str]:
+    """Of some peers those that a workload is run with unless others are asked for."""
+    variants = workloads.load(workload).SETUP.variants
+    return [name for name in names if variants or not peers.is_variant(name)]
+
+
 def measure(
     workload: str, peer_names: Sequence[str], options: Options, progress: Callable[[str], None]
 ) -> WorkloadResult:
     """One workload with every peer that can do it."""
     plans = {name: plan for name in peer_names if (plan := plan_of(workload, name, options))}
     found = {name: PeerResult() for name in plans}
-    if options.events is None and not workloads.load(workload).PACED:
+    if options.events is None and not workloads.load(workload).SETUP.paced:
         for name, plan in plans.items():
             progress(f"{workload} {name}: how many events")
-            trial = _try(plan, found[name])
-            if trial:
-                plans[name] = replace(plan, events=_events(plan, trial, options.seconds))
+            plans[name] = _of_length(plan, options.seconds, found[name])
     for round in range(options.repeats):
         for name in _rotated(list(plans), round):
-            if not found[name].failures:
+            if not (found[name].failures or found[name].notes):
                 progress(f"{workload} {name}: run {round + 1} of {options.repeats}")
                 run = _try(plans[name], found[name])
                 found[name].runs.extend([run] if run else [])
@@ -73,36 +84,61 @@ def measure(
 
 def plan_of(workload: str, peer: str, options: Options) -> Plan | None:
     """The plan of a workload with a peer; None where they have nothing to say to each other."""
-    module = workloads.load(workload)
-    if module.SHAPE not in peers.load(peer).SHAPES or (peer == "ceiling" and not module.CEILING):
+    setup = workloads.load(workload).SETUP
+    yardstick = peer in peers.YARDSTICKS
+    if setup.shape not in _shapes(peer) or (yardstick and peer not in setup.yardsticks):
         return None
-    events = options.events or (int(options.rate * options.paced_seconds) if module.PACED else _TRIAL)
+    events = options.events or (int(options.rate * options.paced_seconds) if setup.paced else setup.trial)
     return Plan(
         workload=workload,
         peer=peer,
-        shape=module.SHAPE,
-        events=_whole(events, module.BATCH),
-        receivers=module.RECEIVERS,
-        batch=module.BATCH,
-        rate=options.rate if module.PACED else 0,
+        shape=setup.shape,
+        events=_whole(events, setup.batch * setup.senders),
+        senders=setup.senders,
+        receivers=setup.receivers,
+        batch=setup.batch,
+        rate=options.rate if setup.paced else 0,
+        size=setup.size,
+        capacity=setup.capacity,
+        idle=peers.MODULES[peer][1],
     )
+
+
+def _shapes(peer: str) -> frozenset[str]:
+    """What a peer can carry; an echo is two ways of "one"."""
+    shapes = peers.load(peer).SHAPES
+    return shapes | {"echo"} if "one" in shapes and peer not in peers.YARDSTICKS else shapes
 
 
 def _try(plan: Plan, result: PeerResult) -> results.Run | None:
     try:
-        return results.run_of(plan, processes.run(plan))
+        run = results.run_of(plan, processes.run(plan))
+    except UnableError as error:
+        result.notes.append(f"left out: {error}")
+        return None
     except BenchError as error:
         result.failures.append(str(error))
         return None
+    if plan.rate and run.seconds > _BEHIND * plan.events / plan.rate:
+        rate = run.events / run.seconds
+        result.notes.append(f"could not keep the pace, so this was its last run: {rate:,.0f} of {plan.rate:,} events/s")
+    return run
 
 
-def _events(plan: Plan, trial: results.Run, seconds: float) -> int:
-    wanted = int(plan.events * seconds / trial.seconds)
-    return _whole(min(max(wanted, _LEAST), _MOST), plan.batch)
+def _of_length(plan: Plan, seconds: float, result: PeerResult) -> Plan:
+    """The plan with as many events as a run of this length takes, found by trials."""
+    step = plan.batch * plan.senders
+    while trial := _try(plan, result):
+        wanted = _whole(min(max(int(plan.events * seconds / trial.seconds), plan.events), _MOST), step)
+        telling = trial.seconds >= _TELLING * seconds or plan.events * 10 > _MOST
+        plan = replace(plan, events=wanted if telling else plan.events * 10)
+        if telling:
+            break
+    return plan
 
 
-def _whole(events: int, batch: int) -> int:
-    return max(1, events // batch) * batch
+def _whole(events: int, step: int) -> int:
+    return max(1, events // step) * step
 
 
 def _rotated(names: list[str], by: int) -> list[str]:

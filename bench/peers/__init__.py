@@ -1,6 +1,7 @@
 """The peers: one adapter each.
 
-Every one encodes and decodes with `bench.event`, and uses its own API at its quickest.
+Every one encodes and decodes with `event`, and uses its own API at its quickest. A yardstick is no peer: it carries
+nothing, and says what a figure is to be measured by.
 """
 
 from __future__ import annotations
@@ -9,17 +10,42 @@ import importlib
 from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
-    from bench.contract import Peer
+    from ..contract import Idle, Peer
 
-MODULES: Final = {
-    "shmbus": "bench.peers.fabric",
-    "mp.Queue": "bench.peers.mp_queue",
-    "pyzmq": "bench.peers.push_pull",
-    "ceiling": "bench.peers.ceiling",
+MODULES: Final[dict[str, tuple[str, Idle]]] = {
+    "shmbus": ("fabric", "adaptive"),
+    "shmbus park": ("fabric", "park"),
+    "shmbus spin": ("fabric", "spin"),
+    "mp.Queue": ("mp_queue", "park"),
+    "mp.Pipe": ("pipe", "park"),
+    "pyzmq": ("push_pull", "park"),
+    "pyzmq pub": ("publish_subscribe", "park"),
+    "faster-fifo": ("fifo", "park"),
+    "cloudtoid": ("cloud_queue", "park"),
+    "subetha spin": ("slot_ring", "spin"),
+    "subetha park": ("slot_ring", "park"),
+    "kickmsg": ("kick", "park"),
+    "mmbus": ("map_bus", "park"),
+    "iceoryx2 spin": ("samples", "spin"),
+    "iceoryx2 park": ("samples", "park"),
+    "redis": ("streams", "park"),
+    "ceiling": ("ceiling", "spin"),
+    "spin loop": ("spin_loop", "spin"),
+    "semaphores": ("semaphores", "park"),
 }
-"""By the name that the results carry; the modules are not named after what they import."""
+"""By the name that the results carry: an adapter, and how its receivers wait. The modules are not named after what they
+import."""
+
+YARDSTICKS: Final = frozenset({"ceiling", "spin loop", "semaphores"})
+"""Measured only where a workload names them."""
 
 
 def load(name: str) -> Peer:
     """The adapter of a peer. Raises ImportError where it is not installed."""
-    return cast("Peer", importlib.import_module(MODULES[name]))
+    return cast("Peer", importlib.import_module(f".{MODULES[name][0]}", __package__))
+
+
+def is_variant(name: str) -> bool:
+    """Whether an adapter stands under an earlier name too, with another way to wait."""
+    module = MODULES[name][0]
+    return next(first for first, (its, _) in MODULES.items() if its == module) != name

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Final
 
 import shmbus
 import shmbus.inspect
-from bench.contract import BenchError
-from bench.event import Tick
+
+from ..contract import BenchError
+from ..event import Tick
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from bench.contract import Plan, Shape
+    from ..contract import Plan, Shape
 
 DISTRIBUTION: Final = "shmbus"
-SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "shared"})
+SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "shared", "merge", "echo"})
 CONNECTED: Final = True
 
-_TOPIC: Final = shmbus.Topic("ticks", Tick)
 _GROUP: Final = "workers"
 _SUPERVISOR_SECONDS: Final = 10.0
 _numbers = count(1)
@@ -71,9 +71,9 @@ class _Receiver:
 
 
 @contextmanager
-def sender(plan: Plan, wiring: str) -> Iterator[_Sender]:
+def sender(plan: Plan, wiring: str, index: int) -> Iterator[_Sender]:
     """A publisher."""
-    with shmbus.Bus(wiring) as bus, bus.publisher(_TOPIC) as publisher:
+    with _bus(plan, wiring) as bus, bus.publisher(_topic(plan)) as publisher:
         _await_supervisor(bus)
         yield _Sender(publisher)
 
@@ -81,14 +81,22 @@ def sender(plan: Plan, wiring: str) -> Iterator[_Sender]:
 @contextmanager
 def receiver(plan: Plan, wiring: str, index: int) -> Iterator[_Receiver]:
     """A subscriber, or a worker where events are shared."""
-    with shmbus.Bus(wiring) as bus:
+    with _bus(plan, wiring) as bus:
         if plan.shape != "shared":
-            with bus.subscriber(_TOPIC) as subscriber:
+            with bus.subscriber(_topic(plan)) as subscriber:
                 yield _Receiver(subscriber)
             return
-        with bus.worker(_TOPIC, group=_GROUP) as worker:
+        with bus.worker(_topic(plan), group=_GROUP) as worker:
             yield _Receiver(worker)
             worker.ack()  # the last one, after which it did not ask for another
+
+
+def _bus(plan: Plan, name: str) -> shmbus.Bus:
+    return shmbus.Bus(name, idle=plan.idle)
+
+
+def _topic(plan: Plan) -> shmbus.Topic[Tick]:
+    return shmbus.Topic("ticks", Tick, capacity=plan.capacity)
 
 
 def _await_supervisor(bus: shmbus.Bus) -> None:

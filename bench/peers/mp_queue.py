@@ -1,6 +1,6 @@
 """multiprocessing.Queue: gets the encoded bytes and pickles them itself; a batch is one msgpack array.
 
-To every receiver its own queue where all see all; they share one where they compete.
+To every receiver its own queue where all see all; one for everybody elsewhere.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import multiprocessing
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from bench.event import decode, decode_many, encode
+from ..event import decode, decode_many, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from multiprocessing.queues import Queue
 
-    from bench.contract import Plan, Shape
-    from bench.event import Tick
+    from ..contract import Plan, Shape
+    from ..event import Tick
 
 DISTRIBUTION: Final = None
-SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "shared"})
+SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "shared", "merge", "echo"})
 CONNECTED: Final = True
 
 
@@ -27,7 +27,8 @@ CONNECTED: Final = True
 def wire(plan: Plan) -> Iterator[list[Queue[bytes]]]:
     """The queues."""
     context = multiprocessing.get_context("spawn")
-    queues: list[Queue[bytes]] = [context.Queue() for _ in range(plan.receivers if plan.shape == "all" else 1)]
+    most = max(1, plan.capacity // (plan.size * plan.batch))
+    queues: list[Queue[bytes]] = [context.Queue(most) for _ in range(plan.receivers if plan.shape == "all" else 1)]
     try:
         yield queues
     finally:
@@ -74,7 +75,7 @@ class _Receiver:
 
 
 @contextmanager
-def sender(plan: Plan, wiring: list[Queue[bytes]]) -> Iterator[_Sender]:
+def sender(plan: Plan, wiring: list[Queue[bytes]], index: int) -> Iterator[_Sender]:
     """Puts into every queue."""
     yield _Sender(wiring)
 

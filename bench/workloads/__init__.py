@@ -1,4 +1,7 @@
-"""The workloads: one file each, which says what the sending process and each receiving process do."""
+"""The workloads: one file each, which says what the sending process and each receiving process do.
+
+Those in ALONE are about shmbus by itself: they measure and judge in their own way, and no peer takes part.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,42 @@ import importlib
 from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
-    from bench.contract import Workload
+    from types import ModuleType
+
+    from ..contract import Workload
 
 MODULES: Final = {
-    "w1": "bench.workloads.one_to_one",
-    "w1b": "bench.workloads.batch",
-    "w2": "bench.workloads.paced",
-    "w3": "bench.workloads.fan_out",
-    "w5": "bench.workloads.workers",
+    "w1": "one_to_one",
+    "w1b": "batch",
+    "w2": "paced",
+    "w3": "fan_out",
+    "w4": "fan_in",
+    "w5": "workers",
+    "w6": "large",
+    "w7": "ping_pong",
 }
 """By the name that the results carry."""
 
+ALONE: Final = {
+    "w8": "growth",
+    "idle": "idle",
+}
+
 
 def load(name: str) -> Workload:
-    """A workload."""
-    return cast("Workload", importlib.import_module(MODULES[name]))
+    """A workload of MODULES."""
+    return cast("Workload", _module(name))
 
 
 def title(name: str) -> str:
     """What a workload is, in a line."""
-    text = importlib.import_module(MODULES[name]).__doc__ or ""
-    return text.partition("\n")[0].rstrip(".")
+    return (_module(name).__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def alone(name: str) -> ModuleType:
+    """A workload of ALONE."""
+    return _module(name)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f".{(MODULES | ALONE)[name]}", __package__)

@@ -6,20 +6,16 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from bench.contract import Received
-from bench.event import batches, verify
+from ..contract import Received, Setup
+from ..event import batches, verify
 
 if TYPE_CHECKING:
-    from bench.contract import Plan, Receiver, Sender, Shape
+    from ..contract import Plan, Receiver, Sender
 
-SHAPE: Final[Shape] = "one"
-RECEIVERS: Final = 1
-BATCH: Final = 64
-PACED: Final = False
-CEILING: Final = True
+SETUP: Final = Setup("one", batch=64)
 
 
-def produce(plan: Plan, sender: Sender) -> None:
+def produce(plan: Plan, sender: Sender, index: int) -> None:
     """Send every event, in whole batches."""
     sender.send_batches(batches(plan.events, plan.batch))
 

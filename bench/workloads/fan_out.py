@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from bench.workloads.one_to_one import consume, produce
+from ..contract import Setup
+from .one_to_one import consume, produce
 
-if TYPE_CHECKING:
-    from bench.contract import Shape
+__all__ = ["SETUP", "consume", "produce"]
 
-__all__ = ["BATCH", "CEILING", "PACED", "RECEIVERS", "SHAPE", "consume", "produce"]
-
-SHAPE: Final[Shape] = "all"
-RECEIVERS: Final = 4
-BATCH: Final = 1
-PACED: Final = False
-CEILING: Final = True
+SETUP: Final = Setup("all", receivers=4)

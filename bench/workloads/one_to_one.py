@@ -5,22 +5,18 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from bench.contract import Received
-from bench.event import ticks, verify
+from ..contract import Received, Setup
+from ..event import ticks, verify
 
 if TYPE_CHECKING:
-    from bench.contract import Plan, Receiver, Sender, Shape
+    from ..contract import Plan, Receiver, Sender
 
-SHAPE: Final[Shape] = "one"
-RECEIVERS: Final = 1
-BATCH: Final = 1
-PACED: Final = False
-CEILING: Final = True
+SETUP: Final = Setup("one")
 
 
-def produce(plan: Plan, sender: Sender) -> None:
+def produce(plan: Plan, sender: Sender, index: int) -> None:
     """Send every event."""
-    sender.send(ticks(plan.events))
+    sender.send(ticks(plan.events, plan.size))
 
 
 def consume(plan: Plan, receiver: Receiver) -> Received:

@@ -10,22 +10,18 @@ from array import array
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Final
 
-from bench.contract import Latency, Received
-from bench.event import LAP, SEQUENCES, paced
+from ..contract import Received, Setup
+from ..event import LAP, SEQUENCES, paced
 
 if TYPE_CHECKING:
-    from bench.contract import Plan, Receiver, Sender, Shape
+    from ..contract import Plan, Receiver, Sender
 
-SHAPE: Final[Shape] = "one"
-RECEIVERS: Final = 1
-BATCH: Final = 1
-PACED: Final = True
-CEILING: Final = False
+SETUP: Final = Setup("one", paced=True, variants=True, yardsticks=("spin loop",))
 
 
-def produce(plan: Plan, sender: Sender) -> None:
+def produce(plan: Plan, sender: Sender, index: int) -> None:
     """Send every event when it is due."""
-    sender.send(paced(plan.events, plan.rate))
+    sender.send(paced(plan.events, plan.rate, plan.size))
 
 
 def consume(plan: Plan, receiver: Receiver) -> Received:
@@ -41,13 +37,4 @@ def consume(plan: Plan, receiver: Receiver) -> Received:
         if gap:
             lost += gap
             next(islice(sequences, gap - 1, gap), None)
-    return Received(len(taken), now(), lost=lost, latency=_latency(taken))
-
-
-def _latency(taken: array[int]) -> Latency:
-    ordered = sorted(taken)
-
-    def at(share: float) -> int:
-        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
-
-    return Latency(at(0.5), at(0.99), at(0.999), ordered[-1])
+    return Received(len(taken), now(), lost=lost, samples=taken)

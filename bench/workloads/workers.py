@@ -6,22 +6,18 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from bench.contract import Received
-from bench.event import STOP, stops, ticks
+from ..contract import Received, Setup
+from ..event import STOP, stops, ticks
 
 if TYPE_CHECKING:
-    from bench.contract import Plan, Receiver, Sender, Shape
+    from ..contract import Plan, Receiver, Sender
 
-SHAPE: Final[Shape] = "shared"
-RECEIVERS: Final = 4
-BATCH: Final = 1
-PACED: Final = False
-CEILING: Final = True
+SETUP: Final = Setup("shared", receivers=4)
 
 
-def produce(plan: Plan, sender: Sender) -> None:
+def produce(plan: Plan, sender: Sender, index: int) -> None:
     """Send every event, then an end for each worker."""
-    sender.send(chain(ticks(plan.events), stops(plan.receivers)))
+    sender.send(chain(ticks(plan.events, plan.size), stops(plan.receivers)))
 
 
 def consume(plan: Plan, receiver: Receiver) -> Received:
