@@ -22,6 +22,7 @@ from shmbus.errors import CorruptSegmentError
 from shmbus.stats import (
     BusStats,
     ConsumerStats,
+    Latency,
     Loss,
     ParticipantStats,
     PublisherStats,
@@ -205,10 +206,15 @@ class _Look:
             lag_ns=max((s.lag_ns for s in sources), default=0),
             claimed=sum(w.held for w in workers),
             blocks=tuple(sorted(self.blocks[consumer.id])),
+            latency=self.latency(consumer),
             workers=workers,
             publishers=tuple(sources),
             **sums,
         )
+
+    def latency(self, consumer: ConsumerEntry) -> Latency | None:
+        terms = _core.latency_terms(self.registry.map, consumer.line)
+        return None if terms is None else Latency(**terms)
 
     def sources(self, consumer: ConsumerEntry) -> Iterable[RingEntry]:
         """The rings that have books of this consumer."""

@@ -1,6 +1,6 @@
 """Membership: what the document and the rings go through when somebody joins. Always under the bus lock.
 
-May touch: the registry document, ring segments, the cursor slots of rings.
+May touch: the registry document, ring segments, the cursor slots of rings, the latency lines of who joins.
 
 Must stay true:
 - A ring is born with a cursor for every subscriber that exists, and a work ring for every group; a subscriber or group
@@ -11,6 +11,7 @@ Must stay true:
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from shmbus import _core, _departures, _schema
@@ -165,6 +166,7 @@ def open_subscriber(
     joined = [rings.broadcast(r) for r in document.rings_of(consumer) if r.state == "active" or start == "oldest"]
     change.commit()
     reach("subscriber.joining")
+    _begin_latency(change, consumer, time.time_ns() if start == "oldest" else 0)
     line = _core.TOPIC_LINES + topic.index * _core.LINE
     for word in (_core.TOPIC_PARKED, _core.TOPIC_AWAITING):
         _core.fetch_and(change.registry.map, line + word, ~(1 << slot) & (2**64 - 1))
@@ -195,6 +197,14 @@ def _new_consumer(
     return consumer
 
 
+def _begin_latency(change: Change, consumer: ConsumerEntry, since_ns: int) -> None:
+    """Empty a consumer's latency line. What was published before `since_ns` will not be sampled: it is history."""
+    at = _core.LATENCY_LINES + consumer.line * _core.LATENCY_BYTES
+    memory = change.registry.map
+    memory[at : at + _core.LATENCY_BYTES] = bytes(_core.LATENCY_BYTES)
+    _core.store(memory, at + _core.LATENCY_SINCE, since_ns)
+
+
 def open_group(change: Change, rings: Rings, topic: TopicEntry, name: str) -> ConsumerEntry:
     """The group of that name, created if need be with a work ring for every live publisher."""
     document = change.document
@@ -205,6 +215,7 @@ def open_group(change: Change, rings: Rings, topic: TopicEntry, name: str) -> Co
     slot = _lowest_free((g.slot for g in groups), _core.MAX_GROUPS, "groups")
     group = _new_consumer(document, topic, "group", name, slot)
     group.state = "active"
+    _begin_latency(change, group, 0)
     active = {p.id: p for p in document.publishers if p.topic == topic.index and p.state == "active"}
     capacities = {r.publisher: r.capacity for r in document.rings if r.group == 0}
     entries = [_new_ring(document, p, group.id, capacities.get(p.id, topic.capacity)) for p in active.values()]

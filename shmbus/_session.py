@@ -23,7 +23,7 @@ from shmbus._waker import Posts
 from shmbus.errors import ClosedError, ForkedError, LockTimeoutError, ReclaimedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from shmbus._document import Document
     from shmbus._registry import Change
@@ -147,8 +147,7 @@ class Session:
             bit = parked & -parked
             parked ^= bit
             if _core.fetch_and(self.map, line + _core.TOPIC_PARKED, _ALL ^ bit) & bit:
-                awaiting = _core.load(self.map, line + _core.TOPIC_AWAITING) & bit
-                self._post(f"{self.prefix}sub-{topic}-{bit.bit_length() - 1}", awaiting != 0)
+                self.post_subscriber(topic, bit.bit_length() - 1)
 
     def wake_workers(self, group: int, count: int) -> int:
         """Post up to `count` parked workers of a group line; returns how many."""
@@ -162,18 +161,26 @@ class Session:
                 parked ^= bit
                 if not _core.fetch_and(self.map, at, _ALL ^ bit) & bit:
                     continue  # another publisher was faster: try the next worker
-                awaiting = _core.load(self.map, line + _core.GROUP_AWAITING + index * 8) & bit
-                self._post(f"{self.prefix}work-{group}-{index * 64 + bit.bit_length() - 1}", awaiting != 0)
+                self.post_worker(group, index * 64 + bit.bit_length() - 1)
                 woken += 1
         return woken
 
-    def wake_publisher(self, ring_id: int) -> None:
-        """Post the publisher of a ring, whose waiting flag the caller has cleared."""
+    def post_subscriber(self, topic: int, slot: int) -> Callable[[], object] | None:
+        """Post a subscriber whose parked bit the caller has cleared; returns what posts its semaphore again, if any."""
+        awaiting = _core.load(self.map, _core.TOPIC_LINES + topic * _core.LINE + _core.TOPIC_AWAITING)
+        return self._post(f"{self.prefix}sub-{topic}-{slot}", awaiting >> slot & 1 != 0)
+
+    def post_worker(self, group: int, slot: int) -> Callable[[], object] | None:
+        """The same for a worker of a group line."""
+        at = _core.GROUP_LINES + group * _core.LINE + _core.GROUP_AWAITING + slot // 64 * 8
+        return self._post(f"{self.prefix}work-{group}-{slot}", _core.load(self.map, at) >> slot % 64 & 1 != 0)
+
+    def wake_publisher(self, ring_id: int) -> Callable[[], object] | None:
+        """Post the publisher of a ring, whose waiting flag the caller has cleared; returns what posts it again."""
         document = self.registry.read()
         ring = document.ring(ring_id)
         publisher = document.publisher(ring.publisher) if ring else None
-        if publisher is not None:
-            self.posts.post(f"{self.prefix}pub-{publisher.slot}")
+        return None if publisher is None else self.posts.post(f"{self.prefix}pub-{publisher.slot}")
 
     def wake_everybody(self, document: Document) -> None:
         """After a death: whoever it had woken, or should have, looks again."""
@@ -186,11 +193,11 @@ class Session:
             if publisher.state == "active":
                 self.posts.post(f"{self.prefix}pub-{publisher.slot}")
 
-    def _post(self, channel: str, awaiting: bool) -> None:
-        if awaiting:
-            self.posts.post_fifo(channel)
-        else:
-            self.posts.post(channel)
+    def _post(self, channel: str, awaiting: bool) -> Callable[[], object] | None:
+        if not awaiting:
+            return self.posts.post(channel)
+        self.posts.post_fifo(channel)
+        return None
 
     # -- care
 

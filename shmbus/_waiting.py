@@ -14,7 +14,7 @@ import asyncio
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar, cast
 
 from shmbus import _core
 from shmbus._session import BOUND, Session
@@ -30,13 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 IDLE_MODES: Final = ("adaptive", "park", "spin")
-SPIN_NS: Final = 20_000
-"""A wake-up through the kernel costs about this much on both sides: spinning for longer than that never pays back."""
-SPIN_ALWAYS_NS: Final = 200_000
-"""For `idle="spin"`: a turn without the interpreter's lock; between two of them signals are handled."""
 FAIR: Final = 64
 """Events that `async for` takes in a row before the other tasks of the loop have their turn."""
-_PATIENCE: Final = 8  # spins in vain before an adaptive handle stops spinning, until an event comes quickly again
 _ALL: Final = 2**64 - 1
 
 
@@ -51,14 +46,10 @@ class Parking:
         self._bit: Final = 1 << slot % 64
         self.sleeper: Final = Sleeper(session.prefix + channel)
 
-    def park(self, ready: Callable[[], bool], seconds: float) -> bool:
-        """Sleep until woken, but at most `seconds`; True if there may be something."""
+    def bind(self, core: Core, idle: str) -> None:
+        """Have a handle sleep here; `_core` does it."""
         self.sleeper.drain()
-        _core.fetch_or(self._map, self._parked, self._bit)
-        try:
-            return ready() or self.sleeper.sleep(seconds)
-        finally:
-            _core.fetch_and(self._map, self._parked, _ALL ^ self._bit)
+        core._bind(self.sleeper.memory, self._parked, self._bit, idle)
 
     async def apark(self, ready: Callable[[], bool], seconds: float) -> bool:
         """The same in an event loop, on the channel's FIFO."""
@@ -109,12 +100,11 @@ class Core(Protocol):
     @property
     def topic(self) -> Topic[Any]: ...
 
-    _spin_ns: int
-
+    def _bind(self, semaphore: Any, offset: int, bit: int, idle: str, /) -> None: ...
     def _poll(self) -> Any: ...
-    def _take(self, maximum: int, /) -> list[Any]: ...
-    def _poll_message(self) -> Any: ...
+    def _take(self, maximum: int, timeout: float | None, /) -> list[Any]: ...
     def _ready(self) -> bool: ...
+    def _pass_on(self) -> None: ...
     def _cancel(self) -> None: ...
     def _drop_source(self, ring_id: int, /) -> None: ...
 
@@ -124,9 +114,7 @@ class Receiver(Generic[T]):
 
     _session: Session
     _parking: Parking
-    _idle: str
     _sources: set[int]
-    _vain = 0
     _run = 0
 
     def receive_many(self, maximum: int, timeout: float | None = None) -> list[T]:
@@ -136,32 +124,18 @@ class Receiver(Generic[T]):
         """
         if maximum < 1:
             raise ConfigError(f"receive_many takes at least one event: maximum={maximum}")
-        core = self._as_core()
-        deadline = _deadline(timeout)
-        waited = False
-        while True:
-            events: list[T] = core._take(maximum)
-            if events:
-                if waited:
-                    self._after_wait()
-                return events
-            waited = True
-            self._wait_or_raise(deadline)
+        return self._as_core()._take(maximum, timeout)
 
     async def areceive(self, timeout: float | None = None) -> T:
         """`receive` without blocking the event loop."""
-        deadline = _deadline(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
         core = self._as_core()
-        waited = False
         while True:
             event = core._poll()
             if event is not _core.NOTHING:
-                if waited:
-                    self._after_wait()
                 return cast("T", event)
-            waited = True
             if not await self._await(deadline):
-                raise self._nothing(timeout)
+                self._nothing(timeout)
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -186,34 +160,18 @@ class Receiver(Generic[T]):
 
     # -- hooks of the C types
 
-    def _next_slow(self) -> T:
+    def _care(self) -> bool:
+        self._session.care()
+        return self._session.crowded()
+
+    def _nothing(self, timeout: float | None) -> NoReturn:
         core = self._as_core()
-        try:
-            while self._wait(None):
-                event = core._poll()
-                if event is not _core.NOTHING:
-                    self._after_wait()
-                    return cast("T", event)
-        except ClosedError:
-            if not (core.closed or core.cancelled):
-                raise  # the bus is gone, and nobody here has asked for an end
-        raise StopIteration
+        if core.closed or core.cancelled:
+            raise ClosedError(f"the handle on topic {core.topic.name!r} was {'closed' if core.closed else 'cancelled'}")
+        raise Empty(f"nothing on topic {core.topic.name!r} within the timeout: timeout={timeout}")
 
-    def _receive_slow(self, timeout: float | None) -> T:
-        core = self._as_core()
-        deadline = _deadline(timeout)
-        while True:
-            self._wait_or_raise(deadline)
-            event = core._poll()
-            if event is not _core.NOTHING:
-                self._after_wait()
-                return cast("T", event)
-
-    def _wake_publisher(self, ring_id: int) -> None:
-        self._session.wake_publisher(ring_id)
-
-    def _after_wait(self) -> None:
-        """An event came after a wait; a worker passes the wake-up on."""
+    def _wake_publisher(self, ring_id: int) -> Callable[[], object] | None:
+        return self._session.wake_publisher(ring_id)
 
     def _follow(self, document: Document, entries: Iterable[RingEntry], add: Callable[[RingEntry, str], bool]) -> None:
         """Let go of the rings that the document no longer has, and `add` those that are new, with their publisher."""
@@ -235,59 +193,21 @@ class Receiver(Generic[T]):
     def _as_core(self) -> Core:
         return cast("Core", self)
 
-    def _wait_or_raise(self, deadline: float | None) -> None:
-        if not self._wait(deadline):
-            raise self._nothing(deadline)
-
-    def _nothing(self, timeout: float | None) -> Exception:
-        core = self._as_core()
-        if core.closed or core.cancelled:
-            return ClosedError(
-                f"the handle on topic {core.topic.name!r} was {'closed' if core.closed else 'cancelled'}"
-            )
-        return Empty(f"nothing on topic {core.topic.name!r} within the timeout" if timeout is not None else "nothing")
-
-    def _wait(self, deadline: float | None) -> bool:
+    async def _await(self, deadline: float | None) -> bool:
         """Sleep until there may be something: True; False at the deadline, and once closed or cancelled."""
         core = self._as_core()
-        seconds = _left(deadline)
+        seconds = BOUND if deadline is None else min(BOUND, deadline - time.monotonic())
         if core.closed or core.cancelled or seconds <= 0:
             return False
         self._session.care()
-        self._tune(core)
-        if self._idle == "spin":
-            return True
-        began = time.monotonic_ns()
-        woken = self._parking.park(self._look, seconds)
-        self._vain = 0 if woken and time.monotonic_ns() - began < 2 * SPIN_NS else self._vain + 1
-        return not (core.closed or core.cancelled)
-
-    async def _await(self, deadline: float | None) -> bool:
-        core = self._as_core()
-        seconds = _left(deadline)
-        if core.closed or core.cancelled or seconds <= 0:
-            return False
-        self._session.care()
-        await self._parking.apark(self._look, seconds)
+        try:
+            await self._parking.apark(self._look, seconds)
+        except BaseException:
+            with suppress(ClosedError, ForkedError):
+                core._pass_on()
+            raise
         return not (core.closed or core.cancelled)
 
     def _look(self) -> bool:
         core = self._as_core()
         return core.closed or core.cancelled or core._ready()
-
-    def _tune(self, core: Core) -> None:
-        """How long the next poll spins: not at all where others need the core, or where it has not paid lately."""
-        if self._idle == "spin":
-            core._spin_ns = SPIN_ALWAYS_NS
-        elif self._idle == "park" or self._vain >= _PATIENCE or self._session.crowded():
-            core._spin_ns = 0
-        else:
-            core._spin_ns = SPIN_NS
-
-
-def _deadline(timeout: float | None) -> float | None:
-    return None if timeout is None else time.monotonic() + timeout
-
-
-def _left(deadline: float | None) -> float:
-    return BOUND if deadline is None else min(BOUND, deadline - time.monotonic())

@@ -105,6 +105,11 @@ class Sleeper:
             raise OSError(code, os.strerror(code), self.name)
         return False
 
+    @property
+    def memory(self) -> mmap.mmap:
+        """The semaphore, for whoever sleeps on it by other means; raises ClosedError."""
+        return self._segment.map
+
     def drain(self) -> int:
         """Take every post that has come in, and return how many; never waits."""
         cell = ctypes.byref(self._open_cell())
@@ -176,15 +181,18 @@ class Posts:
         self._semaphores = _Cache(_open_semaphore, _close_semaphore, _MAX_SEMAPHORES)
         self._fifos = _Cache(_open_fifo, os.close, _MAX_FIFOS)
 
-    def post(self, name: str) -> bool:
-        """Wake who sleeps on the semaphore of `name`; False when it does not exist or cannot be opened."""
+    def post(self, name: str) -> Callable[[], object] | None:
+        """Wake who sleeps on the semaphore of `name`; None when it does not exist or cannot be opened.
+
+        Returns what posts it again, for as long as it stays cached here; then that raises.
+        """
         with self._own():
             semaphore = self._semaphores.get(name)
             if semaphore is None:
-                return False
+                return None
             with suppress(OSError):  # EOVERFLOW: of two thousand million posts it needs no more
                 semaphore.release()
-            return True
+            return semaphore.release
 
     def post_fifo(self, name: str) -> bool:
         """Wake who awaits the FIFO of `name`; False when it does not exist or cannot be opened."""

@@ -117,11 +117,10 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
             self._session.document()  # raises ClosedError if the bus was removed since we looked
             raise CorruptSegmentError(f"ring {entry.id} of publisher {self.name!r} is not there") from None
 
-    def _wake(self, parked: int) -> None:
-        self._session.wake_subscribers(self._entry.index, parked)
-
-    def _wake_group(self, line: int, count: int) -> None:
-        self._session.wake_workers(line, count)
+    def _post(self, group: int, slot: int) -> Callable[[], object] | None:
+        if group < 0:
+            return self._session.post_subscriber(self._entry.index, slot)
+        return self._session.post_worker(group, slot)
 
     def _encode_headers(self, headers: dict[str, Any]) -> bytes:
         if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):

@@ -62,11 +62,11 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         self._id = me.id
         self._slot = me.slot
         self._on_gap = on_gap
-        self._idle = idle
         self._forget = forget
         self._sources = set()
         self._unlogged, self._next_log = 0, 0.0
         _core.Consumer.__init__(self, session.map, entry.index, codec_for(topic).decode)
+        self._sample_into(me.line)
         self._parking = Parking(
             session,
             f"sub-{entry.index}-{me.slot}",
@@ -75,16 +75,16 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
             _core.TOPIC_AWAITING,
             me.slot,
         )
+        self._parking.bind(self, idle)
         self._left = False
 
     def messages(self) -> Iterator[Message[T]]:
         """Iterate as over the subscriber itself, but over Messages: event, sequence, publisher, time_ns, headers."""
         while not (self.closed or self.cancelled):
-            found = self._poll_message()
-            if found is not _core.NOTHING:
-                yield Message(*found)
-            elif not self._wait(None):
+            found = self._next_message()
+            if found is _core.NOTHING:
                 return
+            yield Message(*found)
 
     # -- hooks of the C type
 

@@ -66,7 +66,6 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._group_id = group.id
         self._group_line = group.slot
         self._id = me.id
-        self._idle = idle
         self._dead_letters = dead_letters
         self._forget = forget
         self._sources = set()
@@ -76,11 +75,13 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             session.map,
             entry.index,
             codec_for(topic).decode,
+            group.slot,
             me.slot,
             me.generation,
             max_deliver,
             prefetch,
         )
+        self._sample_into(group.line)
         self._parking = Parking(
             session,
             f"work-{group.slot}-{me.slot}",
@@ -89,6 +90,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             _core.GROUP_AWAITING,
             me.slot,
         )
+        self._parking.bind(self, idle)
         self._left = False
 
     def messages(self) -> Iterator[ClaimedMessage[T]]:
@@ -96,20 +98,13 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
 
         As many may be open as the ring has room for; open ones hold up the publisher once it is full.
         """
-        waited = False
         while not (self.closed or self.cancelled):
-            found = self._poll_message()
-            if found is not _core.NOTHING:
-                message: ClaimedMessage[T] = ClaimedMessage(self, *found)
-                self._open[message.ring_id, message.sequence] = message
-                if waited:
-                    self._after_wait()
-                waited = False
-                yield message
-            elif self._wait(None):
-                waited = True
-            else:
+            found = self._next_message()
+            if found is _core.NOTHING:
                 return
+            message: ClaimedMessage[T] = ClaimedMessage(self, *found)
+            self._open[message.ring_id, message.sequence] = message
+            yield message
 
     def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "") -> bool:
         """Settle a message of this worker; False if it is no longer this worker's. `ClaimedMessage` calls it."""
@@ -147,10 +142,8 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
 
         self._follow(document, document.rings_of(group), add)
 
-    def _after_wait(self) -> None:
-        """A woken worker that sees more work and parked siblings wakes one more."""
-        if self._ready():
-            self._session.wake_workers(self._group_line, 1)
+    def _post(self, group: int, slot: int) -> Callable[[], object] | None:
+        return self._session.post_worker(group, slot)
 
     def _exhausted(self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str) -> None:
         reason = f"delivered {attempt - 1} times without an ack"

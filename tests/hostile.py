@@ -175,7 +175,7 @@ def use_work(image: bytes, changes: list[tuple[int, int]], early: bool) -> None:
     _core.BroadcastRing.format(ASIDE, CAPACITY, 1)
     producer = Producer(BUS, 0, _core.BroadcastRing(ASIDE), None, (), "bytes")
     producer.groups = ((ring, 0),)
-    claimer = Claimer(BUS, 0, None, 1, 1, 3, 4)
+    claimer = Claimer(BUS, 0, None, 0, 1, 1, 3, 4)
     claimer._add_source(ring, "p")
     if early:
         tolerated(lambda: producer.publish(b"early"))

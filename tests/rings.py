@@ -89,10 +89,7 @@ class Consumer(_core.Consumer[bytes]):
     def _undecodable(self, publisher: str, sequence: int, error: Exception) -> None:
         raise Outcome(Undecodable(sequence)) from error
 
-    def _next_slow(self) -> bytes:
-        raise StopIteration
-
-    def _receive_slow(self, timeout: float | None) -> bytes:
+    def _nothing(self, timeout: float | None) -> None:
         raise queue.Empty
 
     def _wake_publisher(self, ring_id: int) -> None:
@@ -118,10 +115,7 @@ class Claimer(_core.Claimer[bytes]):
         assert payload is not None
         return Claim(sequence, b"", payload, attempt, word, failure)
 
-    def _next_slow(self) -> bytes:
-        raise StopIteration
-
-    def _receive_slow(self, timeout: float | None) -> bytes:
+    def _nothing(self, timeout: float | None) -> None:
         raise queue.Empty
 
     def _wake_publisher(self, ring_id: int) -> None:
@@ -229,7 +223,7 @@ class CoreWorkRing:
 
     def claimer(self, owner: int, generation: int = 1, prefetch: int = 1) -> Claimer:
         if (owner, generation) not in self.claimers:
-            claimer = Claimer(self.bus, 0, decode, owner, generation, self.max_deliver, prefetch)
+            claimer = Claimer(self.bus, 0, decode, 0, owner, generation, self.max_deliver, prefetch)
             claimer._add_source(self.ring, "p")
             self.claimers[owner, generation] = claimer
         return self.claimers[owner, generation]

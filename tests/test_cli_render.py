@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from shmbus.cli._bus_view import BusView
 from shmbus.stats import (
     BusStats,
     ConsumerStats,
+    Latency,
     ParticipantStats,
     PublisherStats,
     SupervisorStats,
@@ -62,6 +64,7 @@ def crowded() -> BusStats:
                 delivered=1_000_000,
                 depth=1_000_000,
                 blocks=("till",),
+                latency=Latency(count=999_990, p50_ns=155_871, p99_ns=1_500_000, max_ns=99_000_000_000),
             ),
             ConsumerStats(
                 name=long,
@@ -80,6 +83,7 @@ def crowded() -> BusStats:
                 undecodable=4,
                 rejected=5,
                 rate=1e9,
+                latency=Latency(count=2**48, p50_ns=127, p99_ns=10**18, max_ns=2**63 - 1),
                 workers=tuple(WorkerStats(name=f"w-{n}", pid=4_194_000 + n, held=n, state="dead") for n in range(3)),
             ),
             ConsumerStats(
@@ -130,6 +134,24 @@ def test_wide_screens_show_every_cause() -> None:
     assert "DROPPED" in narrow
 
 
+def test_latencies() -> None:
+    """Consumers that have latencies stand in a table of their own, one line each at any width."""
+    for width in (80, 150):
+        lines = rendered(crowded(), width)
+        [head] = [index for index, text in enumerate(lines) if text.startswith("LATENCY")]
+        assert lines[head].split() == ["LATENCY", "P50", "P99", "MAX"]
+        assert lines[head + 1].split()[1:] == ["156", "µs", "1.5", "ms", "99", "s"]
+        assert lines[head + 2].split()[1:] == ["127", "ns", "11574", "d", "106752", "d"]
+        assert len(lines) == head + 3
+
+
+def test_no_latencies() -> None:
+    """Where nothing was sampled there is no such table."""
+    stats = crowded()
+    bare = msgspec.structs.replace(stats, consumers=stats.consumers[2:])
+    assert "LATENCY" not in "\n".join(rendered(bare, 80))
+
+
 def test_notes() -> None:
     """Sentences below the tables say who waits for whom, what was lost for which cause, and who is not well."""
     text = "\n".join(rendered(crowded(), 150))
@@ -171,7 +193,8 @@ def test_colour_on_terminals_only() -> None:
         (_render.size(1023 << 20), "1023 MiB"),
         (_render.size(3 << 50), "3072 TiB"),
         (_render.duration(0), "-"),
-        (_render.duration(400), "0 µs"),
+        (_render.duration(400), "400 ns"),
+        (_render.duration(999_499), "999 µs"),
         (_render.duration(1_500_000), "1.5 ms"),
         (_render.duration(999_900_000), "1.0 s"),
         (_render.duration(99_000_000_000), "99 s"),

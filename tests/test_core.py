@@ -137,7 +137,7 @@ def test_handles_need_a_bus() -> None:
     makers: tuple[Callable[[Any, int], Any], ...] = (
         lambda bus, topic: Producer(bus, topic, ring, None, (), ""),
         lambda bus, topic: Consumer(bus, topic, None),
-        lambda bus, topic: Claimer(bus, topic, None, 0, 1, 5, 1),
+        lambda bus, topic: Claimer(bus, topic, None, 0, 0, 1, 5, 1),
     )
     for make in makers:
         with pytest.raises(CorruptSegmentError):

@@ -52,7 +52,7 @@ def test_one_call_at_a_time() -> None:
     handles[:] = [Consumer(broadcast.bus, 0, decode)]
     handles[0]._add_source(broadcast.ring, 0, "p")
     assert handles[0].try_receive() == b"a"
-    handles[:] = [Claimer(work.bus, 0, decode, 0, 1, 5, 1)]
+    handles[:] = [Claimer(work.bus, 0, decode, 0, 0, 1, 5, 1)]
     handles[0]._add_source(work.ring, "p")
     assert handles[0].try_receive() == b"a"
     assert len([text for text in turned_away if "in use by another thread" in text]) == 5 + 6
@@ -78,7 +78,7 @@ def test_closed_by_its_decoder() -> None:
     assert handles[0].try_receive() == b"a"
     assert handles[0].closed
     assert broadcast.terms(0)["delivered"] == 1
-    handles[:] = [Claimer(work.bus, 0, decode, 0, 1, 5, 3)]
+    handles[:] = [Claimer(work.bus, 0, decode, 0, 0, 1, 5, 3)]
     handles[0]._add_source(work.ring, "p")
     assert handles[0].try_receive() == b"a"
     assert handles[0].closed
@@ -233,7 +233,7 @@ def use_after_fork() -> None:
             handle._poll_message,
             partial(next, handle),
         ]
-        calls += [partial(handle._take, 1), handle._ready]
+        calls += [partial(handle._take, 1, 0), handle._ready]
     calls += [claimer.ack, lambda: claimer._settle(2, 1, 0, 0), lambda: producer._full(1), producer._unblock]
     pid = os.fork()
     if not pid:
@@ -286,7 +286,7 @@ def test_no_references_leak() -> None:
             for slot in (0, 1):
                 ring.read(slot)
                 ring.read(slot)
-                outcome(lambda s=slot, n=1 + index % 2: ring.consumers[s]._take(n))  # type: ignore[misc]
+                outcome(lambda s=slot, n=1 + index % 2: ring.consumers[s]._take(n, 0))  # type: ignore[misc]
                 outcome(ring.consumers[slot].try_receive)
             claim = work.claim(1)
             assert claim is not None
@@ -330,7 +330,7 @@ def test_handles_let_go() -> None:
             producer._set_groups(True, [(work.ring, 0)])
             consumer = Consumer(ring.bus, 0, callables[1])
             consumer._add_source(ring.ring, 0, "p")
-            claimer = Claimer(work.bus, 0, callables[2], 0, 1, 5, 1)
+            claimer = Claimer(work.bus, 0, callables[2], 0, 0, 1, 5, 1)
             claimer._add_source(work.ring, "p")
             if closing:
                 for handle in (producer, consumer, claimer):
@@ -366,7 +366,7 @@ def test_closed_handles() -> None:
     ]
     for handle in (consumer, claimer):
         calls += [handle.try_receive, handle.receive, handle._poll, handle._poll_message, handle._ready]
-        calls += [lambda h=handle: h._take(1), handle._seen_epoch]  # type: ignore[misc]
+        calls += [lambda h=handle: h._take(1, 0), handle._seen_epoch]  # type: ignore[misc]
     for call in calls:
         with pytest.raises(ClosedError):
             call()

@@ -161,7 +161,7 @@ def test_views_outlive_the_ring(decode: Callable[[Any], Any], lossy: bool) -> No
     event: Any = consumer.try_receive()
     for _ in range(100):
         ring.publish(b"?" * 60)
-        consumer._take(10) if decode is memoryview else None
+        consumer._take(10, 0) if decode is memoryview else None
         ring.ring.leave(0)
     consumer._release()
     if isinstance(event, Event):
@@ -173,7 +173,7 @@ def test_views_outlive_the_ring(decode: Callable[[Any], Any], lossy: bool) -> No
 def test_views_outlive_a_claim() -> None:
     """An event of a worker that refers to its payload keeps its value after the ack."""
     ring = CoreWorkRing(CAPACITY)
-    claimer = Claimer(ring.bus, 0, memoryview, 0, 1, 5, 1)
+    claimer = Claimer(ring.bus, 0, memoryview, 0, 0, 1, 5, 1)
     claimer._add_source(ring.ring, "p")
     ring.publish(b"first" * 10)
     event: Any = claimer.try_receive()
@@ -215,7 +215,7 @@ def test_reclaimed_worker() -> None:
     assert ring.reclaim(0, 1) == 1
     with pytest.raises(ReclaimedError, match="1"):
         claimer.try_receive()
-    assert claimer._take(5) == [b"a", b"b"]
+    assert claimer._take(5, 0) == [b"a", b"b"]
     claimer.ack()
     assert ring.terms()["delivered"] == 2
 
@@ -229,12 +229,12 @@ def test_errors_wait_for_what_came_before() -> None:
         broadcast.publish(payload)
         work.publish(payload)
     for handle in (broadcast.consumers[0], work.claimer(0)):
-        assert handle._take(10) == [b"a"]
+        assert handle._take(10, 0) == [b"a"]
         with pytest.raises(Exception, match="2") as info:
-            handle._take(10)
+            handle._take(10, 0)
         if isinstance(handle, Claimer):
             assert work.reject(info.value.value, True)  # type: ignore[attr-defined]
-        assert handle._take(10) == [b"b"]
+        assert handle._take(10, 0) == [b"b"]
 
 
 def test_settlements_that_cannot_be() -> None:

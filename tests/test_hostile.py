@@ -81,7 +81,7 @@ def test_headers_that_cannot_be(kind: type, image: bytes) -> None:
     corruption."""
     kind(bytearray(image))
     with pytest.raises(LayoutMismatchError):
-        kind(changed(image, 8, 2, 4))
+        kind(changed(image, 8, _core.LAYOUT_VERSION + 1, 4))
     for offset, values, width in (
         (12, (0, 3), 4),
         (16, (0, 1, 2048, 4095, 8192, 2**41, 2**64 - 1), 8),

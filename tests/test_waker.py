@@ -192,19 +192,19 @@ def use_after_fork(name: str) -> None:
 
     sleeper, posts = Sleeper(name), Posts()
     fd = sleeper.fifo()
-    print(posts.post(name), posts.post_fifo(name), sleeper.drain(), os.read(fd, 9), flush=True)
+    print(bool(posts.post(name)), posts.post_fifo(name), sleeper.drain(), os.read(fd, 9), flush=True)
     child = os.fork()
     if child == 0:
         try:
             sleeper.sleep(600)  # not a wait: it must be refused
         except ForkedError as error:
             print(str(os.getppid()) in str(error), flush=True)
-        print(posts.post(name), posts.post_fifo(name), flush=True)
+        print(bool(posts.post(name)), posts.post_fifo(name), flush=True)
         sleeper.close()
         posts.close()
         os._exit(0)
     os.waitpid(child, 0)
-    print(sleeper.drain(), os.read(fd, 9), posts.post(name), sleeper.drain())
+    print(sleeper.drain(), os.read(fd, 9), bool(posts.post(name)), sleeper.drain())
 
 
 def test_forked_child_posts_but_does_not_sleep(name: str, processes: Processes) -> None:

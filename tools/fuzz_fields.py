@@ -25,7 +25,9 @@ PAGE, LINE = 4096, 64
 TOPICS = PAGE
 GROUPS = TOPICS + 128 * LINE
 CONSUMERS = GROUPS + 64 * LINE
-DOCUMENTS = CONSUMERS + 512 * LINE
+LATENCIES = CONSUMERS + 512 * LINE
+LATENCY_BYTES, LATENCY_BUCKETS = 16 * LINE, 120
+DOCUMENTS = LATENCIES + 512 * LATENCY_BYTES
 DOCUMENT_BYTES = 1 << 20
 VERSION = 64
 
@@ -47,6 +49,7 @@ BUS_WORDS = {
 }
 TOPIC_WORDS = {"epoch": 0, "parked": 8, "awaiting": 16, "reserved": 24}
 GROUP_WORDS = {f"{name}[{i}]": at + 8 * i for name, at in (("parked", 0), ("awaiting", 32)) for i in range(4)}
+LATENCY_WORDS = {"since_ns": 0, "max_ns": 8, "reserved": 16}
 LOSS = ("count", "first", "last", "first_ns", "last_ns")
 RING_WORDS = {
     "magic": 0,
@@ -168,6 +171,9 @@ def bus_fields(memory: Memory, document: dict[str, Any]) -> Iterator[Field]:
         yield from word("lines", "group line", memory, GROUPS + group * LINE, GROUP_WORDS)
     for line in range(len(document["consumers"]) + 1):
         yield from word("lines", "consumer line", memory, CONSUMERS + line * LINE, {"stalled_since_ns": 0})
+        base = LATENCIES + line * LATENCY_BYTES
+        yield from word("latency lines", "latency line", memory, base, LATENCY_WORDS)
+        yield Field("latency lines", "latency line.weights", _damage_weight(memory, base + LINE))
     for slot in (0, 1):
         base = DOCUMENTS + slot * DOCUMENT_BYTES
         yield from word("document slot", "document", memory, base, {"length": 0, "checksum": 8})
@@ -178,6 +184,17 @@ def bus_fields(memory: Memory, document: dict[str, Any]) -> Iterator[Field]:
     for kind in ("delete", "duplicate", "swap", "shuffle"):
         for table in ("participants", "topics", "publishers", "consumers", "workers", "rings"):
             yield Field("document", f"document.{table}: {kind}", _damage_document(memory, _rearranger(table, kind)))
+
+
+def _damage_weight(memory: Memory, base: int) -> Callable[[random.Random], str]:
+    def damage(chance: random.Random) -> str:
+        place = base + 8 * chance.randrange(LATENCY_BUCKETS)
+        old = memory.load(place)
+        new = absurd(chance, old, lambda: memory.load(base + 8 * chance.randrange(LATENCY_BUCKETS)))
+        memory.store(place, new)
+        return f"of {(place - base) // 8}: {old:#x} -> {new:#x}"
+
+    return damage
 
 
 def read_document(memory: Memory) -> dict[str, Any] | None:

@@ -5,7 +5,8 @@
  *   _exhausted(ring, n, word, attempt, time, publisher)   attempts are used up: dead-letter it, settle the claim
  *   _undecodable(same, error)                             dead-letter it, settle the claim, raise DecodeError
  *   _wake_publisher(ring_id)                              a publisher waits for the room that was freed
- *   _next_slow(), _receive_slow(t)                        nothing there: wait
+ *   _post(group, slot)                                    a sibling sleeps: see wake.c
+ *   _care(), _nothing(timeout)                            see wait.c; raises Empty or ClosedError
  *
  * `held` lists what this worker claimed and did not pass on to a Message: first what was handed out, then what was
  * prefetched. A kill at any point leaves claim words with our slot and generation, which reclaim gives back. */
@@ -102,8 +103,10 @@ static PyObject *take(Receiver *base) {
     if (status <= 0)
         return status < 0 ? NULL : Py_NewRef(Nothing);
     PyObject *event = claims_decode(self);
-    if (event)
+    if (event) {
+        claims_sample(self);
         self->handed++;
+    }
     return event;
 }
 
@@ -123,38 +126,40 @@ static PyObject *take_message(Receiver *base) {
     result = Py_BuildValue("(NKOKy#IKK)", event, (unsigned long long)r->sequence, s ? s->publisher : Py_None,
                            (unsigned long long)r->time_ns, r->body, (Py_ssize_t)r->headers, h->claim.attempt,
                            (unsigned long long)h->ring_id, (unsigned long long)h->claim.word);
-    if (result)
+    if (result) {
+        claims_sample(self);
         claims_take_off(self);
+    }
     return result;
 }
 
-static bool ready(Receiver *base) {
-    Claimer *self = (Claimer *)base;
-    for (Py_ssize_t i = 0; i < self->count; i++)
-        if (work_ready(&self->sources[i].ring->view))
-            return true;
-    return receiver_stale(base);
-}
+static bool ready(Receiver *base) { return claims_ready((Claimer *)base) || receiver_stale(base); }
+
+static int pass_on(Receiver *base) { return claims_pass_on((Claimer *)base); }
 
 static void drop_all(Receiver *base) { claims_drop_all((Claimer *)base); }
 
-static const receiver_kind kind = {"worker", prepare, take, take_message, ready, drop_all};
+static const receiver_kind kind = {"worker", prepare, take, take_message, ready, pass_on, drop_all};
 
 static int claimer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"segment", "topic", "decode", "owner", "generation", "max_deliver", "prefetch", NULL};
+    static char *names[] = {"segment",    "topic",       "decode",   "group", "owner",
+                            "generation", "max_deliver", "prefetch", NULL};
     Claimer *self = (Claimer *)object;
     PyObject *segment, *decode;
-    unsigned topic, generation, max_deliver, prefetch;
+    unsigned topic, group, generation, max_deliver, prefetch;
     unsigned long owner;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOkIII", names, &segment, &topic, &decode, &owner, &generation,
-                                     &max_deliver, &prefetch))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOIkIII", names, &segment, &topic, &decode, &group, &owner,
+                                     &generation, &max_deliver, &prefetch))
         return -1;
-    if (owner >= MAX_WORKERS || !prefetch) {
-        PyErr_Format(PyExc_ValueError, "no worker slot %lu, or nothing to prefetch: prefetch=%u", owner, prefetch);
+    if (owner >= MAX_WORKERS || group >= MAX_GROUPS || !prefetch) {
+        PyErr_Format(PyExc_ValueError, "no group line %u or worker slot %lu, or nothing to prefetch: prefetch=%u",
+                     group, owner, prefetch);
         return -1;
     }
-    if (receiver_init(&self->base, &kind, segment, topic, decode) < 0)
+    if (receiver_init(&self->base, &kind, segment, topic, decode) < 0 ||
+        wakers_init(&self->siblings, (int)group, MAX_WORKERS) < 0)
         return -1;
+    self->line = lines_group(&self->base.lines, group);
     self->owner = (unsigned)owner;
     self->generation = generation;
     self->max_deliver = max_deliver;

@@ -9,6 +9,7 @@ void claims_drop_source(Claimer *self, Py_ssize_t index) {
     self->current = 0;
     Py_DECREF((PyObject *)gone.ring);
     Py_DECREF(gone.publisher);
+    Py_XDECREF(gone.post);
 }
 
 source *claims_source(Claimer *self, uint64_t ring_id) {
@@ -35,6 +36,7 @@ void claims_drop_all(Claimer *self) {
         claims_drop_source(self, self->count - 1);
     PyMem_Free(self->sources);
     PyMem_Free(self->held);
+    wakers_clear(&self->siblings);
     self->sources = NULL;
     self->held = NULL;
     self->held_size = 0;
@@ -48,7 +50,8 @@ int claims_settle(Claimer *self, source *s, bool dry) {
     if (!dry && s->acked * 4 < LOAD_RELAXED(&h->tail) - LOAD_RELAXED(&h->gate))
         return 0;
     s->acked = 0;
-    return ring_release_publisher(&s->ring->view) ? receiver_wake_publisher(&self->base, s->ring) : 0; /* SYNC room */
+    return ring_release_publisher(&s->ring->view) ? receiver_wake_publisher(&self->base, s->ring, &s->post)
+                                                  : 0; /* SYNC room */
 }
 
 static int lost(uint64_t sequence) {
@@ -93,14 +96,14 @@ static int held_room(Claimer *self) {
 
 /* Claims up to `prefetch` records from one source: how many, or -1. */
 static int claim_from(Claimer *self, source *s) {
-    unsigned got = 0;
-    while (got < self->prefetch) {
+    unsigned got = 0, vain = 0;
+    while (got < self->prefetch && work_ready(&s->ring->view)) {
         if (held_room(self) < 0)
             return -1;
         held *h = &self->held[self->held_count];
         int status = work_claim(&s->ring->view, self->owner, self->generation, &h->claim);
-        if (status == RING_EMPTY)
-            break;
+        if (status == RING_EMPTY && vain++ < RING_PATIENCE)
+            continue; /* others were faster; what came since is ours to look at (SYNC chain) */
         if (status != RING_OK)
             return corrupt(s->ring, "a claimed record cannot be");
         h->ring_id = s->ring->id;
@@ -108,6 +111,24 @@ static int claim_from(Claimer *self, source *s) {
         got++;
     }
     return (int)got;
+}
+
+bool claims_ready(const Claimer *self) {
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        if (work_ready(&self->sources[i].ring->view))
+            return true;
+    return false;
+}
+
+/* A publisher wakes a worker for the first event of a backlog only. Every claim wakes one for the next (SYNC chain). */
+int claims_pass_on(Claimer *self) {
+    uint64_t parked = 0;
+    for (int i = 0; i < MAX_WORKERS / 64; i++)
+        parked |= LOAD_SEQ(&self->line->parked[i]); /* SYNC park */
+    if (!parked || !claims_ready(self))
+        return 0;
+    return wakers_wake((PyObject *)self, &self->base.guard, &self->siblings, self->line->parked, self->line->awaiting,
+                       MAX_WORKERS / 64, 1);
 }
 
 /* Makes sure that something is prefetched: 1, 0 when there is nothing, -1. Each call begins with the next source. */
@@ -119,9 +140,9 @@ static int claim_some(Claimer *self) {
     for (Py_ssize_t looked = 0; looked < self->count; looked++) {
         self->current = (self->current + 1) % self->count;
         source *s = &self->sources[self->current];
-        int got = work_ready(&s->ring->view) ? claim_from(self, s) : 0;
+        int got = claim_from(self, s);
         if (got)
-            return got < 0 ? -1 : 1;
+            return got < 0 || claims_pass_on(self) < 0 ? -1 : 1;
         if (s->acked && claims_settle(self, s, true) < 0)
             return -1;
     }

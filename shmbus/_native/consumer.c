@@ -4,8 +4,8 @@
  *   _refresh()                          membership of the topic changed
  *   _gap(publisher, first, last)        a lossy subscriber was overrun; may raise GapError
  *   _undecodable(publisher, n, error)   raises DecodeError; the event is consumed and counted already
- *   _wake_publisher(ring_id)            a publisher waits for the room that was freed
- *   _next_slow(), _receive_slow(t)      nothing there: wait
+ *   _wake_publisher(ring_id)            a publisher waits for the room that was freed; returns what posts it again
+ *   _care(), _nothing(timeout)          see wait.c; raises Empty or ClosedError
  */
 #include "receiver.h"
 
@@ -14,6 +14,7 @@
 typedef struct source {
     Ring *ring;
     PyObject *publisher; /* its name */
+    PyObject *post;      /* posts it */
     ring_reader reader;
 } source;
 
@@ -39,6 +40,7 @@ static void drop_source(Consumer *self, Py_ssize_t index) {
     self->current = 0;
     Py_DECREF((PyObject *)gone.ring);
     Py_DECREF(gone.publisher);
+    Py_XDECREF(gone.post);
 }
 
 static void drop_all(Receiver *base) {
@@ -75,6 +77,7 @@ static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
     }
     s->ring = (Ring *)Py_NewRef(ring);
     s->publisher = Py_NewRef(publisher);
+    s->post = NULL;
     self->count++;
     Py_RETURN_NONE;
 }
@@ -96,7 +99,7 @@ static PyObject *consumer_drop_source(PyObject *object, PyObject *arg) {
 /* ---- one event ---- */
 
 static int settle(Consumer *self, source *s) {
-    return ring_settle(&s->reader) ? receiver_wake_publisher(&self->base, s->ring) : 0; /* SYNC room */
+    return ring_settle(&s->reader) ? receiver_wake_publisher(&self->base, s->ring, &s->post) : 0; /* SYNC room */
 }
 
 /* Books an overrun and tells the subscriber. The hook may change the sources: the caller starts again. */
@@ -193,7 +196,9 @@ static bool quarter_freed(const source *s) {
 
 /* Consumes what was found; the event is out, so an error in waking a publisher waits for the next call. */
 static void consume(Consumer *self, found *f) {
+    receiver_handing_out(&self->base, &f->record);
     ring_advance(&f->source->reader, &f->record);
+    self->base.event_ns = f->record.time_ns;
     self->turn++;
     if (quarter_freed(f->source) && settle(self, f->source) < 0)
         error_hold(&self->base.held_error);
@@ -242,7 +247,12 @@ static bool ready(Receiver *base) {
     return receiver_stale(base);
 }
 
-static const receiver_kind kind = {"subscriber", prepare, take, take_message, ready, drop_all};
+static int pass_on(Receiver *base) { /* nobody else can take what is ours */
+    (void)base;
+    return 0;
+}
+
+static const receiver_kind kind = {"subscriber", prepare, take, take_message, ready, pass_on, drop_all};
 
 static int consumer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"segment", "topic", "decode", NULL};

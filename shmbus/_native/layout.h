@@ -1,7 +1,7 @@
 /* Layout of all segments: the one place that knows an offset. Python reads the constants from _core.
  *
- * Layout      A bus segment (header, topic lines, group lines, consumer lines, two document slots), and ring segments:
- *             broadcast (header, cursor slots, records) and work (header, descriptors, records).
+ * Layout      A bus segment (header, topic lines, group lines, consumer lines, latency lines, two document slots), and ring
+ *             segments: broadcast (header, cursor slots, records) and work (header, descriptors, records).
  * Writers     Each word names its writer below: P the publisher, S one subscriber, W any worker by CAS, V the
  *             supervisor, L whoever holds the bus lock.
  * Invariants  Sizes and offsets are ABI: LAYOUT_VERSION changes with any of them.
@@ -12,7 +12,7 @@
 
 #include "atomics.h"
 
-#define LAYOUT_VERSION 1u
+#define LAYOUT_VERSION 2u
 #define BUS_MAGIC 0x3173756273756d68ull  /* "hmsubsu1" in memory: no other program's first eight bytes */
 #define RING_MAGIC 0x31676e6972756d68ull /* "hmuring1" */
 
@@ -33,6 +33,7 @@
 #define MAX_WORKERS 256    /* of one group: four words of `parked`, eight bits in a claim word */
 #define MAX_CONSUMERS 512
 #define DOCUMENT_BYTES (1u << 20)
+#define LATENCY_BUCKETS 120 /* below 128 ns, four an octave up to 97 s, above */
 
 typedef struct bus_header {
     /*   off  field          writer  order */
@@ -68,6 +69,13 @@ typedef struct consumer_line {
     word reserved[7];
 } consumer_line;
 
+typedef struct latency_line { /* sampled, from publish to hand-out: latency.h */
+    word since_ns; /*  0  L  CLOCK_REALTIME; what was published before is history and not sampled; 0: all of it is */
+    word max_ns;   /*  8  S or W  CAS */
+    word reserved[6];
+    word weights[LATENCY_BUCKETS]; /* 64  S or W  add */
+} latency_line;
+
 typedef struct document_slot {
     word length;   /*  0  L */
     word checksum; /*  8  L  crc32 of the bytes */
@@ -80,6 +88,7 @@ typedef struct bus_segment {
     topic_line topics[MAX_TOPICS];
     group_line groups[MAX_GROUPS];
     consumer_line consumers[MAX_CONSUMERS];
+    latency_line latencies[MAX_CONSUMERS];
     document_slot documents[2];
 } bus_segment;
 
@@ -200,7 +209,9 @@ typedef struct broadcast_segment {
 _Static_assert(offsetof(bus_header, version) == LINE, "layout is ABI");
 _Static_assert(sizeof(topic_line) == LINE && sizeof(group_line) == LINE && sizeof(consumer_line) == LINE,
                "layout is ABI");
+_Static_assert(offsetof(latency_line, weights) == LINE && sizeof(latency_line) == 16 * LINE, "layout is ABI");
 _Static_assert(offsetof(bus_segment, topics) == PAGE, "layout is ABI");
+_Static_assert(offsetof(bus_segment, documents) % PAGE == 0, "layout is ABI");
 _Static_assert(sizeof(document_slot) == DOCUMENT_BYTES, "layout is ABI");
 _Static_assert(offsetof(ring_header, tail) == 64 && offsetof(ring_header, gate_version) == 128, "layout is ABI");
 _Static_assert(offsetof(ring_header, refused) == 192 && offsetof(ring_header, next) == 256, "layout is ABI");

@@ -210,6 +210,11 @@ static int add_constants(PyObject *module) {
         {"GROUP_AWAITING", offsetof(group_line, awaiting)},
         {"CONSUMER_LINES", offsetof(bus_segment, consumers)},
         {"CONSUMER_STALLED", offsetof(consumer_line, stalled_since_ns)},
+        {"LATENCY_LINES", offsetof(bus_segment, latencies)},
+        {"LATENCY_BYTES", sizeof(latency_line)},
+        {"LATENCY_SINCE", offsetof(latency_line, since_ns)},
+        {"LATENCY_BUCKETS", LATENCY_BUCKETS},
+        {"LATENCY_WEIGHT", LATENCY_WEIGHT},
         {"LINE", LINE},
         {"DOCUMENTS", offsetof(bus_segment, documents)},
         {"DOCUMENT_BYTES", DOCUMENT_BYTES},
@@ -235,8 +240,8 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "shmbus
 PyMODINIT_FUNC PyInit__core(void) {
     PyObject *module = PyModule_Create(&definition);
     if (!module || load_errors() < 0 || add_constants(module) < 0 || rings_add(module) < 0 || window_add(module) < 0 ||
-        words_add(module) < 0 || producer_add(module) < 0 || receiver_add(module) < 0 || consumer_add(module) < 0 ||
-        claimer_add(module) < 0) {
+        words_add(module) < 0 || latencies_add(module) < 0 || producer_add(module) < 0 || receiver_add(module) < 0 ||
+        consumer_add(module) < 0 || claimer_add(module) < 0) {
         Py_XDECREF(module);
         return NULL;
     }

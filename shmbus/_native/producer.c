@@ -3,34 +3,11 @@
  *
  *   _refresh()            membership of the topic changed
  *   _make_room(length, first, committed)  a ring is full: True to try again, False to drop; or raises Full
- *   _wake(parked)         subscribers sleep
- *   _wake_group(g, n)     workers of the g-th group sleep, n records came
+ *   _post(group, slot)    a subscriber (group -1) or a worker sleeps: see wake.c
  *   _encode_headers(h)    bytes for the headers of one event
  *
  * Between the last hook and the commit nothing runs but this code under the GIL, so threads may share a Producer. */
-#include "python.h"
-
-typedef struct group_out {
-    Ring *ring;
-    work_writer writer;
-    unsigned line;
-    bool fits;
-} group_out;
-
-typedef struct Producer {
-    PyObject_HEAD guard guard;
-    bus_lines lines;
-    PyObject *encode;  /* callable, or None for raw bytes */
-    PyObject *into;    /* callable that encodes into a bytearray, or None */
-    PyObject *scratch; /* that bytearray; `scratch_busy` from the encoder's start until its bytes are written */
-    PyObject *accepts; /* tuple of exact types; empty: unchecked */
-    PyObject *type_error;
-    Ring *ring;
-    ring_writer writer;
-    group_out groups[MAX_GROUPS];
-    unsigned group_count;
-    bool routed, fits, scratch_busy;
-} Producer;
+#include "producer.h"
 
 /* ---- rings ---- */
 
@@ -55,7 +32,7 @@ static int producer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     self->accepts = Py_NewRef(accepts);
     self->type_error = Py_NewRef(expected);
     self->ring = (Ring *)Py_NewRef(ring);
-    if (!self->scratch)
+    if (!self->scratch || wakers_init(&self->subscribers, -1, MAX_SUBSCRIBERS) < 0)
         return -1;
     return ring_writer_open(&self->writer, &self->ring->view) == RING_OK ? 0 : corrupt(self->ring, "tail cannot be");
 }
@@ -70,10 +47,15 @@ static int producer_traverse(PyObject *object, visitproc visit, void *arg) {
     return 0;
 }
 
+static void drop_group(group_out *group) {
+    wakers_clear(&group->workers);
+    Py_DECREF((PyObject *)group->ring);
+}
+
 static void drop_rings(Producer *self) {
-    for (unsigned i = 0; i < self->group_count; i++)
-        Py_DECREF((PyObject *)self->groups[i].ring);
-    self->group_count = 0;
+    while (self->group_count)
+        drop_group(&self->groups[--self->group_count]);
+    wakers_clear(&self->subscribers);
     Py_CLEAR(self->ring);
     lines_unbind(&self->lines);
 }
@@ -96,6 +78,13 @@ static void producer_dealloc(PyObject *object) {
     object_free(object);
 }
 
+static group_out *group_of(Producer *self, const Ring *ring) {
+    for (unsigned i = 0; i < self->group_count; i++)
+        if (self->groups[i].ring == ring)
+            return &self->groups[i];
+    return NULL;
+}
+
 /* _set_groups(routed, [(WorkRing, line), ...]): the groups from now on; writers of rings that stay are kept. */
 static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
     Producer *self = (Producer *)object;
@@ -116,20 +105,22 @@ static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
         if (!lines_group(&self->lines, line))
             return PyErr_Format(PyExc_IndexError, "no group line %u", line);
         fresh[i] = (group_out){.ring = (Ring *)ring, .line = line};
-        unsigned old = 0;
-        while (old < self->group_count && self->groups[old].ring != (Ring *)ring)
-            old++;
-        if (old < self->group_count)
-            fresh[i].writer = self->groups[old].writer;
-        else if (work_writer_open(&fresh[i].writer, &((Ring *)ring)->view) != RING_OK) {
+        if (!group_of(self, (Ring *)ring) && work_writer_open(&fresh[i].writer, &((Ring *)ring)->view) != RING_OK) {
             corrupt((Ring *)ring, "gate and tail cannot be");
             return NULL;
         }
+        fresh[i].shown = fresh[i].writer.sequence;
     }
-    for (Py_ssize_t i = 0; i < count; i++)
+    for (Py_ssize_t i = 0; i < count; i++) {
+        group_out *old = group_of(self, fresh[i].ring);
+        if (old) {
+            fresh[i] = *old;
+            old->workers = (wakers){0};
+        }
         Py_INCREF((PyObject *)fresh[i].ring);
+    }
     for (unsigned i = 0; i < self->group_count; i++)
-        Py_DECREF((PyObject *)self->groups[i].ring);
+        drop_group(&self->groups[i]);
     memcpy(self->groups, fresh, sizeof(group_out) * (size_t)count);
     self->group_count = (unsigned)count;
     self->routed = routed || count;
@@ -147,68 +138,6 @@ static PyObject *producer_seen_epoch(PyObject *object, PyObject *unused) {
 }
 
 /* ---- one event ---- */
-
-static int check_type(Producer *self, PyObject *event) {
-    Py_ssize_t count = PyTuple_Size(self->accepts);
-    for (Py_ssize_t i = 0; i < count; i++)
-        if ((PyObject *)Py_TYPE(event) == PyTuple_GetItem(self->accepts, i))
-            return 0;
-    if (!count)
-        return 0;
-    PyObject *name = PyType_GetQualName(Py_TYPE(event));
-    if (name)
-        PyErr_Format(EventTypeError, "%S, got %U", self->type_error, name);
-    Py_XDECREF(name);
-    return -1;
-}
-
-/* Bytes of a payload, which is what an encoder returned, or the scratch. */
-static int payload_bytes(Producer *self, PyObject *payload, part *out) {
-    if (PyBytes_Check(payload)) {
-        out->payload = PyBytes_AsString(payload);
-        out->payload_length = (uint64_t)PyBytes_Size(payload);
-    } else if (payload == self->scratch) {
-        out->payload = PyByteArray_AsString(payload);
-        out->payload_length = (uint64_t)PyByteArray_Size(payload);
-    } else {
-        PyErr_Format(EventTypeError, "%S, got no bytes from its encoder", self->type_error);
-        return -1;
-    }
-    return 0;
-}
-
-/* Encodes an event into a new bytes object, or into the scratch if that is `mine`; raw topics pass bytes through. */
-static PyObject *encode_as(Producer *self, PyObject *event, bool mine) {
-    if (self->encode == Py_None)
-        return PyBytes_CheckExact(event) ? Py_NewRef(event) : PyBytes_FromObject(event);
-    if (!mine)
-        return call_one(self->encode, event);
-    PyObject *done = call_two(self->into, event, self->scratch);
-    Py_XDECREF(done);
-    return done ? Py_NewRef(self->scratch) : NULL;
-}
-
-/* The event's payload; a new reference. The encoder may run Python code, which may close us. */
-static PyObject *encode_event(Producer *self, PyObject *event, uint64_t headers, bool mine) {
-    part p;
-    PyObject *payload = check_type(self, event) < 0 ? NULL : encode_as(self, event, mine);
-    if (!payload)
-        return NULL;
-    if (guard_check(&self->guard, "publisher") < 0 || payload_bytes(self, payload, &p) < 0) {
-        Py_DECREF(payload);
-        return NULL;
-    }
-    uint64_t maximum = record_maximum(self->ring->view.capacity),
-             size = ((headers + 7) & ~(uint64_t)7) + p.payload_length;
-    if (size <= maximum)
-        return payload;
-    /* the subclass raises EventTooLargeError, which carries the values */
-    PyObject *result = PyObject_CallMethod((PyObject *)self, "_too_large", "KK", (unsigned long long)size,
-                                           (unsigned long long)maximum);
-    Py_XDECREF(result);
-    Py_DECREF(payload);
-    return NULL;
-}
 
 static int reserve_all(Producer *self, uint64_t length) {
     int status = ring_reserve(&self->writer, length);
@@ -230,25 +159,31 @@ static void commit_all(Producer *self) {
         work_commit(&self->groups[i].writer);
 }
 
-static int wake_all(Producer *self, uint64_t records) {
-    uint64_t parked = LOAD_SEQ(&self->lines.topic->parked); /* SYNC park */
-    PyObject *result = Py_None;
-    if (parked) {
-        result = PyObject_CallMethod((PyObject *)self, "_wake", "K", (unsigned long long)parked);
-        Py_XDECREF(result);
-    }
-    for (unsigned i = 0; i < self->group_count && result; i++) {
-        group_line *line = lines_group(&self->lines, self->groups[i].line);
-        uint64_t any = 0;
-        for (int w = 0; line && w < MAX_WORKERS / 64; w++)
-            any |= LOAD_SEQ(&line->parked[w]); /* SYNC park */
-        if (!any)
-            continue;
-        result = PyObject_CallMethod((PyObject *)self, "_wake_group", "IK", self->groups[i].line,
-                                     (unsigned long long)records);
-        Py_XDECREF(result);
-    }
-    return result ? 0 : -1;
+/* A batch wakes as many workers as it has records, unless others were waiting before it: then somebody is on the way, and
+ * wakes the next one (SYNC chain). */
+static int wake_group(Producer *self, group_out *g) {
+    group_line *line = lines_group(&self->lines, g->line);
+    uint64_t first = g->shown, count = g->writer.sequence - first, any = 0;
+    g->shown = g->writer.sequence;
+    for (int w = 0; line && w < MAX_WORKERS / 64; w++)
+        any |= LOAD_SEQ(&line->parked[w]); /* SYNC park */
+    if (!any || !count || !work_fresh(&g->ring->view, first))
+        return 0;
+    if (!g->workers.posts && wakers_init(&g->workers, (int)g->line, MAX_WORKERS) < 0)
+        return -1;
+    return wakers_wake((PyObject *)self, &self->guard, &g->workers, line->parked, line->awaiting, MAX_WORKERS / 64,
+                       count);
+}
+
+static int wake_all(Producer *self) {
+    topic_line *line = self->lines.topic;
+    int status = 0;
+    if (LOAD_SEQ(&line->parked)) /* SYNC park */
+        status = wakers_wake((PyObject *)self, &self->guard, &self->subscribers, &line->parked, &line->awaiting, 1,
+                             MAX_SUBSCRIBERS);
+    for (unsigned i = 0; i < self->group_count && status >= 0; i++)
+        status = wake_group(self, &self->groups[i]);
+    return status < 0 ? -1 : 0;
 }
 
 /* Writes where there is room, and counts a refusal where there is none. */
@@ -284,7 +219,7 @@ static int flush(Producer *self, batch *b) {
     PyObject *error = PyErr_Occurred() ? error_take() : NULL; /* no Python code runs beside a raised error */
     commit_all(self);
     b->committed += b->pending;
-    int status = wake_all(self, b->pending);
+    int status = wake_all(self);
     b->pending = 0;
     if (error)
         error_restore(error);
@@ -328,14 +263,14 @@ static int acquire(Producer *self, uint64_t length, batch *b) {
 static PyObject *publish_bytes(Producer *self, PyObject *payload, const void *headers, uint32_t headers_length) {
     part p = {.headers = headers, .headers_length = headers_length};
     batch one = {0};
-    if (payload_bytes(self, payload, &p) < 0 ||
+    if (encoding_bytes(self, payload, &p) < 0 ||
         acquire(self, p.payload_length + ((headers_length + 7u) & ~(uint64_t)7), &one) < 0)
         return NULL;
     p.time_ns = realtime_ns();
     bool all = write_all(self, &p);
     commit_all(self);
     uint64_t sequence = self->writer.sequence - 1;
-    if (wake_all(self, 1) < 0)
+    if (wake_all(self) < 0)
         return NULL;
     return all ? PyLong_FromUnsignedLongLong(sequence) : Py_NewRef(Py_None);
 }
@@ -365,7 +300,7 @@ static PyObject *publish(PyObject *object, PyObject *const *args, Py_ssize_t cou
     bool mine =
         self->into != Py_None && !self->scratch_busy; /* another thread, or the encoder's own code, may have it */
     self->scratch_busy = self->scratch_busy || mine;
-    payload = encode_event(self, args[0], length, mine);
+    payload = encoding_one(self, args[0], length, mine);
     if (payload)
         result = publish_bytes(self, payload, headers ? PyBytes_AsString(headers) : NULL, length);
     if (mine)
@@ -375,25 +310,10 @@ static PyObject *publish(PyObject *object, PyObject *const *args, Py_ssize_t cou
     return result;
 }
 
-static PyObject *encode_many(Producer *self, PyObject *events) {
-    PyObject *iterator = PyObject_GetIter(events), *payloads = iterator ? PyList_New(0) : NULL, *event;
-    while (payloads && (event = PyIter_Next(iterator))) {
-        PyObject *payload = encode_event(self, event, 0, false);
-        if (!payload || PyList_Append(payloads, payload) < 0)
-            Py_CLEAR(payloads);
-        Py_XDECREF(payload);
-        Py_DECREF(event);
-    }
-    Py_XDECREF(iterator);
-    if (PyErr_Occurred())
-        Py_CLEAR(payloads);
-    return payloads;
-}
-
 /* Everything is encoded before anything is written; one commit for as many as fit at once. */
 static PyObject *publish_many(PyObject *object, PyObject *events) {
     Producer *self = (Producer *)object;
-    PyObject *payloads = guard_check(&self->guard, "publisher") < 0 ? NULL : encode_many(self, events);
+    PyObject *payloads = guard_check(&self->guard, "publisher") < 0 ? NULL : encoding_many(self, events);
     batch b = {0};
     uint64_t missed = 0, now_ns = 0;
     int status = !payloads || guard_check(&self->guard, "publisher") < 0 ? -1 : 0;

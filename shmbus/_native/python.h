@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "latency.h"
 #include "ring.h"
 #include "work.h"
 
@@ -70,9 +71,23 @@ PyObject *window_new(void);
 PyObject *window_decode(PyObject **window, PyObject *decode, const void *bytes, uint64_t length, PyObject *owner,
                         unsigned char **copy);
 
+/* Waking: see wake.c. */
+typedef struct wakers {
+    PyObject **posts; /* by slot: a callable that posts its semaphore, NULL before it was needed */
+    unsigned slots;
+    int group; /* line of the group, -1 for the topic's subscribers */
+} wakers;
+
+bool post_cached(PyObject **post);
+int wakers_init(wakers *w, int group, unsigned slots);
+void wakers_clear(wakers *w);
+int wakers_wake(PyObject *self, const guard *guard, wakers *w, word *parked, word *awaiting, unsigned count,
+                uint64_t most);
+
 int rings_add(PyObject *module);
 int window_add(PyObject *module);
 int words_add(PyObject *module);
+int latencies_add(PyObject *module);
 int producer_add(PyObject *module);
 int receiver_add(PyObject *module);
 int consumer_add(PyObject *module);

@@ -80,8 +80,11 @@ int ring_peek(ring_reader *r, record *out) {
         }
         if (status != RING_OK || out->sequence != r->sequence)
             return RING_CORRUPT;
-        if (kind == RECORD_EVENT)
+        if (kind == RECORD_EVENT) {
+            if (out->end != r->tail)
+                record_prefetch(&r->view, out->end, record_span(out->length));
             return RING_OK;
+        }
         r->position = out->end;
     }
 }

@@ -21,6 +21,7 @@ int receiver_init(Receiver *self, const receiver_kind *kind, PyObject *segment, 
 static void drop_all(Receiver *self) {
     if (self->kind)
         self->kind->drop_all(self);
+    wait_unbind(self);
     lines_unbind(&self->lines);
 }
 
@@ -65,11 +66,18 @@ int receiver_refresh(Receiver *self) {
     return -1;
 }
 
-/* Has the publisher of a ring posted, whose waiting flag the caller has cleared. */
-int receiver_wake_publisher(Receiver *self, const Ring *ring) {
-    PyObject *result = PyObject_CallMethod((PyObject *)self, "_wake_publisher", "K", (unsigned long long)ring->id);
-    Py_XDECREF(result);
-    return result ? 0 : -1;
+/* Posts the publisher of a ring, whose waiting flag the caller has cleared; `post` keeps what does that. */
+int receiver_wake_publisher(Receiver *self, const Ring *ring, PyObject **post) {
+    if (post_cached(post))
+        return 0;
+    PyObject *fresh = PyObject_CallMethod((PyObject *)self, "_wake_publisher", "K", (unsigned long long)ring->id);
+    if (!fresh)
+        return -1;
+    if (fresh == Py_None || *post)
+        Py_DECREF(fresh);
+    else
+        *post = fresh;
+    return 0;
 }
 
 /* ---- one call ---- */
@@ -83,33 +91,37 @@ static PyObject *leave(Receiver *self, PyObject *result) {
     return result;
 }
 
-/* Looks for up to `spin_ns` without the GIL; true if there may be something. */
-static bool spin(Receiver *self) {
-    bool seen = false;
-    if (!self->spin_ns)
-        return false;
-    Py_BEGIN_ALLOW_THREADS;
-    uint64_t until = monotonic_ns() + self->spin_ns;
-    do {
-        for (int i = 0; i < 32 && !(seen = self->kind->ready(self)) && !self->guard.closed; i++)
-            cpu_relax();
-    } while (!seen && !self->guard.closed && monotonic_ns() < until);
-    Py_END_ALLOW_THREADS;
-    return seen;
-}
-
 static PyObject *take_checked(Receiver *self, receiver_take take) {
     return error_raise_held(&self->held_error) ? NULL : take(self);
 }
 
-static PyObject *poll(Receiver *self, receiver_take take, bool may_spin) {
+/* Nothing came of a wait: it was cancelled, or a signal handler raised. A wake-up that was under way is for another. */
+static PyObject *give_up(Receiver *self, PyObject *found) {
+    PyObject *error = found ? NULL : error_take();
+    int status = self->guard.closed ? 0 : self->kind->pass_on(self);
+    if (error)
+        error_restore(error);
+    if (status < 0)
+        Py_CLEAR(found);
+    return found;
+}
+
+/* An event; Nothing at the deadline and at the handle's end; NULL. */
+static PyObject *obtain(Receiver *self, receiver_take take, uint64_t deadline) {
     if (enter(self) < 0)
         return NULL;
     PyObject *found = self->kind->prepare(self) < 0 ? NULL : take_checked(self, take);
-    if (found == Nothing && may_spin && spin(self)) {
-        Py_DECREF(found);
-        found = receiver_check(self) < 0 ? NULL : take_checked(self, take);
-    }
+    if (found == Nothing && !deadline)
+        self->waited = true;
+    if (found != Nothing || !deadline)
+        return leave(self, found);
+    Py_DECREF(found);
+    bool ours = true;
+    found = wait_for(self, take, deadline, &ours);
+    if (!ours)
+        return NULL;
+    if (!found || found == Nothing)
+        found = give_up(self, found);
     return leave(self, found);
 }
 
@@ -125,20 +137,39 @@ static receiver_take taker(PyObject *object) {
     return kind ? kind->take : NULL; /* without a kind the guard is not ready, and nothing is called */
 }
 
+/* What to raise for Nothing: the subclass knows. */
+static PyObject *nothing(PyObject *object, PyObject *timeout) {
+    PyObject *result = PyObject_CallMethod(object, "_nothing", "(O)", timeout);
+    if (result)
+        PyErr_SetString(PyExc_SystemError, "_nothing returned");
+    Py_XDECREF(result);
+    return NULL;
+}
+
 static PyObject *receiver_poll(PyObject *object, PyObject *unused) {
     (void)unused;
-    return poll((Receiver *)object, taker(object), true);
+    return obtain((Receiver *)object, taker(object), 0);
+}
+
+static PyObject *poll_message(PyObject *object, uint64_t deadline) {
+    Receiver *self = (Receiver *)object;
+    return obtain(self, self->kind ? self->kind->take_message : NULL, deadline);
 }
 
 static PyObject *receiver_poll_message(PyObject *object, PyObject *unused) {
     (void)unused;
-    Receiver *self = (Receiver *)object;
-    return poll(self, self->kind ? self->kind->take_message : NULL, true);
+    return poll_message(object, 0);
+}
+
+/* _next_message(): waits; Nothing at the handle's end. */
+static PyObject *receiver_next_message(PyObject *object, PyObject *unused) {
+    (void)unused;
+    return poll_message(object, UINT64_MAX);
 }
 
 static PyObject *try_receive(PyObject *object, PyObject *unused) {
     (void)unused;
-    PyObject *event = poll((Receiver *)object, taker(object), false);
+    PyObject *event = obtain((Receiver *)object, taker(object), 0);
     if (event != Nothing)
         return event;
     Py_DECREF(event);
@@ -149,35 +180,30 @@ static PyObject *receiver_next(PyObject *object) {
     Receiver *self = (Receiver *)object;
     if ((self->guard.closed || self->guard.cancelled) && self->guard.fork_generation == fork_generation)
         return NULL; /* the end of the iteration */
-    PyObject *event = poll(self, taker(object), true);
+    PyObject *event = obtain(self, taker(object), UINT64_MAX);
     if (!event && self->guard.closed && PyErr_ExceptionMatches(ClosedError))
         PyErr_Clear(); /* closed by another thread while we looked: the end as well */
     if (event != Nothing)
         return event;
     Py_DECREF(event);
-    return PyObject_CallMethod(object, "_next_slow", NULL);
+    return NULL;
 }
 
 static PyObject *receive(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names) {
     PyObject *timeout = timeout_argument(args, count, names);
-    if (!timeout)
+    uint64_t deadline;
+    if (!timeout || wait_deadline(timeout, &deadline) < 0)
         return NULL;
-    PyObject *event = poll((Receiver *)object, taker(object), true);
+    PyObject *event = obtain((Receiver *)object, taker(object), deadline);
     if (event != Nothing)
         return event;
     Py_DECREF(event);
-    return PyObject_CallMethod(object, "_receive_slow", "(O)", timeout);
+    return nothing(object, timeout);
 }
 
-/* _take(maximum): a list of what is there now. An error in the middle waits for the next call, so that the events before
- * it reach the caller. */
-static PyObject *receiver_take_many(PyObject *object, PyObject *arg) {
-    Receiver *self = (Receiver *)object;
-    Py_ssize_t maximum = PyLong_AsSsize_t(arg);
-    if (PyErr_Occurred() || enter(self) < 0)
-        return NULL;
-    PyObject *list = self->kind->prepare(self) < 0 ? NULL : PyList_New(0);
-    while (list && PyList_Size(list) < maximum) {
+/* Adds to a list what is there now. An error waits for the next call, so that the events before it reach the caller. */
+static void take_more(Receiver *self, PyObject *list, Py_ssize_t maximum) {
+    while (PyList_Size(list) < maximum) {
         PyObject *event = take_checked(self, self->kind->take);
         if (!event || event == Nothing || PyList_Append(list, event) < 0) {
             Py_XDECREF(event);
@@ -185,11 +211,37 @@ static PyObject *receiver_take_many(PyObject *object, PyObject *arg) {
         }
         Py_DECREF(event);
     }
-    if (PyErr_Occurred() && list && PyList_Size(list))
+    if (PyErr_Occurred())
         error_hold(&self->held_error);
-    else if (PyErr_Occurred())
+}
+
+static PyObject *take_list(Receiver *self) {
+    PyObject *event = self->kind->take(self);
+    if (!event || event == Nothing)
+        return event;
+    PyObject *list = PyList_New(0);
+    if (list && PyList_Append(list, event) < 0)
         Py_CLEAR(list);
-    return leave(self, list);
+    Py_DECREF(event);
+    if (list)
+        take_more(self, list, self->many);
+    return list;
+}
+
+/* _take(maximum, timeout): a list of what is there once something is. */
+static PyObject *receiver_take_many(PyObject *object, PyObject *args) {
+    Receiver *self = (Receiver *)object;
+    Py_ssize_t maximum;
+    PyObject *timeout;
+    uint64_t deadline;
+    if (!PyArg_ParseTuple(args, "nO:_take", &maximum, &timeout) || wait_deadline(timeout, &deadline) < 0)
+        return NULL;
+    self->many = maximum;
+    PyObject *list = obtain(self, take_list, deadline);
+    if (list != Nothing)
+        return list;
+    Py_DECREF(list);
+    return nothing(object, timeout);
 }
 
 static PyObject *receiver_ready(PyObject *object, PyObject *unused) {
@@ -228,32 +280,30 @@ static PyObject *receiver_get(PyObject *object, void *which) {
     return PyBool_FromLong(which ? g->cancelled : g->closed);
 }
 
-static PyObject *receiver_get_spin(PyObject *object, void *unused) {
+/* _pass_on(): a wake-up that was for this handle, which will not look, is another one's. */
+static PyObject *receiver_pass_on(PyObject *object, PyObject *unused) {
     (void)unused;
-    return PyLong_FromUnsignedLongLong(((Receiver *)object)->spin_ns);
-}
-
-static int receiver_set_spin(PyObject *object, PyObject *value, void *unused) {
-    (void)unused;
-    unsigned long long spin_ns = value ? PyLong_AsUnsignedLongLong(value) : 0;
-    if (PyErr_Occurred())
-        return -1;
-    ((Receiver *)object)->spin_ns = spin_ns;
-    return 0;
+    Receiver *self = (Receiver *)object;
+    if (receiver_check(self) < 0 || self->kind->pass_on(self) < 0)
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 static PyGetSetDef getset[] = {{"closed", receiver_get, NULL, "True after close().", NULL},
                                {"cancelled", receiver_get, NULL, "True after cancel().", (void *)1},
-                               {"_spin_ns", receiver_get_spin, receiver_set_spin, NULL, NULL},
                                {NULL, NULL, NULL, NULL, NULL}};
 
 static PyMethodDef methods[] = {
     {"try_receive", try_receive, METH_NOARGS, "try_receive(): the next event, or None."},
     {"receive", METHOD(receive), METH_FASTCALL | METH_KEYWORDS, "receive(timeout=None): the next event, or Empty."},
     {"_poll", receiver_poll, METH_NOARGS, NULL},
-    {"_take", receiver_take_many, METH_O, NULL},
+    {"_take", receiver_take_many, METH_VARARGS, NULL},
     {"_poll_message", receiver_poll_message, METH_NOARGS, NULL},
+    {"_next_message", receiver_next_message, METH_NOARGS, NULL},
+    {"_bind", wait_bind, METH_VARARGS, NULL},
+    {"_pass_on", receiver_pass_on, METH_NOARGS, NULL},
     {"_ready", receiver_ready, METH_NOARGS, NULL},
+    {"_sample_into", receiver_sample_into, METH_O, NULL},
     {"_seen_epoch", receiver_seen_epoch, METH_NOARGS, NULL},
     {"_cancel", receiver_cancel, METH_NOARGS, NULL},
     {"_release", receiver_release, METH_NOARGS, NULL},

@@ -14,8 +14,23 @@ typedef struct receiver_kind {
     receiver_take take;           /* an event */
     receiver_take take_message;   /* the tuple of which a Message is made */
     bool (*ready)(Receiver *);    /* something may be there; called without the GIL */
+    int (*pass_on)(Receiver *);   /* a wake-up that may have been ours is another one's */
     void (*drop_all)(Receiver *); /* let go of rings and memory */
 } receiver_kind;
+
+enum idle { IDLE_ADAPTIVE, IDLE_PARK, IDLE_SPIN };
+
+typedef struct waiting { /* see wait.c */
+    Py_buffer semaphore; /* a sem_t of the handle's own */
+    word *parked;        /* NULL: no place to sleep */
+    uint64_t bit;
+    enum idle idle;
+    bool crowded;
+    uint64_t version; /* of the document, at the last look after the bus */
+    uint64_t care_ns; /* CLOCK_MONOTONIC of the next one */
+    uint64_t gap_ns;  /* smoothed: between the events on either side of a wait */
+    unsigned parks;
+} waiting;
 
 struct Receiver {
     PyObject_HEAD guard guard;
@@ -24,15 +39,33 @@ struct Receiver {
     PyObject *decode;          /* callable, or None for raw bytes */
     PyObject *window;
     PyObject *held_error; /* met behind events that had to be returned first; the next call raises it */
-    uint64_t spin_ns;
+    Py_ssize_t many;      /* what _take was asked for */
+    uint64_t event_ns;    /* what the last event was stamped with */
+    waiting waiting;
+    latency_line *latency; /* NULL: nothing is sampled */
+    bool waited;           /* the last look came back with nothing, after its spin */
 };
 
 int receiver_init(Receiver *self, const receiver_kind *kind, PyObject *segment, unsigned topic, PyObject *decode);
 int receiver_refresh(Receiver *self);
 int receiver_check(Receiver *self);
 PyObject *receiver_enter(Receiver *self, receiver_take take);
-int receiver_wake_publisher(Receiver *self, const Ring *ring);
+int receiver_wake_publisher(Receiver *self, const Ring *ring, PyObject **post);
 bool receiver_stale(const Receiver *self);
+void receiver_sample(Receiver *self, const record *record);
+PyObject *receiver_sample_into(PyObject *self, PyObject *line);
+
+/* An event is about to be handed out for the first time. What follows a wait is always sampled, so that a slow topic is
+ * seen whole; of a fast one it is one event in LATENCY_WEIGHT. */
+static inline void receiver_handing_out(Receiver *self, const record *record) {
+    if (self->waited || latency_chosen(record->sequence))
+        receiver_sample(self, record);
+}
+
+PyObject *wait_for(Receiver *self, receiver_take take, uint64_t deadline, bool *ours);
+int wait_deadline(PyObject *timeout, uint64_t *deadline);
+PyObject *wait_bind(PyObject *object, PyObject *args);
+void wait_unbind(Receiver *self);
 
 extern PyTypeObject *receiver_base;
 

@@ -233,6 +233,7 @@ void ring_write(ring_writer *w, const part *part) {
     record_write(w->view.data + offset, w->sequence, RECORD_EVENT, part);
     w->head += span;
     w->sequence++;
+    record_prefetch_write(&w->view, w->head, span);
 }
 
 void ring_commit(ring_writer *w) {

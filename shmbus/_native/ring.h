@@ -103,6 +103,22 @@ static inline word *word_at(const ring_view *view, uint64_t position) {
 
 #define COUNT_LIMIT (1ull << 48) /* events of one ring: nine years of a million a second; sums of it fit into a word */
 
+#define AHEAD_LIMIT 512 /* bytes that are worth asking for: the hardware follows longer runs by itself */
+
+/* Asks for the record after this one, which is likely to be as long, while the current one is decoded. */
+static inline void record_prefetch(const ring_view *view, uint64_t position, uint64_t span) {
+    const unsigned char *next = view->data + (position & (view->capacity - 1));
+    for (uint64_t ahead = 0; ahead < span && ahead < AHEAD_LIMIT; ahead += LINE)
+        __builtin_prefetch(next + ahead);
+}
+
+/* The same before a record is written: the lines lie in the caches of those who read them a lap ago. */
+static inline void record_prefetch_write(const ring_view *view, uint64_t position, uint64_t span) {
+    const unsigned char *next = view->data + (position & (view->capacity - 1));
+    for (uint64_t ahead = LINE; ahead <= span && ahead <= AHEAD_LIMIT; ahead += LINE)
+        PREFETCH_WRITE(next + ahead);
+}
+
 uint64_t ring_size(uint64_t capacity);
 int ring_format(void *base, uint64_t size, uint64_t capacity, uint64_t ring_id, uint64_t first_sequence,
                 uint64_t start);

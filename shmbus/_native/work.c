@@ -99,6 +99,7 @@ void work_write(work_writer *w, const part *part) {
     STORE_RELEASE(&d->claim, WORD(lap_of(&w->view, w->sequence), CLAIM_READY, 0, 0, 0)); /* SYNC claim */
     w->head = position + span;
     w->sequence++;
+    record_prefetch_write(&w->view, w->head, span);
 }
 
 void work_commit(work_writer *w) {
@@ -118,18 +119,31 @@ uint64_t work_room(const ring_view *view) {
 
 /* ---- workers ---- */
 
-/* True if a look at the ring is worth it. */
-bool work_ready(const ring_view *view) {
-    return (LOAD_SEQ(&view->header->next) & SEQUENCE_MASK) < LOAD_SEQ(&view->header->tail); /* SYNC tail */
+/* How far a hint lies behind a sequence, 0 if it does not: modulo what a hint can hold. */
+static uint64_t behind(uint64_t hint, uint64_t sequence) {
+    uint64_t distance = (sequence - hint) & SEQUENCE_MASK;
+    return distance >> (SEQUENCE_BITS - 1) ? 0 : distance;
 }
+
+/* True if a look at the ring is worth it. Whoever has raised the hint asks this afterwards and, if so, looks again or has
+ * a parked worker look; nobody parks while it is true. So a record above the hint is one that somebody will look at. */
+bool work_ready(const ring_view *view) {
+    uint64_t hint = LOAD_SEQ(&view->header->next);
+    return behind(hint, LOAD_SEQ(&view->header->tail)) != 0; /* SYNC tail, SYNC chain */
+}
+
+/* For the publisher, after it has committed records from `first` on: true if nothing was waiting before them, so that it
+ * is the one to wake a worker. Either it sees here that the hint has come up to `first`, or whoever raised it sees the
+ * new tail (SYNC chain). */
+bool work_fresh(const ring_view *view, uint64_t first) { return behind(LOAD_SEQ(&view->header->next), first) == 0; }
 
 /* Lowers the hint to `sequence` where it is above, and changes its tag in any case: a raise that was computed before
  * this line fails its CAS, so a word made READY before the call is never skipped. */
 static void lower_next(const ring_view *view, uint64_t sequence) {
     uint64_t hint = LOAD_SEQ(&view->header->next), lowered;
     do {
-        uint64_t low = (hint & SEQUENCE_MASK) < sequence ? (hint & SEQUENCE_MASK) : sequence;
-        lowered = ((hint >> SEQUENCE_BITS) + 1) << SEQUENCE_BITS | low;
+        uint64_t low = behind(hint, sequence) ? hint : sequence;
+        lowered = ((hint >> SEQUENCE_BITS) + 1) << SEQUENCE_BITS | (low & SEQUENCE_MASK);
     } while (!CAS_SEQ(&view->header->next, &hint, lowered));
 }
 
@@ -155,30 +169,37 @@ static bool tail_beyond_gate(const ring_view *view, uint64_t tail) {
     return gate <= tail && tail - gate > view->slots;
 }
 
-/* Claims the first READY record, and counts the attempt. The claim holds until done, given back or reclaimed. */
+/* Tries to claim a record: RING_OK, RING_EMPTY if it is not READY, RING_CORRUPT. `hint` is what `next` held before. */
+static int claim_one(const ring_view *view, uint64_t sequence, uint64_t hint, unsigned holder, claim *out) {
+    descriptor *d = descriptor_of(view, sequence);
+    uint64_t seen = LOAD_ACQUIRE(&d->claim); /* SYNC claim */
+    while (STATE_OF(seen) == CLAIM_READY && LAP_OF(seen) == lap_of(view, sequence)) {
+        unsigned attempt = ATTEMPT_OF(seen) < MAX_ATTEMPT ? ATTEMPT_OF(seen) + 1 : MAX_ATTEMPT;
+        uint64_t mine = WORD(LAP_OF(seen), CLAIM_CLAIMED, attempt, 0, 0) | holder;
+        if (!CAS_SEQ(&d->claim, &seen, mine))
+            continue; /* seen is what it is now */
+        CAS_SEQ(&view->header->next, &hint, (hint & ~SEQUENCE_MASK) | ((sequence + 1) & SEQUENCE_MASK));
+        *out = (claim){.word = mine, .attempt = attempt};
+        int status = read_claimed(view, sequence, &out->record);
+        if (status != RING_OK)
+            out->record.sequence = sequence;
+        return status;
+    }
+    return RING_EMPTY;
+}
+
+/* Claims the first READY record, and counts the attempt. The claim holds until done, given back or reclaimed. The caller
+ * asks work_ready afterwards (SYNC chain). */
 int work_claim(const ring_view *view, unsigned owner, unsigned generation, claim *out) {
+    unsigned holder = (owner & 0xff) << 16 | (generation & 0xffff);
     uint64_t hint = LOAD_SEQ(&view->header->next);
     uint64_t tail = LOAD_SEQ(&view->header->tail); /* SYNC tail */
-    uint64_t from = hint & SEQUENCE_MASK;
-    if (tail > from && tail - from > view->slots)
-        from = tail - view->slots; /* below it all is DONE: the publisher passed */
+    uint64_t back = behind(hint, tail), from = tail - (back < view->slots ? back : view->slots);
+    /* below the slots all is DONE: the publisher passed */
     for (uint64_t sequence = from; sequence < tail; sequence++) {
-        descriptor *d = descriptor_of(view, sequence);
-        uint64_t seen = LOAD_ACQUIRE(&d->claim); /* SYNC claim */
-        while (STATE_OF(seen) == CLAIM_READY && LAP_OF(seen) == lap_of(view, sequence)) {
-            unsigned attempt = ATTEMPT_OF(seen) < MAX_ATTEMPT ? ATTEMPT_OF(seen) + 1 : MAX_ATTEMPT;
-            uint64_t mine = WORD(LAP_OF(seen), CLAIM_CLAIMED, attempt, owner, generation);
-            if (!CAS_SEQ(&d->claim, &seen, mine))
-                continue; /* seen is what it is now */
-            uint64_t raised = (hint & ~SEQUENCE_MASK) | ((sequence + 1) & SEQUENCE_MASK);
-            CAS_SEQ(&view->header->next, &hint, raised);
-            *out = (claim){.word = mine, .attempt = attempt};
-            if (read_claimed(view, sequence, &out->record) != RING_OK) {
-                out->record.sequence = sequence;
-                return RING_CORRUPT;
-            }
-            return RING_OK;
-        }
+        int status = claim_one(view, sequence, hint, holder, out);
+        if (status != RING_EMPTY)
+            return status;
     }
     if (from < tail && tail_beyond_gate(view, tail))
         return RING_CORRUPT;

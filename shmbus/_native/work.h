@@ -47,6 +47,7 @@ void work_commit(work_writer *w);
 uint64_t work_room(const ring_view *view);
 
 bool work_ready(const ring_view *view);
+bool work_fresh(const ring_view *view, uint64_t first);
 int work_claim(const ring_view *view, unsigned owner, unsigned generation, claim *out);
 int work_read(const ring_view *view, claim *claim);
 int work_done(const ring_view *view, const claim *claim);

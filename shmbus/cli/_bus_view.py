@@ -1,7 +1,8 @@
 """A bus on the screen: what `stat`, `top` and `demo` show of a `BusStats`.
 
 Pure: it renders what it is given and looks at no bus. Two tables, publishers and consumers, and below each a
-line for whatever needs a sentence: who waits for whom, what was lost for which cause, who is not well.
+line for whatever needs a sentence: who waits for whom, what was lost for which cause, who is not well. A third one
+has the latencies of the consumers that have any.
 Readable from 80 columns on; there is more to see from 100 and from 150.
 """
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from shmbus.stats import BusStats, ConsumerStats, Health, PublisherStats
+    from shmbus.stats import BusStats, ConsumerStats, Health, Latency, PublisherStats
 
 _MEDIUM: Final = 100
 _WIDE: Final = 150
@@ -74,6 +75,10 @@ class BusView:
             yield Rows(_CONSUMER_COLUMNS, sorted(stats.consumers, key=_consumer_order))
             yield from _consumer_notes(stats.consumers)
         yield from _participant_notes(stats)
+        latencies = [(c, c.latency) for c in sorted(stats.consumers, key=_consumer_order) if c.latency is not None]
+        if latencies:
+            yield ""
+            yield Rows(_LATENCY_COLUMNS, latencies)
 
 
 def _headline(stats: BusStats) -> Text:
@@ -163,6 +168,13 @@ _CONSUMER_COLUMNS: Final[Sequence[Column[ConsumerStats]]] = (
     Column("UNDECODABLE", lambda c: whole(c.undecodable), right=True, low=_WIDE),
     Column("REJECTED", lambda c: whole(c.rejected), right=True, low=_WIDE),
     Column("STATE", lambda c: _state(c.state, "blocks", c.blocks), gives=True),
+)
+
+_LATENCY_COLUMNS: Final[Sequence[Column[tuple[ConsumerStats, Latency]]]] = (
+    Column("LATENCY", lambda row: _name(f"{row[0].topic}/{row[0].name}"), gives=True),
+    Column("P50", lambda row: duration(row[1].p50_ns), right=True),
+    Column("P99", lambda row: duration(row[1].p99_ns), right=True),
+    Column("MAX", lambda row: duration(row[1].max_ns), right=True),
 )
 
 

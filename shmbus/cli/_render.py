@@ -89,13 +89,13 @@ def size(number: int) -> str:
 
 
 def duration(ns: int) -> str:
-    """At most six characters: "-" for 0, then "12 µs", "3.4 ms", "56 s", "7 min", "8 h", "9 d"."""
+    """At most six characters: "-" for 0, then "12 ns", "34 µs", "5.6 ms", "78 s", "9 min", "10 h", "11 d"."""
     if ns <= 0:
         return "-"
-    for unit, length, limit in (("µs", 1e3, 999.5), ("ms", 1e6, 999.5), ("s", 1e9, 99.5)):
+    for unit, length, limit in (("ns", 1, 999.5), ("µs", 1e3, 999.5), ("ms", 1e6, 999.5), ("s", 1e9, 99.5)):
         value = ns / length
         if value < limit:
-            return f"{value:.0f} {unit}" if value >= 9.95 or unit == "µs" else f"{value:.1f} {unit}"
+            return f"{value:.0f} {unit}" if value >= 9.95 or unit in ("ns", "µs") else f"{value:.1f} {unit}"
     minutes = ns / 60e9
     if minutes < 99.5:
         return f"{minutes:.0f} min"

@@ -8,7 +8,9 @@
  *
  * An input is 16 bytes of script, then an image. The image is laid out as a ring of the kind that the script names, in
  * memory of exactly its size, so that one byte too far is an error. The script says whether the header's identity is
- * repaired (else most inputs end at ring_open) and which words change while readers stand in the ring. */
+ * repaired (else most inputs end at ring_open) and which words change while readers stand in the ring. The image's
+ * beginning serves as a latency line too. */
+#include "latency.h"
 #include "ring.h"
 #include "work.h"
 
@@ -180,6 +182,24 @@ static void use_work(const ring_view *view, unsigned char *segment, uint64_t siz
     }
 }
 
+/* The image as a latency line: samples of any size may be added to it, and its terms are in order or there are none. */
+static void use_latency(const input *in) {
+    latency_line *line = calloc(1, sizeof *line);
+    latency_terms terms;
+    uint64_t ns;
+    if (!line)
+        return;
+    memcpy(line, in->image, in->size < sizeof *line ? in->size : sizeof *line);
+    memcpy(&ns, in->script + 8, 8);
+    for (int i = 0; i < 2; i++) {
+        if (latency_terms_of(line, &terms) &&
+            (!terms.count || terms.p50_ns > terms.p99_ns || terms.p99_ns > terms.max_ns))
+            fail("quantiles out of order");
+        latency_record(line, ns >> (in->script[2] & 63), in->script[1]);
+    }
+    free(line);
+}
+
 /* ---- inputs ---- */
 
 static void repair(unsigned char *segment, uint32_t kind) {
@@ -197,6 +217,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size < SCRIPT)
         return 0;
     input in = {data, data + SCRIPT, size - SCRIPT};
+    use_latency(&in);
     uint32_t kind = in.script[0] & 1 ? RING_WORK : RING_BROADCAST;
     bool whole = in.script[0] & 2; /* else of the input's size, for ring_open to refuse or not */
     uint64_t bytes = whole ? segment_size(kind) : in.size & ~(size_t)7;

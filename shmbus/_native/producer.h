@@ -1,0 +1,36 @@
+/* Producer: what producer.c (the Python type) and encoding.c (what it writes) share. */
+#ifndef SHMBUS_PRODUCER_H
+#define SHMBUS_PRODUCER_H
+
+#include "python.h"
+
+typedef struct group_out {
+    Ring *ring;
+    work_writer writer;
+    wakers workers;
+    uint64_t shown; /* sequence of the first record that its workers were not told of */
+    unsigned line;
+    bool fits;
+} group_out;
+
+typedef struct Producer {
+    PyObject_HEAD guard guard;
+    bus_lines lines;
+    PyObject *encode;  /* callable, or None for raw bytes */
+    PyObject *into;    /* callable that encodes into a bytearray, or None */
+    PyObject *scratch; /* that bytearray; `scratch_busy` from the encoder's start until its bytes are written */
+    PyObject *accepts; /* tuple of exact types; empty: unchecked */
+    PyObject *type_error;
+    Ring *ring;
+    ring_writer writer;
+    wakers subscribers;
+    group_out groups[MAX_GROUPS];
+    unsigned group_count;
+    bool routed, fits, scratch_busy;
+} Producer;
+
+int encoding_bytes(Producer *self, PyObject *payload, part *out);
+PyObject *encoding_one(Producer *self, PyObject *event, uint64_t headers, bool mine);
+PyObject *encoding_many(Producer *self, PyObject *events);
+
+#endif
