@@ -2,9 +2,9 @@
 #include "producer.h"
 
 static int check_type(Producer *self, PyObject *event) {
-    Py_ssize_t count = PyTuple_Size(self->accepts);
+    Py_ssize_t count = TUPLE_SIZE(self->accepts);
     for (Py_ssize_t i = 0; i < count; i++)
-        if ((PyObject *)Py_TYPE(event) == PyTuple_GetItem(self->accepts, i))
+        if ((PyObject *)Py_TYPE(event) == TUPLE_ITEM(self->accepts, i))
             return 0;
     if (!count)
         return 0;
@@ -18,11 +18,11 @@ static int check_type(Producer *self, PyObject *event) {
 /* Bytes of a payload, which is what an encoder returned, or the scratch. */
 int encoding_bytes(Producer *self, PyObject *payload, part *out) {
     if (PyBytes_Check(payload)) {
-        out->payload = PyBytes_AsString(payload);
-        out->payload_length = (uint64_t)PyBytes_Size(payload);
+        out->payload = BYTES_DATA(payload);
+        out->payload_length = (uint64_t)BYTES_SIZE(payload);
     } else if (payload == self->scratch) {
-        out->payload = PyByteArray_AsString(payload);
-        out->payload_length = (uint64_t)PyByteArray_Size(payload);
+        out->payload = ARRAY_DATA(payload);
+        out->payload_length = (uint64_t)ARRAY_SIZE(payload);
     } else {
         PyErr_Format(EventTypeError, "%S, got no bytes from its encoder", self->type_error);
         return -1;

@@ -319,7 +319,7 @@ static PyObject *publish_many(PyObject *object, PyObject *events) {
     int status = !payloads || guard_check(&self->guard, "publisher") < 0 ? -1 : 0;
     for (Py_ssize_t i = 0; status >= 0 && i < PyList_Size(payloads); i++) {
         PyObject *payload = PyList_GetItem(payloads, i);
-        part p = {.payload = PyBytes_AsString(payload), .payload_length = (uint64_t)PyBytes_Size(payload)};
+        part p = {.payload = BYTES_DATA(payload), .payload_length = (uint64_t)BYTES_SIZE(payload)};
         status = acquire(self, p.payload_length, &b);
         if (status < 0)
             break;

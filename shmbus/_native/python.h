@@ -15,7 +15,19 @@
 #ifdef Py_LIMITED_API
 #define call_one(callable, argument) PyObject_CallFunctionObjArgs((callable), (argument), NULL)
 #define call_two(callable, first, second) PyObject_CallFunctionObjArgs((callable), (first), (second), NULL)
+#define BYTES_DATA PyBytes_AsString
+#define BYTES_SIZE PyBytes_Size
+#define ARRAY_DATA PyByteArray_AsString
+#define ARRAY_SIZE PyByteArray_Size
+#define TUPLE_SIZE PyTuple_Size
+#define TUPLE_ITEM PyTuple_GetItem
 #else
+#define BYTES_DATA PyBytes_AS_STRING
+#define BYTES_SIZE PyBytes_GET_SIZE
+#define ARRAY_DATA PyByteArray_AS_STRING
+#define ARRAY_SIZE PyByteArray_GET_SIZE
+#define TUPLE_SIZE PyTuple_GET_SIZE
+#define TUPLE_ITEM PyTuple_GET_ITEM
 #define call_one(callable, argument) PyObject_CallOneArg((callable), (argument))
 #define call_two(callable, first, second)                                                                              \
     PyObject_Vectorcall((callable), (PyObject *[]){NULL, (first), (second)} + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET,   \

@@ -68,8 +68,10 @@ int ring_sequence_at(const ring_view *view, uint64_t position, uint64_t *sequenc
 static void put(word *at, const void *from, uint64_t bytes) {
     const unsigned char *source = from;
     uint64_t value;
-    for (; bytes > 2 * AHEAD_LIMIT; bytes -= LINE) { /* longer than what was asked for beforehand */
-        PREFETCH_WRITE((const unsigned char *)at + AHEAD_LIMIT);
+    for (; bytes >= LINE; bytes -= LINE) {
+        if (bytes > 2 * AHEAD_LIMIT) /* longer than what was asked for beforehand */
+            PREFETCH_WRITE((const unsigned char *)at + AHEAD_LIMIT);
+#pragma GCC unroll 8
         for (int i = 0; i < LINE / 8; i++, source += 8) {
             memcpy(&value, source, 8);
             STORE_RELEASE(at++, value);
