@@ -140,15 +140,6 @@ class Session:
 
     # -- waking others
 
-    def wake_subscribers(self, topic: int, parked: int) -> None:
-        """Post the subscribers of a topic whose bits are in `parked` and still set."""
-        line = _core.TOPIC_LINES + topic * _core.LINE
-        while parked:
-            bit = parked & -parked
-            parked ^= bit
-            if _core.fetch_and(self.map, line + _core.TOPIC_PARKED, _ALL ^ bit) & bit:
-                self.post_subscriber(topic, bit.bit_length() - 1)
-
     def wake_workers(self, group: int, count: int) -> int:
         """Post up to `count` parked workers of a group line; returns how many."""
         woken = 0
@@ -183,12 +174,17 @@ class Session:
         return None if publisher is None else self.posts.post(f"{self.prefix}pub-{publisher.slot}")
 
     def wake_everybody(self, document: Document) -> None:
-        """After a death: whoever it had woken, or should have, looks again."""
-        for topic in document.topics:
-            self.wake_subscribers(topic.index, _ALL)
+        """After a death: whoever it had woken, or should have, looks again.
+
+        Whatever the bits say: the dead may have cleared one and not yet posted.
+        """
+        lines = {consumer.id: consumer.slot for consumer in document.consumers}
         for consumer in document.consumers:
-            if consumer.kind == "group":
-                self.wake_workers(consumer.slot, _core.MAX_WORKERS)
+            if consumer.kind == "subscriber" and consumer.state == "active":
+                self.post_subscriber(consumer.topic, consumer.slot)
+        for worker in document.workers:
+            if worker.group in lines:
+                self.post_worker(lines[worker.group], worker.slot)
         for publisher in document.publishers:
             if publisher.state == "active":
                 self.posts.post(f"{self.prefix}pub-{publisher.slot}")

@@ -130,12 +130,17 @@ class Receiver(Generic[T]):
         """`receive` without blocking the event loop."""
         deadline = None if timeout is None else time.monotonic() + timeout
         core = self._as_core()
-        while True:
-            event = core._poll()
-            if event is not _core.NOTHING:
-                return cast("T", event)
-            if not await self._await(deadline):
-                self._nothing(timeout)
+        try:
+            while True:
+                event = core._poll()
+                if event is not _core.NOTHING:
+                    return cast("T", event)
+                if not await self._await(deadline):
+                    self._nothing(timeout)
+        except BaseException:
+            with suppress(ClosedError, ForkedError, RuntimeError):  # RuntimeError: another thread has the handle
+                core._pass_on()
+            raise
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -200,12 +205,7 @@ class Receiver(Generic[T]):
         if core.closed or core.cancelled or seconds <= 0:
             return False
         self._session.care()
-        try:
-            await self._parking.apark(self._look, seconds)
-        except BaseException:
-            with suppress(ClosedError, ForkedError):
-                core._pass_on()
-            raise
+        await self._parking.apark(self._look, seconds)
         return not (core.closed or core.cancelled)
 
     def _look(self) -> bool:

@@ -122,8 +122,6 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         else:
             done = self._settle(message.ring_id, message.sequence, message.word, how)
         self._open.pop((message.ring_id, message.sequence), None)
-        if how == NACK and done:
-            self._session.wake_workers(self._group_line, 1)
         return done
 
     # -- hooks of the C type

@@ -334,3 +334,54 @@ def test_handler_that_publishes(bus: Bus) -> None:
         found += drain(sub)
         assert [order for order in found if order.id > 0] == orders(number)
         assert sorted(order.id for order in found if order.id < 0) == list(range(-handled, 0))
+
+
+def closes_in_the_handler(name: str, kind: str) -> None:
+    import signal
+
+    from events import ORDERS
+
+    import shmbus
+
+    with shmbus.Bus(name) as bus:
+        receiver = bus.subscriber(ORDERS) if kind == "subscriber" else bus.worker(ORDERS, group="g")
+        signal.signal(signal.SIGTERM, lambda number, frame: receiver.close())
+        print("waits", flush=True)
+        print(list(receiver))
+
+
+@pytest.mark.parametrize("kind", ["subscriber", "worker"])
+def test_closed_by_a_signal_handler(bus: Bus, processes: Processes, kind: str) -> None:
+    """A handle that a signal handler closes in the middle of its own wait ends the iteration."""
+    child = processes.spawn(closes_in_the_handler, bus.name, kind)
+    assert line(child) == "waits"
+    eventually(lambda: psutil.Process(child.pid).status() == psutil.STATUS_SLEEPING)
+    child.send_signal(signal.SIGTERM)
+    assert line(child) == "[]"
+
+
+def takes_in_the_handler(name: str, kind: str) -> None:
+    import signal
+
+    from events import ORDERS, PATIENT
+
+    import shmbus
+
+    with shmbus.Bus(name) as bus:
+        with bus.subscriber(ORDERS) if kind == "subscriber" else bus.worker(ORDERS, group="g") as receiver:
+            signal.signal(signal.SIGTERM, lambda number, frame: print(receiver.try_receive(), flush=True))
+            print("waits", flush=True)
+            print(receiver.receive(timeout=PATIENT), flush=True)
+
+
+@pytest.mark.parametrize("kind", ["subscriber", "worker"])
+def test_used_by_a_signal_handler(bus: Bus, processes: Processes, kind: str) -> None:
+    """A signal handler may use the handle whose wait it interrupts, and the wait goes on."""
+    child = processes.spawn(takes_in_the_handler, bus.name, kind)
+    assert line(child) == "waits"
+    eventually(lambda: psutil.Process(child.pid).status() == psutil.STATUS_SLEEPING)
+    child.send_signal(signal.SIGTERM)
+    assert line(child) == "None"
+    with bus.publisher(ORDERS) as pub:
+        pub.publish(Order(1))
+        assert line(child) == str(Order(1))

@@ -32,7 +32,7 @@ HARNESS = ROOT / "tests" / "native"
 
 STRATA = [NATIVE / name for name in ("ring.c", "reader.c", "work.c")]
 PARTS = ("explore", "sched", "memory", "names", "world_ring", "world_work")
-SCENES = ("scenes_ring", "scenes_join", "scenes_park", "scenes_work")
+SCENES = ("scenes_ring", "scenes_join", "scenes_park", "scenes_work", "scenes_chain")
 SOURCES = [*STRATA, *(HARNESS / f"{name}.c" for name in PARTS + SCENES)]
 STRESS = [*STRATA, HARNESS / "stress.c"]
 
@@ -216,7 +216,7 @@ def run_mutants(builder: Builder, objects: dict[Path, Path], known: Sequence[str
         for mutant, (good, message) in zip(mutants, pool.map(judge, range(len(mutants))), strict=True):
             caught += good
             by = mutant.scene or "thread sanitizer"
-            print(f"{'caught' if good else 'NOT CAUGHT':12}{by:20}{mutant.name}: {message}", flush=True)
+            print(f"{'caught' if good else 'NOT CAUGHT':12}{by:22}{mutant.name}: {message}", flush=True)
     return caught, len(mutants)
 
 

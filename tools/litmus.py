@@ -24,14 +24,16 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # PYTHONSAFEPATH keeps it out
 
 from litmus_model import Order, executions  # noqa: E402
+from litmus_park import PATTERNS as PARK  # noqa: E402
 from litmus_patterns import Orders, Pattern, Site  # noqa: E402
 from litmus_ring import PATTERNS as RING  # noqa: E402
 from litmus_work import PATTERNS as WORK  # noqa: E402
 
 SOURCE = HERE.parent / "shmbus" / "_native"
-PATTERNS: list[Pattern] = [*RING, *WORK]
+PATTERNS: list[Pattern] = [*PARK, *RING, *WORK]
 
 _WORDS = "words of the Python layer are seq_cst, all of them: one rule, and none of them is on the path of an event"
+_BITS = "whoever gets here makes a system call: one rule for the words of the lines"
 _SELDOM = "joining is seldom; what is stored before gate_version comes with it"
 _ORDERED = "what is read next must not be read before it"
 _TWICE = "a claim word and the tail both release the record: whoever finds one of them needs no other"
@@ -40,6 +42,8 @@ _CASES = "claim words, `next` and the gate change by seq_cst CAS, and the CAS de
 SPARE: dict[Site, str] = {
     ("words.c", "AND_{}(at, value)"): _WORDS,
     ("words.c", "STORE_{}(at, value)"): _WORDS,
+    ("wake.c", "AND_{}(&parked[i], ~bit)"): _BITS,
+    ("wake.c", "(LOAD_{}(&awaiting[i]) & bit)"): _BITS,
     ("receiver.c", "self->lines.epoch = LOAD_{}(&self->lines.topic->epoch)"): _WORDS,
     ("ring.c", "w->gate_version = LOAD_{}(&w->view.header->gate_version)"): _SELDOM,
     ("ring.c", "members = LOAD_{}(&view->header->members) & LOAD_SEQ(&view->header->reliable);"): _SELDOM,
@@ -53,14 +57,13 @@ SPARE: dict[Site, str] = {
     ): "compared only: one rule for `oldest`",
     ("reader.c", "overrun = LOAD_{}(&losses->overrun.count)"): _ORDERED,
     ("work.c", "STORE_{}(&d->claim, WORD("): _TWICE,
-    ("work.c", "uint64_t tail = LOAD_{}(&view->header->tail); uint64_t from"): _TWICE,
+    ("work.c", "uint64_t tail = LOAD_{}(&view->header->tail); uint64_t back"): _TWICE,
     ("work.c", "seen = LOAD_{}(&d->claim)"): _TWICE,
     ("work.c", "CAS_{}(&d->claim, &seen, mine)"): _TWICE,
     ("work.c", "CAS_{}(&descriptor_of(view, sequence)->claim, &expected, ready)"): "lower_next follows and releases it",
     ("work.c", "uint64_t gate = LOAD_{}(&view->header->gate); for (;;)"): _CASES,
     ("work.c", "hint = LOAD_{}(&view->header->next), lowered"): _CASES,
     ("work.c", "hint = LOAD_{}(&view->header->next); uint64_t tail"): _CASES,
-    ("work.c", "CAS_{}(&view->header->next, &hint, (hint & ~SEQUENCE_MASK) | (tail"): _CASES,
 }
 """Statements whose order is stronger than all the patterns need, and why it stands there."""
 

@@ -1,4 +1,4 @@
-"""Litmus patterns of parking, joining and the broadcast ring.
+"""Litmus patterns of joining and of the broadcast ring.
 
 May touch, must stay true: see litmus_patterns.py. P is a publisher, S a subscriber, R a lossy reader, J a joiner, O who
 reads the books, W a worker, N a worker that gives back, C any consumer.
@@ -8,35 +8,23 @@ from __future__ import annotations
 
 from litmus_model import Load, Rmw, Store, Thread
 from litmus_patterns import (
-    ADD,
     ADVANCE,
-    AND,
+    BODY_LINE,
     BODY_WORD,
     CURSOR_SCAN,
     HEAD_WORD,
     INTENT,
-    LOWER,
     OLDEST,
-    OR,
     PLAIN,
-    READY_NEXT,
-    READY_TAIL,
     SEQUENCE_AT,
     TAIL,
     WAITING,
-    WORD_LOAD,
-    WORK_TAIL,
     Orders,
     Pattern,
     Run,
-    dekker,
-    load,
-    neither,
     passed,
     put,
-    rmw,
     stale,
-    store,
 )
 
 JOIN_INTENT = ("ring.c", "if (LOAD_{}(&h->intent) <= position + view->capacity)")
@@ -45,89 +33,6 @@ FRONTIER = ("ring.c", "STORE_{}(word_at(&w->view, w->head), w->sequence)")
 VALIDATE = ("reader.c", "return LOAD_{}(&r->view.header->intent) <= position")
 RESUME = ("reader.c", "position = LOAD_{}(&r->view.header->oldest), sequence")
 BOOKS_TAIL = ("reader.c", " tail = LOAD_{}(&view->header->tail)")
-
-PARKING = [
-    Pattern(
-        "park, subscriber",
-        "park",
-        "the publisher sees nobody parked, the subscriber that parks sees no event",
-        {"tail": 0, "parked": 0},
-        {
-            "P tail": TAIL,
-            "P parked": ("producer.c", "parked = LOAD_{}(&self->lines.topic->parked)"),
-            "S parked": OR,
-            "S tail": ("consumer.c", "if (LOAD_{}(&self->sources[i].ring->view.header->tail)"),
-        },
-        dekker(
-            [store("tail", "P tail"), load("parked", "P parked")], [rmw("parked", "S parked"), load("tail", "S tail")]
-        ),
-        neither,
-    ),
-    Pattern(
-        "park, worker",
-        "park",
-        "the publisher sees nobody parked, the worker that parks sees no record",
-        {"tail": 0, "parked": 0},
-        {
-            "P tail": WORK_TAIL,
-            "P parked": ("producer.c", "any |= LOAD_{}(&line->parked[w])"),
-            "W parked": OR,
-            "W tail": READY_TAIL,
-        },
-        dekker(
-            [store("tail", "P tail"), load("parked", "P parked")], [rmw("parked", "W parked"), load("tail", "W tail")]
-        ),
-        neither,
-    ),
-    Pattern(
-        "park, given back",
-        "park",
-        "who gives a record back sees nobody parked, the worker that parks sees `next` where it was",
-        {"next": 0, "parked": 0},
-        {"N next": LOWER, "N parked": WORD_LOAD, "W parked": OR, "W next": READY_NEXT},
-        dekker(
-            [rmw("next", "N next"), load("parked", "N parked")], [rmw("parked", "W parked"), load("next", "W next")]
-        ),
-        neither,
-    ),
-    *(
-        Pattern(
-            f"park, new ring, {who}",
-            "epoch",
-            f"the publisher of a new ring sees nobody parked, the {who} that parks sees the old epoch",
-            {"epoch": 0, "parked": 0},
-            {
-                "P epoch": ADD,
-                "P parked": ("producer.c", parked),
-                "C parked": OR,
-                "C epoch": ("receiver.c", "return LOAD_{}(&self->lines.topic->epoch) != self->lines.epoch"),
-            },
-            dekker(
-                [rmw("epoch", "P epoch"), load("parked", "P parked")],
-                [rmw("parked", "C parked"), load("epoch", "C epoch")],
-            ),
-            neither,
-        )
-        for who, parked in (
-            ("subscriber", "parked = LOAD_{}(&self->lines.topic->parked)"),
-            ("worker", "any |= LOAD_{}(&line->parked[w])"),
-        )
-    ),
-]
-
-
-def _await(o: Orders) -> list[Thread]:
-    def sleeper() -> Run:
-        yield Rmw("awaiting", put(1), o["S bits"])
-        yield Rmw("parked", put(1), o["S bits"])
-        return {}
-
-    def waker() -> Run:
-        cleared = yield Rmw("parked", put(0), o["W parked"])
-        return {"cleared": cleared, "awaiting": (yield Load("awaiting", o["W awaiting"]))}
-
-    return [sleeper, waker]
-
 
 # ---- join
 
@@ -224,16 +129,6 @@ def _room(o: Orders) -> list[Thread]:
 # ---- the patterns
 
 PATTERNS = [
-    *PARKING,
-    Pattern(
-        "park, awaiting",
-        "park",
-        "a waker clears the parked bit and does not see that its owner sleeps on the FIFO",
-        {"awaiting": 0, "parked": 0},
-        {"S bits": OR, "W parked": AND, "W awaiting": WORD_LOAD},
-        _await,
-        lambda o: o.seen["cleared"] == 1 and o.seen["awaiting"] == 0,
-    ),
     Pattern(
         "join",
         "join",
@@ -301,23 +196,26 @@ PATTERNS = [
         )
         for who, tail in (("J", ("ring.c", "uint64_t position = LOAD_{}(start)")), ("O", BOOKS_TAIL))
     ),
-    Pattern(
-        "lossy validation",
-        "intent",
-        "a reader that sees a word of the next lap validates it by an older intent",
-        {"intent": 0, "head": 0, "body": 0, "next": 0},
-        {
-            "P intent": INTENT,
-            "P head": HEAD_WORD,
-            "P body": BODY_WORD,
-            "P frontier": FRONTIER,
-            "R head": ("ring.c", "out->sequence = LOAD_{}(&words[0])"),
-            "R body": ("reader.c", "value = LOAD_{}(from++)"),
-            "R sequence": SEQUENCE_AT,
-            "R intent": VALIDATE,
-        },
-        _lossy,
-        lambda o: o.seen["torn"] == 1 and o.seen["intent"] == 0,
+    *(
+        Pattern(
+            f"lossy validation{how}",
+            "intent",
+            "a reader that sees a word of the next lap validates it by an older intent",
+            {"intent": 0, "head": 0, "body": 0, "next": 0},
+            {
+                "P intent": INTENT,
+                "P head": HEAD_WORD,
+                "P body": body,
+                "P frontier": FRONTIER,
+                "R head": ("ring.c", "out->sequence = LOAD_{}(&words[0])"),
+                "R body": ("reader.c", "value = LOAD_{}(from++)"),
+                "R sequence": SEQUENCE_AT,
+                "R intent": VALIDATE,
+            },
+            _lossy,
+            lambda o: o.seen["torn"] == 1 and o.seen["intent"] == 0,
+        )
+        for how, body in (("", BODY_WORD), (", a line", BODY_LINE))
     ),
     Pattern(
         "record before tail",

@@ -9,16 +9,26 @@ from __future__ import annotations
 from litmus_model import Load, Outcome, Rmw, Store, Thread
 from litmus_patterns import (
     ADD,
+    ANY_SIBLING,
+    ANY_WORKER,
     BODY_WORD,
     CLAIM_LOAD,
     DONE,
+    FRESH_NEXT,
     GATE_CAS,
     GATE_CLAIM,
     GATE_LOAD,
     GIVE_BACK,
     LOWER,
+    OR,
+    PARK,
     PLAIN,
+    RAISE_CLAIM,
+    RAISE_EMPTY,
+    READY_NEXT,
+    READY_TAIL,
     RELAXED,
+    SEQ,
     WAITING,
     WORD_LOAD,
     WORD_STORE,
@@ -146,6 +156,76 @@ def _next(o: Orders) -> list[Thread]:
     return [giver, worker]
 
 
+def _chain(o: Orders) -> list[Thread]:
+    """P commits record 0 and wakes W, then commits record 1; B parks. As producer.c, claims.c and wait.c do it:
+    P wakes one more if `next` has come up to record 1, W claims record 0 and passes on, B sleeps unless one is ready.
+    """
+
+    def publisher() -> Run:
+        yield Store("tail", 1, o["P tail"])
+        yield Store("post", 1, SEQ)
+        yield Store("tail", 2, o["P tail"])
+        parked = yield Load("parked", o["P parked"])
+        return {"P wakes": int(parked == 1 and (yield Load("next", o["P next"])) >= 1)}
+
+    def worker() -> Run:
+        if (yield Load("post", SEQ)) == 0:
+            return {"W wakes": 1}
+        yield Rmw("next", cas(0, 1), o["W raises"])
+        if (yield Load("parked", o["W parked"])) == 0:
+            return {"W wakes": 0}
+        return {"W wakes": int((yield Load("next", o["next"])) < (yield Load("tail", o["tail"])))}
+
+    def sleeper() -> Run:
+        yield Rmw("parked", put(1), o["B parked"])
+        return {"B sleeps": int((yield Load("next", o["next"])) >= (yield Load("tail", o["tail"])))}
+
+    return [publisher, worker, sleeper]
+
+
+def _unwoken(o: Outcome) -> bool:
+    return o.seen["B sleeps"] == 1 and not o.seen["P wakes"] and not o.seen["W wakes"]
+
+
+CHAIN = [
+    *(
+        Pattern(
+            f"chain, {name}",
+            "chain",
+            "the publisher sees a backlog, and who raised `next` over it sees no new record",
+            {"next": 0, "tail": 0},
+            {"P tail": WORK_TAIL, "P next": FRESH_NEXT, "W raises": raises, "W tail": READY_TAIL},
+            dekker(
+                [store("tail", "P tail"), load("next", "P next")], [rmw("next", "W raises"), load("tail", "W tail")]
+            ),
+            neither,
+        )
+        for name, raises in (("claim", RAISE_CLAIM), ("empty look", RAISE_EMPTY))
+    ),
+    *(
+        Pattern(
+            f"chain, parking{place}",
+            "chain",
+            "a worker sleeps with a record ready, and neither the publisher nor who claims the one before it wakes it",
+            {"next": 0, "tail": 0, "parked": 0, "post": 0},
+            {
+                "P tail": WORK_TAIL,
+                "P parked": ANY_WORKER,
+                "P next": FRESH_NEXT,
+                "W raises": RAISE_CLAIM,
+                "W parked": ANY_SIBLING,
+                "B parked": parks,
+                "next": READY_NEXT,
+                "tail": READY_TAIL,
+            },
+            _chain,
+            _unwoken,
+        )
+        for place, parks in (("", PARK), (", async", OR))
+    ),
+]
+
+
 def _document(o: Orders) -> list[Thread]:
     """Registry.read beside two commits. The body is two words that memcpy moves, here relaxed; the checksum of a body
     is right when both words are those that it was computed from.
@@ -192,6 +272,7 @@ def _notice(o: Orders) -> list[Thread]:
 
 
 PATTERNS = [
+    *CHAIN,
     Pattern(
         "room, worker",
         "room",
@@ -217,7 +298,7 @@ PATTERNS = [
         {
             "P claim": ("work.c", "STORE_{}(&d->claim, WORD("),
             "P tail": WORK_TAIL,
-            "W tail": ("work.c", "uint64_t tail = LOAD_{}(&view->header->tail); uint64_t from"),
+            "W tail": ("work.c", "uint64_t tail = LOAD_{}(&view->header->tail); uint64_t back"),
             "W claim": CLAIM_LOAD,
             "W claims": ("work.c", "CAS_{}(&d->claim, &seen, mine)"),
             "done": DONE,
@@ -248,7 +329,7 @@ PATTERNS = [
             "P position": ("work.c", "STORE_{}(&d->position, position)"),
             "P claim": ("work.c", "STORE_{}(&d->claim, WORD("),
             "P tail": WORK_TAIL,
-            "W tail": ("work.c", "uint64_t tail = LOAD_{}(&view->header->tail); uint64_t from"),
+            "W tail": ("work.c", "uint64_t tail = LOAD_{}(&view->header->tail); uint64_t back"),
             "W claim": CLAIM_LOAD,
             "W claims": ("work.c", "CAS_{}(&d->claim, &seen, mine)"),
             "W position": ("work.c", "position = LOAD_{}(&descriptor_of(view, sequence)->position); if"),
@@ -268,7 +349,7 @@ PATTERNS = [
             "N lowers": LOWER,
             "W next": ("work.c", "hint = LOAD_{}(&view->header->next); uint64_t tail"),
             "W claim": CLAIM_LOAD,
-            "W raises": ("work.c", "CAS_{}(&view->header->next, &hint, (hint & ~SEQUENCE_MASK) | (tail"),
+            "W raises": RAISE_EMPTY,
         },
         _next,
         lambda o: o.memory["claim"] == READY and o.memory["next"] % _TAG == 1,

@@ -65,6 +65,7 @@ class _Stream:
         pop, count, length, whole = self.ring.pop_buffer, self.count, self._length, self.whole
 
         def attempt() -> bytes | None:
+            data: bytes
             data, taken = pop(count)
             if taken == 0:
                 return None

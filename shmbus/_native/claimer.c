@@ -63,6 +63,8 @@ static PyObject *claimer_settle(PyObject *object, PyObject *args) {
     if (how == HOW_REJECT || how == HOW_UNDECODABLE)
         work_count_loss(&s->ring->view, how == HOW_REJECT, sequence, realtime_ns());
     int status = how == HOW_NACK ? work_give_back(&s->ring->view, &c) : work_done(&s->ring->view, &c);
+    if (status == RING_OK && how == HOW_NACK && claims_pass_on(self) < 0)
+        return NULL;
     if (status == RING_OK && how != HOW_NACK) {
         s->acked++;
         if (claims_settle(self, s, false) < 0)

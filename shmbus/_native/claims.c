@@ -109,6 +109,7 @@ static int claim_from(Claimer *self, source *s) {
         h->ring_id = s->ring->id;
         self->held_count++;
         got++;
+        vain = 0;
     }
     return (int)got;
 }
@@ -120,14 +121,19 @@ bool claims_ready(const Claimer *self) {
     return false;
 }
 
-/* A publisher wakes a worker for the first event of a backlog only. Every claim wakes one for the next (SYNC chain). */
+/* A publisher wakes a worker for the first event of a backlog only. Every claim wakes one for the next (SYNC chain), and so
+ * does whoever was woken and will not look, maybe for a ring that it does not know yet. While the handle is busy a
+ * close() is put off, so that even then the wake-up is not lost with it. */
 int claims_pass_on(Claimer *self) {
     uint64_t parked = 0;
+    if (!self->base.lines.topic)
+        return 0; /* closed by a signal handler in the middle of a wait */
     for (int i = 0; i < MAX_WORKERS / 64; i++)
         parked |= LOAD_SEQ(&self->line->parked[i]); /* SYNC park */
-    if (!parked || !claims_ready(self))
+    if (!parked || !(claims_ready(self) || receiver_stale(&self->base)))
         return 0;
-    return wakers_wake((PyObject *)self, &self->base.guard, &self->siblings, self->line->parked, self->line->awaiting,
+    const guard *g = &self->base.guard;
+    return wakers_wake((PyObject *)self, g->busy ? NULL : g, &self->siblings, self->line->parked, self->line->awaiting,
                        MAX_WORKERS / 64, 1);
 }
 

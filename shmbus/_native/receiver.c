@@ -98,11 +98,13 @@ static PyObject *take_checked(Receiver *self, receiver_take take) {
 /* Nothing came of a wait: it was cancelled, or a signal handler raised. A wake-up that was under way is for another. */
 static PyObject *give_up(Receiver *self, PyObject *found) {
     PyObject *error = found ? NULL : error_take();
-    int status = self->guard.closed ? 0 : self->kind->pass_on(self);
+    int status = self->kind->pass_on(self);
+    if (status < 0 && self->guard.closed)
+        PyErr_Clear(); /* the bus may be gone as well */
+    else if (status < 0)
+        Py_CLEAR(found);
     if (error)
         error_restore(error);
-    if (status < 0)
-        Py_CLEAR(found);
     return found;
 }
 
@@ -284,9 +286,9 @@ static PyObject *receiver_get(PyObject *object, void *which) {
 static PyObject *receiver_pass_on(PyObject *object, PyObject *unused) {
     (void)unused;
     Receiver *self = (Receiver *)object;
-    if (receiver_check(self) < 0 || self->kind->pass_on(self) < 0)
+    if (enter(self) < 0)
         return NULL;
-    Py_RETURN_NONE;
+    return leave(self, self->kind->pass_on(self) < 0 ? NULL : Py_NewRef(Py_None));
 }
 
 static PyGetSetDef getset[] = {{"closed", receiver_get, NULL, "True after close().", NULL},

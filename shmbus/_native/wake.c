@@ -33,13 +33,16 @@ static int post_slot(PyObject *self, wakers *w, unsigned slot, bool awaiting) {
     return 0;
 }
 
+/* A hook may have closed the handle, and with it gone the lines. */
+static bool gone(const guard *g) { return g && g->closed; }
+
 /* Wakes up to `most` of those whose bits are set in `count` words: how many, or -1. A bit that another one has cleared is
  * that one's to post: the next is tried. */
 int wakers_wake(PyObject *self, const guard *guard, wakers *w, word *parked, word *awaiting, unsigned count,
                 uint64_t most) {
     uint64_t woken = 0;
-    for (unsigned i = 0; i < count && woken < most && !guard->closed; i++)
-        for (uint64_t bits = LOAD_SEQ(&parked[i]); bits && woken < most && !guard->closed; bits &= bits - 1) {
+    for (unsigned i = 0; i < count && woken < most && !gone(guard); i++)
+        for (uint64_t bits = LOAD_SEQ(&parked[i]); bits && woken < most && !gone(guard); bits &= bits - 1) {
             uint64_t bit = bits & (~bits + 1);
             if (!(AND_SEQ(&parked[i], ~bit) & bit)) /* SYNC park */
                 continue;

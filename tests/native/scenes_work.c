@@ -1,24 +1,10 @@
 /* Scenes on the work ring: publisher, workers, reclaimers. Workers are actors 1 to 3; actor n claims as owner n. */
 #include "world.h"
 
-static void offer_many(unsigned count) {
-    while (count--)
-        if (!offer(FULL_GIVE_UP))
-            fail("no room in the set-up");
-}
-
-/* Setting up: `self` claims the next record and keeps it, as if it had died or slept since. */
-static claim kept[MAX_ACTORS];
-
-static void keep(unsigned self) {
-    if (!take_job(self, &kept[self]))
-        fail("nothing to claim in the set-up");
-}
-
 static void work_off(unsigned count) {
     claim c;
     while (count--)
-        if (!take_job(3, &c) || !finish_job(3, &c))
+        if (!take_job(the.work, 3, &c) || !finish_job(the.work, 3, &c))
             fail("nothing to do in the set-up");
 }
 
@@ -26,23 +12,23 @@ static void work_off(unsigned count) {
 
 static void offer_two(unsigned self) {
     (void)self;
-    if (offer(FULL_SPIN))
-        offer(FULL_SPIN);
+    if (offer(the.work, FULL_SPIN))
+        offer(the.work, FULL_SPIN);
 }
 
 static void offer_three(unsigned self) {
     offer_two(self);
-    offer(FULL_SPIN); /* no room: it looks at the gate once more */
+    offer(the.work, FULL_SPIN); /* no room: it looks at the gate once more */
 }
 
 static void offer_one(unsigned self) {
     (void)self;
-    offer(FULL_SPIN);
+    offer(the.work, FULL_SPIN);
 }
 
 static void wait_one(unsigned self) {
     (void)self;
-    offer(FULL_WAIT);
+    offer(the.work, FULL_WAIT);
 }
 
 /* Takes and acks until everything is done, or nobody can bring anything any more. */
@@ -50,8 +36,8 @@ static void work(unsigned self) {
     claim c;
     while (open_jobs()) {
         unsigned long before = moment();
-        if (take_job(self, &c))
-            finish_job(self, &c);
+        if (take_job(the.work, self, &c))
+            finish_job(the.work, self, &c);
         else if (!spin(before))
             return;
     }
@@ -59,48 +45,46 @@ static void work(unsigned self) {
 
 static void work_one(unsigned self) {
     claim c;
-    if (take_job(self, &c))
-        finish_job(self, &c);
+    if (take_job(the.work, self, &c))
+        finish_job(the.work, self, &c);
 }
 
 static void return_then_work(unsigned self) {
     claim c;
-    if (take_job(self, &c))
-        return_job(self, &c);
+    if (take_job(the.work, self, &c))
+        return_job(the.work, self, &c);
     work(self);
 }
 
 static void return_one(unsigned self) {
     claim c;
-    if (take_job(self, &c))
-        return_job(self, &c);
+    if (take_job(the.work, self, &c))
+        return_job(the.work, self, &c);
 }
-
-static void finish_kept(unsigned self) { finish_job(self, &kept[self]); }
 
 /* Reads once more what it holds, as a message does whose payload is asked for late. */
 static void read_and_finish_kept(unsigned self) {
-    claim c = kept[self];
-    if (work_read(&the.work.view, &c) != RING_OK || !body_is_whole(c.record.body, BIG, c.record.sequence, true))
+    claim c = *kept(self);
+    if (work_read(&the.work->view, &c) != RING_OK || !body_is_whole(c.record.body, BIG, c.record.sequence, true))
         fail("K1: event %llu was overwritten while it was held", (unsigned long long)c.record.sequence);
-    finish_job(self, &c);
+    finish_job(the.work, self, &c);
 }
 
-static void return_kept(unsigned self) { return_job(self, &kept[self]); }
+static void return_kept(unsigned self) { return_job(the.work, self, kept(self)); }
 
 /* The publisher looks only once the worker has done enough, or has nothing left: SYNC room. */
 static void work_and_settle(unsigned self) {
     claim c;
     uint64_t acked = 0;
-    const ring_header *h = the.work.view.header;
+    const ring_header *h = the.work->view.header;
     while (open_jobs()) {
         unsigned long before = moment();
-        bool got = work_ready(&the.work.view) && take_job(self, &c);
-        if (got && finish_job(self, &c))
+        bool got = work_ready(&the.work->view) && take_job(the.work, self, &c);
+        if (got && finish_job(the.work, self, &c))
             acked++;
         if (acked && (!got || acked * 4 >= LOAD_RELAXED(&h->tail) - LOAD_RELAXED(&h->gate))) {
             acked = 0;
-            if (ring_release_publisher(&the.work.view))
+            if (ring_release_publisher(&the.work->view))
                 post(0);
         }
         if (!got && !spin(before))
@@ -118,7 +102,7 @@ static void lap(unsigned self) {
     claim c;
     begin_burst();
     for (unsigned i = 0; i < 64; i++)
-        if (!take_job(self, &c) || !finish_job(self, &c) || !offer(FULL_GIVE_UP))
+        if (!take_job(the.work, self, &c) || !finish_job(the.work, self, &c) || !offer(the.work, FULL_GIVE_UP))
             break;
     end_burst();
 }
@@ -126,67 +110,10 @@ static void lap(unsigned self) {
 static void look(unsigned self) {
     (void)self;
     work_terms t;
-    if (work_terms_of(&the.work.view, &t) != RING_OK)
+    if (work_terms_of(&the.work->view, &t) != RING_OK)
         fail("books: those of the group cannot be read");
     if (t.offered != t.done + t.depth + t.refused || t.claimed > t.depth || t.offered > the.target - FIRST_SEQUENCE)
         fail("books: the sum is not exact while others run");
-}
-
-/* ---- parking of workers ---- */
-
-static bool wake_one(void) {
-    uint64_t bits = LOAD_SEQ(&the.group->parked[0]); /* SYNC park */
-    for (; bits; bits &= bits - 1) {
-        uint64_t bit = bits & (~bits + 1);
-        if (AND_SEQ(&the.group->parked[0], ~bit) & bit) {
-            post((unsigned)__builtin_ctzll(bit));
-            return true;
-        }
-    }
-    return false;
-}
-
-static void offer_and_wake(unsigned self) {
-    (void)self;
-    for (int i = 0; i < 2; i++)
-        if (offer(FULL_SPIN))
-            wake_one();
-}
-
-/* False: nobody will post again. Without a death nothing may be ready then. */
-static bool park(unsigned self) {
-    uint64_t bit = 1ull << self;
-    AND_SEQ(&the.semaphores[self], 0);
-    OR_SEQ(&the.group->parked[0], bit); /* SYNC park */
-    bool woken = work_ready(&the.work.view) || sleep_on(&the.semaphores[self]);
-    AND_SEQ(&the.group->parked[0], ~bit);
-    if (woken)
-        return true;
-    if (work_ready(&the.work.view) && !anybody_dead())
-        fail("W1: worker %u sleeps with work ready and no post coming", self);
-    return work_ready(&the.work.view);
-}
-
-/* A worker that waited and sees more work wakes one more; one that gives back wakes one, too. */
-static void work_or_park(unsigned self) {
-    claim c;
-    bool waited = false;
-    for (;;) {
-        if (!take_job(self, &c)) {
-            if (!park(self))
-                return;
-            waited = true;
-            continue;
-        }
-        if (waited && work_ready(&the.work.view))
-            wake_one();
-        waited = false;
-        if (c.attempt == 1 && self == 1) {
-            return_job(self, &c);
-            wake_one();
-        } else
-            finish_job(self, &c);
-    }
 }
 
 /* ---- set-ups ---- */
@@ -196,18 +123,13 @@ static void build_empty(void) {
     the.target = FIRST_SEQUENCE + 2;
 }
 
-static void build_small(void) {
-    make_work(FAR, 104);
-    the.target = FIRST_SEQUENCE + 2;
-}
-
 static void build_two(void) {
-    build_small();
+    build_small_work();
     offer_many(2);
 }
 
 static void build_three(void) {
-    build_small();
+    build_small_work();
     offer_many(3);
     the.target++;
 }
@@ -216,7 +138,7 @@ static void build_dead(void) { /* worker 1 died with two of three */
     build_three();
     keep(1);
     keep(1);
-    the.work.reclaimed = 1u << 1;
+    the.reclaimed = 1u << 1;
 }
 
 static void build_kept(void) { /* workers 1 and 2 hold the first two of four that fill the ring */
@@ -241,7 +163,7 @@ static void build_zombie(void) {
 static void build_low(void) { /* `next` stands on a record that worker 1 holds, as a reclaim leaves it */
     uint64_t count;
     build_zombie();
-    work_reclaim(&the.work.view, 99, 1, &count);
+    work_reclaim(&the.work->view, 99, 1, &count);
 }
 
 static void build_lap(void) { /* all descriptors in use, none held */
@@ -259,15 +181,8 @@ static void build_descriptors(void) { /* the last of them is free, bytes abound 
 }
 
 static void verify_wait(void) {
-    if (!anybody_dead() && the.work.committed != the.target)
+    if (!anybody_dead() && the.work->committed != the.target)
         fail("W1: the publisher sleeps with room in the ring");
-    verify_work();
-}
-
-/* Without a death nothing is left over. */
-static void verify_parked(void) {
-    if (!anybody_dead() && open_jobs())
-        fail("W1: %llu events are left undone", (unsigned long long)open_jobs());
     verify_work();
 }
 
@@ -380,13 +295,6 @@ const scene work_scenes[] = {
      {PUBLISHER(wait_one), WORKER('A', work_and_settle)},
      {3, 1},
      {4, 2}},
-    {"work-park",
-     "two workers park while two events are offered",
-     build_small,
-     verify_parked,
-     {PUBLISHER(offer_and_wake), WORKER('A', work_or_park), WORKER('B', work_or_park)},
-     {1, 1},
-     {3, 2}},
     {"work-books",
      "stats are read while a worker and the publisher go on",
      build_full,

@@ -13,6 +13,7 @@
 #define FAR ((1ull << 33) + 3 * CAPACITY) /* position of a ring's start: past 2^32 */
 #define MAX_JOBS 128
 #define MAX_WATCHERS 3
+#define MAX_SHOPS 2
 #define NO_HOLDER 0xff
 
 typedef struct source { /* a broadcast ring and its publisher */
@@ -38,20 +39,23 @@ typedef struct job { /* one record of the work ring */
     bool finishing; /* somebody who held it called work_done */
 } job;
 
-typedef struct workshop {
+typedef struct workshop { /* a work ring, its publisher, and what became of its records */
     ring_view view;
     work_writer writer;
     uint32_t length;
-    uint64_t committed, refused;
+    unsigned publisher; /* actor */
+    uint64_t committed;
     job jobs[MAX_JOBS];
-    uint64_t reclaimed; /* bit per actor: proven (or taken for) dead */
 } workshop;
 
 typedef struct world {
     source sources[2];
     watcher watchers[MAX_WATCHERS];
-    workshop work;
-    word *semaphores; /* one per actor */
+    workshop work[MAX_SHOPS];
+    unsigned shops;
+    uint64_t reclaimed; /* bit per actor: proven (or taken for) dead */
+    bool repaired;      /* the supervisor has seen to the dead, and woken all */
+    word *semaphores;   /* one per actor */
     topic_line *topic;
     group_line *group;
     uint64_t target; /* how far the actors want to come */
@@ -87,12 +91,18 @@ void verify_broadcast(void);
 /* ---- work: world_work.c ---- */
 
 void make_work(uint64_t start, uint32_t length);
-bool offer(enum when_full how);
-bool take_job(unsigned self, claim *out);
-bool finish_job(unsigned self, const claim *claim);
-bool return_job(unsigned self, const claim *claim);
+bool offer(workshop *w, enum when_full how);
+void offer_batch(workshop *w, unsigned count);
+bool take_job(workshop *w, unsigned self, claim *out);
+bool finish_job(workshop *w, unsigned self, const claim *claim);
+bool return_job(workshop *w, unsigned self, const claim *claim);
 void reclaim(unsigned victim);
 void post(unsigned actor);
+void offer_many(unsigned count);
+void keep(unsigned self);
+claim *kept(unsigned self);
+void finish_kept(unsigned self);
+void build_small_work(void);
 void verify_work(void);
 uint64_t open_jobs(void);
 

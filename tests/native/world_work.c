@@ -4,31 +4,37 @@
 #define GENERATION 5u
 #define FRESH_OWNER 200u
 
-static unsigned char outgoing[1024];
+static unsigned char outgoing[MAX_SHOPS][1024];
 
-static job *job_of(uint64_t sequence) {
+static job *job_of(workshop *w, uint64_t sequence) {
     if (sequence < FIRST_SEQUENCE || sequence - FIRST_SEQUENCE >= MAX_JOBS)
         fail("K2: event %llu was never offered", (unsigned long long)sequence);
-    return &the.work.jobs[sequence - FIRST_SEQUENCE];
+    return &w->jobs[sequence - FIRST_SEQUENCE];
 }
 
-static bool given_up(unsigned actor) { return is_dead(actor) || (the.work.reclaimed & (1ull << actor)); }
+static bool given_up(unsigned actor) { return is_dead(actor) || (the.reclaimed & (1ull << actor)); }
 
+/* One more ring; the publisher of the n-th is actor n. */
 void make_work(uint64_t start, uint32_t length) {
-    workshop *w = &the.work;
+    static const char *const labels[] = {"work", "work2"};
+    unsigned index = the.shops++;
+    workshop *w = &the.work[index];
+    unsigned char *base = arena + index * 0x8000;
     uint64_t size = work_size(CAPACITY);
-    if (work_format(arena, size, CAPACITY, 1, FIRST_SEQUENCE, start) != RING_OK ||
-        ring_open(&w->view, arena, size, RING_WORK) != RING_OK || work_writer_open(&w->writer, &w->view) != RING_OK)
+    if (work_format(base, size, CAPACITY, index + 1, FIRST_SEQUENCE, start) != RING_OK ||
+        ring_open(&w->view, base, size, RING_WORK) != RING_OK || work_writer_open(&w->writer, &w->view) != RING_OK)
         fail("no ring");
-    name_region(arena, size, RING_WORK, "work");
+    name_region(base, size, RING_WORK, labels[index]);
+    w->publisher = index;
     w->length = length;
     w->committed = FIRST_SEQUENCE;
     for (unsigned i = 0; i < MAX_JOBS; i++)
         w->jobs[i].holder = NO_HOLDER;
-    make_lines();
+    if (!the.topic)
+        make_lines();
 }
 
-/* ---- the publisher, actor 0 ---- */
+/* ---- publishers ---- */
 
 static int wait_for_room(workshop *w) {
     ring_header *h = w->view.header;
@@ -36,12 +42,22 @@ static int wait_for_room(workshop *w) {
     STORE_SEQ(&h->waiting, 1); /* SYNC room */
     int status = work_reserve(&w->writer, w->length);
     if (status == RING_FULL)
-        return sleep_on(&the.semaphores[0]) ? RING_EMPTY : RING_FULL;
+        return sleep_on(&the.semaphores[w->publisher]) ? RING_EMPTY : RING_FULL;
     return status;
 }
 
-bool offer(enum when_full how) {
-    workshop *w = &the.work;
+static void write_one(workshop *w) {
+    fill(outgoing[w->publisher], w->length, w->writer.sequence);
+    part p = {.payload = outgoing[w->publisher], .payload_length = w->length, .time_ns = w->writer.sequence};
+    work_write(&w->writer, &p);
+}
+
+static void commit(workshop *w) {
+    work_commit(&w->writer);
+    w->committed = w->writer.sequence;
+}
+
+bool offer(workshop *w, enum when_full how) {
     bool waited = false;
     for (;;) {
         unsigned long before = moment();
@@ -59,24 +75,31 @@ bool offer(enum when_full how) {
     }
     if (waited)
         stop_waiting(w->view.header);
-    fill(outgoing, w->length, w->writer.sequence);
-    part p = {.payload = outgoing, .payload_length = w->length, .time_ns = w->writer.sequence};
-    work_write(&w->writer, &p);
-    work_commit(&w->writer);
-    w->committed = w->writer.sequence;
+    write_one(w);
+    commit(w);
     return true;
+}
+
+/* One commit for all; there is room. */
+void offer_batch(workshop *w, unsigned count) {
+    for (; count; count--) {
+        if (work_reserve(&w->writer, w->length) != RING_OK)
+            fail("no room for a batch");
+        write_one(w);
+    }
+    commit(w);
 }
 
 /* ---- workers ---- */
 
 /* K1, K3, and the attempt: it only grows, by one for each claim (and for one that a death cut short). */
-static void note_claim(unsigned self, const claim *c) {
-    job *j = job_of(c->record.sequence);
+static void note_claim(workshop *w, unsigned self, const claim *c) {
+    job *j = job_of(w, c->record.sequence);
     if (j->holder != NO_HOLDER && !given_up(j->holder))
         fail("K1: event %llu is held by actors %u and %u", (unsigned long long)c->record.sequence, j->holder, self);
     if (j->done)
         fail("K3: event %llu was done already", (unsigned long long)c->record.sequence);
-    bool losses = anybody_dead() || the.work.reclaimed;
+    bool losses = anybody_dead() || the.reclaimed;
     if (j->claims > j->nacks && !losses)
         fail("K3: event %llu is delivered twice", (unsigned long long)c->record.sequence);
     if (c->attempt <= j->attempt || c->attempt > j->attempt + 1u + losses)
@@ -86,23 +109,23 @@ static void note_claim(unsigned self, const claim *c) {
     j->claims++;
 }
 
-bool take_job(unsigned self, claim *out) {
-    int status = work_claim(&the.work.view, self, GENERATION, out);
+bool take_job(workshop *w, unsigned self, claim *out) {
+    int status = work_claim(&w->view, self, GENERATION, out);
     if (status == RING_CORRUPT)
         fail("worker %u finds a healthy ring corrupt", self);
     if (status != RING_OK)
         return false;
-    note_claim(self, out);
-    if (out->record.length != the.work.length ||
+    note_claim(w, self, out);
+    if (out->record.length != w->length ||
         !body_is_whole(out->record.body, out->record.length, out->record.sequence, true))
         fail("B1: claimed event %llu is not whole", (unsigned long long)out->record.sequence);
     return true;
 }
 
-bool finish_job(unsigned self, const claim *c) {
-    job *j = job_of(c->record.sequence);
+bool finish_job(workshop *w, unsigned self, const claim *c) {
+    job *j = job_of(w, c->record.sequence);
     j->finishing = true;
-    bool done = work_done(&the.work.view, c) == RING_OK;
+    bool done = work_done(&w->view, c) == RING_OK;
     if (!done && !given_up(self))
         fail("K1: the claim of actor %u on event %llu went away", self, (unsigned long long)c->record.sequence);
     if (!done)
@@ -117,50 +140,56 @@ bool finish_job(unsigned self, const claim *c) {
     return true;
 }
 
-bool return_job(unsigned self, const claim *c) {
-    job *j = job_of(c->record.sequence);
+bool return_job(workshop *w, unsigned self, const claim *c) {
+    job *j = job_of(w, c->record.sequence);
     if (j->holder == self)
         j->holder = NO_HOLDER;
     j->nacks++;
-    bool returned = work_give_back(&the.work.view, c) == RING_OK;
+    bool returned = work_give_back(&w->view, c) == RING_OK;
     if (!returned && !given_up(self))
         fail("K1: the claim of actor %u on event %llu went away", self, (unsigned long long)c->record.sequence);
     return returned;
 }
 
-void reclaim(unsigned victim) {
+static void reclaim_ring(workshop *w, unsigned victim) {
     uint64_t count;
-    the.work.reclaimed |= 1ull << victim;
     for (unsigned i = 0; i < MAX_JOBS; i++)
-        if (the.work.jobs[i].holder == victim)
-            the.work.jobs[i].holder = NO_HOLDER;
-    if (work_reclaim(&the.work.view, victim, GENERATION, &count) != RING_OK)
+        if (w->jobs[i].holder == victim)
+            w->jobs[i].holder = NO_HOLDER;
+    if (work_reclaim(&w->view, victim, GENERATION, &count) != RING_OK)
         fail("the reclaimer finds a healthy ring corrupt");
-    if (work_held(&the.work.view, victim, GENERATION) && is_dead(victim))
+    if (work_held(&w->view, victim, GENERATION) && is_dead(victim))
         fail("K2: a dead worker still holds something after its reclaim");
+}
+
+void reclaim(unsigned victim) {
+    the.reclaimed |= 1ull << victim;
+    for (unsigned i = 0; i < the.shops; i++)
+        reclaim_ring(&the.work[i], victim);
 }
 
 /* ---- what must hold in the end ---- */
 
-static unsigned state_of(uint64_t sequence) {
-    const descriptor *d = (const descriptor *)((unsigned char *)the.work.view.header + PAGE);
-    return (unsigned)(LOAD_SEQ(&d[sequence & (the.work.view.slots - 1)].claim) >> 36) & 7;
+static unsigned state_of(const workshop *w, uint64_t sequence) {
+    const descriptor *d = (const descriptor *)((unsigned char *)w->view.header + PAGE);
+    return (unsigned)(LOAD_SEQ(&d[sequence & (w->view.slots - 1)].claim) >> 36) & 7;
 }
 
 /* Offered events, as far as the actors know, that nobody has done. */
 uint64_t open_jobs(void) {
     uint64_t open = 0;
-    for (uint64_t sequence = FIRST_SEQUENCE; sequence < the.target; sequence++)
-        open += !the.work.jobs[sequence - FIRST_SEQUENCE].done;
+    for (unsigned i = 0; i < the.shops; i++)
+        for (uint64_t sequence = FIRST_SEQUENCE; sequence < the.target; sequence++)
+            open += !the.work[i].jobs[sequence - FIRST_SEQUENCE].done;
     return open;
 }
 
-static void verify_terms(uint64_t depth_at_most) {
+static void verify_terms(const workshop *w, uint64_t depth_at_most) {
     work_terms t;
-    uint64_t done = 0, tail = LOAD_SEQ(&the.work.view.header->tail);
+    uint64_t done = 0, tail = LOAD_SEQ(&w->view.header->tail);
     for (unsigned i = 0; i < MAX_JOBS; i++)
-        done += the.work.jobs[i].done;
-    if (work_terms_of(&the.work.view, &t) != RING_OK)
+        done += w->jobs[i].done;
+    if (work_terms_of(&w->view, &t) != RING_OK)
         fail("books: those of the group cannot be read");
     if (t.offered != t.done + t.depth + t.refused || t.offered - t.refused != tail - FIRST_SEQUENCE)
         fail("books: %llu offered, %llu done, %llu open", (unsigned long long)t.offered, (unsigned long long)t.done,
@@ -170,43 +199,75 @@ static void verify_terms(uint64_t depth_at_most) {
 }
 
 /* The gate stands on the first event that is not done: whoever made one DONE saw to it. */
-static void verify_gate(void) {
-    uint64_t gate = LOAD_SEQ(&the.work.view.header->gate), tail = LOAD_SEQ(&the.work.view.header->tail);
+static void verify_gate(const workshop *w) {
+    uint64_t gate = LOAD_SEQ(&w->view.header->gate), tail = LOAD_SEQ(&w->view.header->tail);
     if (gate > tail)
         fail("K2: the gate passed the tail");
     for (uint64_t sequence = FIRST_SEQUENCE; sequence < gate; sequence++)
-        if (!the.work.jobs[sequence - FIRST_SEQUENCE].done && !the.work.jobs[sequence - FIRST_SEQUENCE].finishing)
+        if (!w->jobs[sequence - FIRST_SEQUENCE].done && !w->jobs[sequence - FIRST_SEQUENCE].finishing)
             fail("K2: the gate passed event %llu, which is not done", (unsigned long long)sequence);
-    if (gate < tail && state_of(gate) == CLAIM_DONE)
+    if (gate < tail && state_of(w, gate) == CLAIM_DONE)
         fail("the gate stays before event %llu, which is done", (unsigned long long)gate);
 }
 
 /* What a worker that comes last finds: everything that is not done. */
-static void finish_all(void) {
+static void finish_all(workshop *w) {
     claim c;
-    uint64_t tail = LOAD_SEQ(&the.work.view.header->tail), gate = LOAD_SEQ(&the.work.view.header->gate);
+    uint64_t tail = LOAD_SEQ(&w->view.header->tail), gate = LOAD_SEQ(&w->view.header->gate);
     for (uint64_t sequence = gate; sequence < tail; sequence++)
-        if (state_of(sequence) == CLAIM_CLAIMED && given_up(the.work.jobs[sequence - FIRST_SEQUENCE].holder))
+        if (state_of(w, sequence) == CLAIM_CLAIMED && given_up(w->jobs[sequence - FIRST_SEQUENCE].holder))
             fail("K2: event %llu stays with the dead", (unsigned long long)sequence);
-    while (take_job(FRESH_OWNER, &c))
-        finish_job(FRESH_OWNER, &c);
-    if (LOAD_SEQ(&the.work.view.header->gate) != tail)
-        fail("K2: event %llu cannot be claimed by anybody (state %u)",
-             (unsigned long long)LOAD_SEQ(&the.work.view.header->gate),
-             state_of(LOAD_SEQ(&the.work.view.header->gate)));
-    verify_terms(0);
+    while (take_job(w, FRESH_OWNER, &c))
+        finish_job(w, FRESH_OWNER, &c);
+    gate = LOAD_SEQ(&w->view.header->gate);
+    if (gate != tail)
+        fail("K2: event %llu cannot be claimed by anybody (state %u)", (unsigned long long)gate, state_of(w, gate));
+    verify_terms(w, 0);
+}
+
+static void verify_ends(const workshop *w) {
+    uint64_t tail = LOAD_SEQ(&w->view.header->tail);
+    if (tail < w->committed || tail > w->writer.sequence || (!is_dead(w->publisher) && tail != w->committed))
+        fail("the ring ends before event %llu", (unsigned long long)tail);
+    verify_terms(w, tail - FIRST_SEQUENCE);
 }
 
 /* The supervisor sees to the dead first, again if a reclaim was cut short. */
 void verify_work(void) {
-    uint64_t tail = LOAD_SEQ(&the.work.view.header->tail);
-    if (tail < the.work.committed || tail > the.work.writer.sequence || (!is_dead(0) && tail != the.work.committed))
-        fail("the ring ends before event %llu", (unsigned long long)tail);
-    verify_terms(tail - FIRST_SEQUENCE);
+    for (unsigned i = 0; i < the.shops; i++)
+        verify_ends(&the.work[i]);
     for (unsigned a = 0; a < MAX_ACTORS; a++)
         if (given_up(a))
             reclaim(a);
-    verify_gate();
-    verify_terms(tail - FIRST_SEQUENCE);
-    finish_all();
+    for (unsigned i = 0; i < the.shops; i++) {
+        workshop *w = &the.work[i];
+        verify_gate(w);
+        verify_terms(w, LOAD_SEQ(&w->view.header->tail) - FIRST_SEQUENCE);
+        finish_all(w);
+    }
+}
+
+/* ---- set-ups ---- */
+
+void offer_many(unsigned count) {
+    while (count--)
+        if (!offer(the.work, FULL_GIVE_UP))
+            fail("no room in the set-up");
+}
+
+/* Setting up: `self` claims the next record and keeps it, as if it had died or slept since. */
+static claim keeping[MAX_ACTORS];
+
+claim *kept(unsigned self) { return &keeping[self]; }
+
+void keep(unsigned self) {
+    if (!take_job(the.work, self, kept(self)))
+        fail("nothing to claim in the set-up");
+}
+
+void finish_kept(unsigned self) { finish_job(the.work, self, kept(self)); }
+
+void build_small_work(void) {
+    make_work(FAR, 104);
+    the.target = FIRST_SEQUENCE + 2;
 }
