@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .contract import Echo, OneWay, Peer, Receiver, Sender
 
-PATIENCE: Final = 300.0
+PATIENCE: Final = 120.0
 """Seconds after which a run has failed."""
 _JOIN: Final = 10.0
 _CONTEXT: Final = multiprocessing.get_context("spawn")

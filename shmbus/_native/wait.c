@@ -21,6 +21,7 @@
 #define SECOND 1000000000ull
 #define BOUND_NS SECOND        /* of one sleep: what a wake-up that died with its sender costs */
 #define SPIN_NS 20000u         /* about what a wake-up costs on both sides: to spin for longer never pays back */
+#define PERSIST_NS 60000u      /* once, when events that came closely stop: a wake-up makes all that follow late */
 #define SPIN_ALWAYS_NS 200000u /* of one turn of an IDLE_SPIN handle; between two of them signals are handled */
 #define GAP_LIMIT_NS (10u * SPIN_NS)
 #define PROBE_NS (8u * SPIN_NS)
@@ -42,8 +43,10 @@ static void learn(waiting *w, uint64_t before, uint64_t after) {
 static uint64_t spin_for(waiting *w) {
     if (w->idle == IDLE_SPIN)
         return SPIN_ALWAYS_NS;
+    if (w->idle == IDLE_ADAPTIVE && w->gap_ns <= SPIN_NS)
+        return PERSIST_NS;
     bool probe = w->gap_ns < PROBE_NS && ++w->parks % PROBE_EVERY == 0;
-    return w->idle == IDLE_ADAPTIVE && (w->gap_ns <= SPIN_NS || probe) ? SPIN_NS : 0;
+    return w->idle == IDLE_ADAPTIVE && probe ? SPIN_NS : 0;
 }
 
 /* ---- without the interpreter's lock ---- */
