@@ -1,4 +1,4 @@
-"""Waiting for events: spin, then park, in a thread or in an event loop.
+"""Waiting for events: where a handle sleeps. In a thread `_core` does it (wait.c), in an event loop this module.
 
 May touch: the parked and awaiting bits of one handle, and its own wake-up channel.
 
@@ -48,11 +48,10 @@ class Parking:
 
     def bind(self, core: Core, idle: str) -> None:
         """Have a handle sleep here; `_core` does it."""
-        self.sleeper.drain()
         core._bind(self.sleeper.memory, self._parked, self._bit, idle)
 
     async def apark(self, ready: Callable[[], bool], seconds: float) -> bool:
-        """The same in an event loop, on the channel's FIFO."""
+        """Sleep in an event loop, on the channel's FIFO, until woken, but at most `seconds`; False then."""
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
         descriptor = os.dup(self.sleeper.fifo())  # ours: the number must not be another's when close() overtakes us
@@ -67,8 +66,7 @@ class Parking:
         except TimeoutError:
             return False
         finally:
-            _core.fetch_and(self._map, self._parked, _ALL ^ self._bit)
-            _core.fetch_and(self._map, self._awaiting, _ALL ^ self._bit)
+            self._clear_bits()
             loop.remove_reader(descriptor)
             os.close(descriptor)
         return True
@@ -85,9 +83,12 @@ class Parking:
             self.sleeper.close()
             return
         self.interrupt()
-        _core.fetch_and(self._map, self._parked, _ALL ^ self._bit)
-        _core.fetch_and(self._map, self._awaiting, _ALL ^ self._bit)
+        self._clear_bits()
         self.sleeper.close()
+
+    def _clear_bits(self) -> None:
+        for at in (self._parked, self._awaiting):
+            _core.fetch_and(self._map, at, _ALL ^ self._bit)
 
 
 class Core(Protocol):

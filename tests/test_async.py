@@ -49,7 +49,7 @@ def test_two_in_one_loop(bus: Bus) -> None:
     """Subscribers and workers of one loop receive at the same time, in the loop's own thread."""
 
     async def main() -> None:
-        threads = len(os.listdir("/proc/self/task"))
+        threads = set(os.listdir("/proc/self/task"))  # by name: one of an earlier test may be on its way out
         with (
             bus.publisher(ORDERS) as pub,
             bus.subscriber(ORDERS) as one,
@@ -62,7 +62,7 @@ def test_two_in_one_loop(bus: Bus) -> None:
                 if order.id % 7 == 0:
                     await asyncio.sleep(0)
             assert await asyncio.wait_for(asyncio.gather(*tasks), PATIENT) == [orders(200)] * 3
-            assert len(os.listdir("/proc/self/task")) == threads
+            assert set(os.listdir("/proc/self/task")) <= threads
             worker.ack()
             assert books(bus, "g") == {"offered": 200, "delivered": 200}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -336,6 +337,14 @@ def test_handler_that_publishes(bus: Bus) -> None:
         assert sorted(order.id for order in found if order.id < 0) == list(range(-handled, 0))
 
 
+def interrupted(child: subprocess.Popen[str]) -> subprocess.Popen[str]:
+    """The child, after it has said that it waits, slept, and been sent SIGTERM."""
+    assert line(child) == "waits"
+    eventually(lambda: psutil.Process(child.pid).status() == psutil.STATUS_SLEEPING)
+    child.send_signal(signal.SIGTERM)
+    return child
+
+
 def closes_in_the_handler(name: str, kind: str) -> None:
     import signal
 
@@ -353,10 +362,7 @@ def closes_in_the_handler(name: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["subscriber", "worker"])
 def test_closed_by_a_signal_handler(bus: Bus, processes: Processes, kind: str) -> None:
     """A handle that a signal handler closes in the middle of its own wait ends the iteration."""
-    child = processes.spawn(closes_in_the_handler, bus.name, kind)
-    assert line(child) == "waits"
-    eventually(lambda: psutil.Process(child.pid).status() == psutil.STATUS_SLEEPING)
-    child.send_signal(signal.SIGTERM)
+    child = interrupted(processes.spawn(closes_in_the_handler, bus.name, kind))
     assert line(child) == "[]"
 
 
@@ -377,10 +383,7 @@ def takes_in_the_handler(name: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["subscriber", "worker"])
 def test_used_by_a_signal_handler(bus: Bus, processes: Processes, kind: str) -> None:
     """A signal handler may use the handle whose wait it interrupts, and the wait goes on."""
-    child = processes.spawn(takes_in_the_handler, bus.name, kind)
-    assert line(child) == "waits"
-    eventually(lambda: psutil.Process(child.pid).status() == psutil.STATUS_SLEEPING)
-    child.send_signal(signal.SIGTERM)
+    child = interrupted(processes.spawn(takes_in_the_handler, bus.name, kind))
     assert line(child) == "None"
     with bus.publisher(ORDERS) as pub:
         pub.publish(Order(1))
