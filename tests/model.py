@@ -148,7 +148,7 @@ class ModelBroadcastRing:
         return padding(self.capacity, self.tail, size) + size + ALIGN
 
     def reserve(self, need: int) -> bool:
-        """Announce an intent that covers the record, a sixteenth of the ring further where the gate lets it;
+        """Announce an intent that covers the record, up to the next multiple of a sixteenth of the ring where it may;
         retire every record that positions below the intent will overwrite. B2: never past the gate."""
         end = self.tail + need
         if end <= self.intent:
@@ -156,7 +156,8 @@ class ModelBroadcastRing:
         limit = self.gate() + self.capacity
         if end > limit:
             return False
-        self.intent = min(end + self.capacity // 16, limit)
+        chunk = self.capacity // 16
+        self.intent = min((end + chunk) // chunk * chunk, limit)
         while self.oldest + self.capacity < self.intent:
             self.oldest = self.after(self.oldest)
         self.records = [r for r in self.records if r.start >= self.oldest]

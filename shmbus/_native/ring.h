@@ -53,6 +53,8 @@ typedef struct part { /* what a publisher hands in for one event */
     uint64_t time_ns;
 } part;
 
+#define CHUNKS 16 /* to a ring: how far one announcement goes, and where boundaries are remembered */
+
 typedef struct ring_writer {
     ring_view view;
     uint64_t head;         /* end of what is written; ahead of tail within a batch */
@@ -61,6 +63,9 @@ typedef struct ring_writer {
     uint64_t oldest;       /* local copy */
     uint64_t gate;         /* slowest reliable cursor at the last scan, head when there is none */
     uint64_t gate_version; /* at the last scan */
+    uint64_t marked_from;  /* a multiple of the chunk: from here on, and below `marked`, the first boundary at or */
+    uint64_t marked;       /* behind a multiple of the chunk is in `marks` */
+    uint64_t marks[2 * CHUNKS];
 } ring_writer;
 
 typedef struct ring_reader {
