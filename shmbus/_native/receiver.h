@@ -26,9 +26,10 @@ typedef struct waiting { /* see wait.c */
     uint64_t bit;
     enum idle idle;
     bool crowded;
-    uint64_t version; /* of the document, at the last look after the bus */
-    uint64_t care_ns; /* CLOCK_MONOTONIC of the next one */
-    uint64_t gap_ns;  /* smoothed: between the events on either side of a wait */
+    uint64_t version;   /* of the document, at the last look after the bus */
+    uint64_t care_ns;   /* CLOCK_MONOTONIC of the next one */
+    uint64_t gap_ns;    /* smoothed: between the events on either side of a wait */
+    uint64_t credit_ns; /* what a spin may take longer than usual */
     unsigned parks;
 } waiting;
 

@@ -19,9 +19,11 @@
 #include <time.h>
 
 #define SECOND 1000000000ull
-#define BOUND_NS SECOND        /* of one sleep: what a wake-up that died with its sender costs */
-#define SPIN_NS 20000u         /* about what a wake-up costs on both sides: to spin for longer never pays back */
-#define PERSIST_NS 60000u      /* once, when events that came closely stop: a wake-up makes all that follow late */
+#define BOUND_NS SECOND    /* of one sleep: what a wake-up that died with its sender costs */
+#define SPIN_NS 20000u     /* about what a wake-up costs on both sides: to spin for longer never pays back */
+#define PERSIST_NS 60000u  /* when events that came closely stop: a wake-up makes all that follow late */
+#define CREDIT_NS 5000000u /* at most, on top of it where every process has a core: a sender may have lost its own */
+#define CREDIT_SHARE 4     /* a part of the time in which events came closely, less that of the time in between */
 #define SPIN_ALWAYS_NS 200000u /* of one turn of an IDLE_SPIN handle; between two of them signals are handled */
 #define GAP_LIMIT_NS (10u * SPIN_NS)
 #define PROBE_NS (8u * SPIN_NS)
@@ -30,13 +32,16 @@
 /* ---- what is learnt ---- */
 
 /* Events stamped `before` and `after` stood on either side of a wait. A short gap is believed at once, a long one bit by
- * bit: to park once too often costs more than to spin once too often. */
+ * bit, and never for once: to park once too often costs more than to spin once too often. */
 static void learn(waiting *w, uint64_t before, uint64_t after) {
     uint64_t gap = after > before ? after - before : 0;
-    if (gap <= SPIN_NS)
+    if (gap <= SPIN_NS) {
         w->gap_ns = gap;
-    else
-        w->gap_ns += (gap < GAP_LIMIT_NS ? gap : GAP_LIMIT_NS) / 8 - w->gap_ns / 8;
+        w->credit_ns = w->credit_ns < CREDIT_NS ? w->credit_ns + gap / CREDIT_SHARE : CREDIT_NS;
+    } else {
+        w->gap_ns += (gap < GAP_LIMIT_NS ? gap : GAP_LIMIT_NS) / 32 - w->gap_ns / 32;
+        w->credit_ns -= gap / CREDIT_SHARE < w->credit_ns ? gap / CREDIT_SHARE : w->credit_ns;
+    }
 }
 
 /* Two who answer each other make the gap by their own waiting: now and then one spins to see what it would be. */
@@ -44,7 +49,7 @@ static uint64_t spin_for(waiting *w) {
     if (w->idle == IDLE_SPIN)
         return SPIN_ALWAYS_NS;
     if (w->idle == IDLE_ADAPTIVE && w->gap_ns <= SPIN_NS)
-        return PERSIST_NS;
+        return PERSIST_NS + (w->crowded ? 0 : w->credit_ns);
     bool probe = w->gap_ns < PROBE_NS && ++w->parks % PROBE_EVERY == 0;
     return w->idle == IDLE_ADAPTIVE && probe ? SPIN_NS : 0;
 }
@@ -53,18 +58,21 @@ static uint64_t spin_for(waiting *w) {
 
 static bool ended(const Receiver *self) { return self->guard.closed || self->guard.cancelled; }
 
-/* Where processes share the cores, one that has nothing to do lets the next one run. */
-static bool spin(Receiver *self, uint64_t until) {
-    int looks = self->waiting.crowded ? 1 : 32;
+/* Where processes share the cores, one that has nothing to do lets the next one run. And after a while in any case: who
+ * is waited for may be ready on this very core, while another one is free. */
+static bool spin(Receiver *self, uint64_t now, uint64_t until) {
+    bool crowded = self->waiting.crowded;
+    uint64_t yield_at = crowded ? now : now + SPIN_NS;
     do {
-        for (int i = 0; i < looks; i++) {
+        for (int i = 0; i < (crowded ? 1 : 32); i++) {
             if (self->kind->ready(self) || ended(self))
                 return true;
             cpu_relax();
         }
-        if (self->waiting.crowded)
+        if (now >= yield_at)
             sched_yield();
-    } while (monotonic_ns() < until);
+        now = monotonic_ns();
+    } while (now < until);
     return false;
 }
 
@@ -123,10 +131,12 @@ static int wait_once(Receiver *self, uint64_t deadline) {
         return 0;
     uint64_t until = deadline - now > BOUND_NS ? now + BOUND_NS : deadline, budget = spin_for(&self->waiting);
     Py_BEGIN_ALLOW_THREADS;
-    bool seen = budget && spin(self, now + budget < until ? now + budget : until);
+    bool seen = budget && spin(self, now, now + budget < until ? now + budget : until);
     self->waited = self->waited || !seen;
-    if (!seen && self->waiting.idle != IDLE_SPIN)
+    if (!seen && self->waiting.idle != IDLE_SPIN) {
+        self->waiting.credit_ns = 0;
         park(self, until);
+    }
     Py_END_ALLOW_THREADS;
     int status = attend(self);
     return status < 0 ? status : !ended(self);
