@@ -44,7 +44,7 @@ R = TypeVar("R")
 
 _TERMS: Final = ("offered", "delivered", "depth", "overrun", "refused", "abandoned", "undecodable", "rejected")
 _PATIENCE: Final = 5.0  # seconds for a look between two changes; it takes about a millisecond
-_BEAT_NS: Final = 5_000_000_000  # a supervisor's rounds are a quarter of a second apart
+_BEAT_NS: Final = 5_000_000_000  # a supervisor looks once a second
 
 
 def stats(registry: Registry, rings: Rings) -> BusStats:

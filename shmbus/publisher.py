@@ -178,6 +178,9 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
     def _depart(self, change: Change) -> None:
         _departures.close_publisher(change, self._session.rings, self._id)
 
+    def _departed(self) -> None:
+        self._session.tell_supervisor()  # of the retired rings
+
     def __repr__(self) -> str:
         return f"<Publisher {self.name!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"
 

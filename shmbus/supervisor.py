@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from shmbus._document import Document
     from shmbus.stats import BusStats, Loss
 
-ROUND: Final = 0.25
-"""Seconds between two looks at the document and at progress; deaths are noticed at once."""
+LOOK: Final = 1.0
+"""Seconds between two readings of all books, which cost milliseconds on a large bus; deaths are noticed at once."""
 
-LOOK_EVERY: Final = 4
-"""Rounds between two readings of all books, which cost milliseconds on a large bus."""
+SWEEP: Final = 0.25
+"""Seconds between two looks at retired rings, while there are any."""
 
 _log = logging.getLogger("shmbus.supervisor")
 _loss_log = logging.getLogger("shmbus.loss")
@@ -136,8 +136,8 @@ class _Supervisor:
         self.watched: dict[tuple[int, int], int] = {}
         self.progress: dict[int, tuple[tuple[int, ...], int]] = {}
         self.reported: dict[tuple[str, ...], int] = {}
-        self.next_round = 0.0
-        self.rounds = 0
+        self.next_look = 0.0
+        self.next_sweep = 0.0
 
     def serve(self) -> None:
         memory = self.registry.map
@@ -151,8 +151,7 @@ class _Supervisor:
         try:
             with self.watch:
                 while self.stays():
-                    self.round()
-                    _, woken = self.watch.poll(max(0.0, self.next_round - time.monotonic()), [channel])
+                    _, woken = self.watch.poll(self.round(), [channel])
                     if woken:
                         sleeper.drain_fifo()
         finally:
@@ -210,20 +209,24 @@ class _Supervisor:
         if participant is not None:
             _log.warning("process %d (%s) is dead", participant.pid, participant.command)
 
-    # -- every ROUND seconds
+    # -- from time to time
 
-    def round(self) -> None:
-        """Sweep, four times a second; note progress and log losses, once a second."""
-        now = time.monotonic()
-        if now < self.next_round:
-            return
-        self.next_round = now + ROUND
-        _core.store(self.registry.map, _core.BUS_SUPERVISOR_BEAT, time.monotonic_ns())
+    def round(self) -> float:
+        """Sweep, note progress and log losses, each when it is due; returns the seconds until the next is."""
+        if time.monotonic() >= self.next_look:
+            self.next_look = time.monotonic() + LOOK
+            _core.store(self.registry.map, _core.BUS_SUPERVISOR_BEAT, time.monotonic_ns())
+            self.look()
+        due = self.next_look
         if any(r.state == "retired" for r in self.registry.read().rings):
-            self.sweep()
-        self.rounds += 1
-        if self.rounds % LOOK_EVERY != 1:
-            return
+            if time.monotonic() >= self.next_sweep:
+                self.next_sweep = time.monotonic() + SWEEP
+                self.sweep()
+            due = min(due, self.next_sweep)
+        return max(0.0, due - time.monotonic())
+
+    def look(self) -> None:
+        """Read the books: who makes no progress, and what was lost since the last time."""
         try:
             self.note_progress(_books.stats(self.registry, self.rings))
             losses = _books.losses(self.registry, self.rings)
