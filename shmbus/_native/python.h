@@ -19,6 +19,7 @@
 #define BYTES_SIZE PyBytes_Size
 #define ARRAY_DATA PyByteArray_AsString
 #define ARRAY_SIZE PyByteArray_Size
+#define LIST_SET PyList_SetItem
 #define TUPLE_SIZE PyTuple_Size
 #define TUPLE_ITEM PyTuple_GetItem
 #else
@@ -26,6 +27,7 @@
 #define BYTES_SIZE PyBytes_GET_SIZE
 #define ARRAY_DATA PyByteArray_AS_STRING
 #define ARRAY_SIZE PyByteArray_GET_SIZE
+#define LIST_SET PyList_SET_ITEM
 #define TUPLE_SIZE PyTuple_GET_SIZE
 #define TUPLE_ITEM PyTuple_GET_ITEM
 #define call_one(callable, argument) PyObject_CallOneArg((callable), (argument))

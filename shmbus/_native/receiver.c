@@ -2,6 +2,8 @@
  * a method runs is carried out when that ends. */
 #include "receiver.h"
 
+#define LOT 64 /* events that are gathered before a list takes them: one that grows is copied again and again */
+
 /* ---- life ---- */
 
 int receiver_init(Receiver *self, const receiver_kind *kind, PyObject *segment, unsigned topic, PyObject *decode) {
@@ -203,30 +205,49 @@ static PyObject *receive(PyObject *object, PyObject *const *args, Py_ssize_t cou
     return nothing(object, timeout);
 }
 
-/* Adds to a list what is there now. An error waits for the next call, so that the events before it reach the caller. */
-static void take_more(Receiver *self, PyObject *list, Py_ssize_t maximum) {
-    while (PyList_Size(list) < maximum) {
+/* Gathers up to `most` events that are there now. An error waits for the next call, so that the events before it reach
+ * the caller. */
+static Py_ssize_t gather(Receiver *self, PyObject **lot, Py_ssize_t most) {
+    Py_ssize_t count = 0;
+    while (count < most) {
         PyObject *event = take_checked(self, self->kind->take);
-        if (!event || event == Nothing || PyList_Append(list, event) < 0) {
+        if (!event || event == Nothing) {
             Py_XDECREF(event);
             break;
         }
-        Py_DECREF(event);
+        lot[count++] = event;
     }
     if (PyErr_Occurred())
         error_hold(&self->held_error);
+    return count;
+}
+
+/* A list of them, which takes over the references. */
+static PyObject *list_of(PyObject **lot, Py_ssize_t count) {
+    PyObject *list = PyList_New(count);
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (list)
+            LIST_SET(list, i, lot[i]);
+        else
+            Py_DECREF(lot[i]);
+    return list;
 }
 
 static PyObject *take_list(Receiver *self) {
-    PyObject *event = self->kind->take(self);
+    PyObject *lot[LOT], *event = self->kind->take(self);
     if (!event || event == Nothing)
         return event;
-    PyObject *list = PyList_New(0);
-    if (list && PyList_Append(list, event) < 0)
-        Py_CLEAR(list);
-    Py_DECREF(event);
-    if (list)
-        take_more(self, list, self->many);
+    lot[0] = event;
+    Py_ssize_t count = 1 + gather(self, lot + 1, (self->many < LOT ? self->many : LOT) - 1), left = self->many - count;
+    PyObject *list = list_of(lot, count);
+    while (list && count == LOT && left > 0) {
+        count = gather(self, lot, left < LOT ? left : LOT);
+        left -= count;
+        PyObject *more = list_of(lot, count);
+        if (!more || PyList_SetSlice(list, PyList_Size(list), PyList_Size(list), more) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(more);
+    }
     return list;
 }
 
