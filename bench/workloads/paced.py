@@ -16,7 +16,7 @@ from ..event import LAP, SEQUENCES, paced
 if TYPE_CHECKING:
     from ..contract import Plan, Receiver, Sender
 
-SETUP: Final = Setup("one", paced=True, variants=True, yardsticks=("spin loop",))
+SETUP: Final = Setup("one", paced=True, variants=True, yardsticks=("spin loop", "semaphores"))
 
 
 def produce(plan: Plan, sender: Sender, index: int) -> None:
