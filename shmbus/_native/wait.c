@@ -8,8 +8,9 @@
  * Park (SYNC park): take the posts of earlier parks, set the bit, look at all rings again, sleep at most BOUND_NS, clear
  * the bit. Whoever clears a bit posts; one that comes too late ends the next sleep early, and is taken there.
  *
- * An adaptive handle spins while events come so closely that a wake-up would cost more than the spin. It learns from the times that the publishers stamped, not from how long it slept: that has the
- * wake-up in it, and who parks once would never spin again. */
+ * An adaptive handle spins while events come so closely that a wake-up would cost more than the spin. It learns from the
+ * times that the publishers stamped, not from how long it slept: that has the wake-up in it, and who parks once would
+ * never spin again. */
 #define _GNU_SOURCE /* sem_clockwait; every C library that has it lets it be asked for so */
 #include "receiver.h"
 
@@ -26,6 +27,7 @@
 #define CREDIT_SHARE 4     /* a part of the time in which events came closely, less that of the time in between */
 #define SPIN_ALWAYS_NS 200000u /* of one turn of an IDLE_SPIN handle; between two of them signals are handled */
 #define GAP_LIMIT_NS (10u * SPIN_NS)
+#define GAP_SHARE 32 /* of a long gap in what is learnt */
 #define PROBE_NS (8u * SPIN_NS)
 #define PROBE_EVERY 7u
 
@@ -39,7 +41,7 @@ static void learn(waiting *w, uint64_t before, uint64_t after) {
         w->gap_ns = gap;
         w->credit_ns = w->credit_ns < CREDIT_NS ? w->credit_ns + gap / CREDIT_SHARE : CREDIT_NS;
     } else {
-        w->gap_ns += (gap < GAP_LIMIT_NS ? gap : GAP_LIMIT_NS) / 32 - w->gap_ns / 32;
+        w->gap_ns += (gap < GAP_LIMIT_NS ? gap : GAP_LIMIT_NS) / GAP_SHARE - w->gap_ns / GAP_SHARE;
         w->credit_ns -= gap / CREDIT_SHARE < w->credit_ns ? gap / CREDIT_SHARE : w->credit_ns;
     }
 }
@@ -63,8 +65,9 @@ static bool ended(const Receiver *self) { return self->guard.closed || self->gua
 static bool spin(Receiver *self, uint64_t now, uint64_t until) {
     bool crowded = self->waiting.crowded;
     uint64_t yield_at = crowded ? now : now + SPIN_NS;
+    int looks = crowded ? 1 : 32; /* between two readings of the clock */
     do {
-        for (int i = 0; i < (crowded ? 1 : 32); i++) {
+        for (int i = 0; i < looks; i++) {
             if (self->kind->ready(self) || ended(self))
                 return true;
             cpu_relax();
