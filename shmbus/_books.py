@@ -10,9 +10,10 @@ Must stay true:
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -33,7 +34,7 @@ from shmbus.stats import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from shmbus._document import ConsumerEntry, Document, PublisherEntry, RingEntry
     from shmbus._registry import Registry
@@ -50,6 +51,20 @@ _BEAT_NS: Final = 5_000_000_000  # a supervisor looks once a second
 def stats(registry: Registry, rings: Rings) -> BusStats:
     """The bus at this moment."""
     return _settled(registry, lambda: _Look(registry, rings).bus())
+
+
+class Progress(NamedTuple):
+    """What an active consumer has done so far, and whether it could do more: no progress is the same `done` again."""
+
+    entry: ConsumerEntry
+    done: tuple[int, ...]
+    depth: int
+    """Events that wait for it."""
+
+
+def progress(registry: Registry, rings: Rings) -> list[Progress]:
+    """How far every active consumer is: a few words of each, a small part of what `stats` reads."""
+    return _settled(registry, lambda: _Look(registry, rings).progress())
 
 
 def losses(registry: Registry, rings: Rings) -> list[Loss]:
@@ -83,10 +98,10 @@ class _Look:
         self.now = time.time_ns()
         self.topics = {t.index: t for t in self.document.topics}
         self.publishers = {p.id: p for p in self.document.publishers}
-        self.alive = {p.id: _liveness.alive(p.pid, p.start) for p in self.document.participants}
-        self.pids = {p.id: p.pid for p in self.document.participants}
+        self.participants = {p.id: p for p in self.document.participants}
         self.blocks: defaultdict[int, set[str]] = defaultdict(set)
         self.blocked_by: defaultdict[int, set[str]] = defaultdict(set)
+        self.process_health = functools.cache(_liveness.health)  # one word of a process in all of this look
 
     # -- the whole
 
@@ -114,9 +129,13 @@ class _Look:
         )
 
     def health(self, participant: int) -> Health:
-        if not self.alive.get(participant, False):
-            return "dead"
-        return "stopped" if _liveness.stopped(self.pids[participant]) else "ok"
+        entry = self.participants.get(participant)
+        return self.process_health(entry.pid, entry.start) if entry else "dead"
+
+    def pid(self, participant: int) -> int:
+        """Of a participant; 0 for one that is gone."""
+        entry = self.participants.get(participant)
+        return entry.pid if entry else 0
 
     def supervisor(self) -> SupervisorStats:
         memory = self.registry.map
@@ -177,7 +196,7 @@ class _Look:
             name=publisher.name,
             topic=self.topics[publisher.topic].name,
             state="dead" if publisher.dead else state,
-            pid=self.pids.get(publisher.participant, 0) if publisher.state == "active" else 0,
+            pid=self.pid(publisher.participant) if publisher.state == "active" else 0,
             published=published,
             unrouted=unrouted,
             refused=refused,
@@ -190,11 +209,10 @@ class _Look:
     # -- consumers
 
     def consumer(self, consumer: ConsumerEntry) -> ConsumerStats:
-        sources = [self.source(consumer, entry) for entry in self.sources(consumer)]
-        # While it leaves, its rings' books are in the totals already.
-        totals = msgspec.structs.asdict(consumer.totals)
-        sums = {t: sum(getattr(s, t) for s in sources) + totals.get(t, 0) for t in _TERMS}
-        _require_plausible(sums.values(), f"the books of consumer {consumer.name!r}")
+        entries = list(self.sources(consumer))
+        found = [self.terms(consumer, entry) for entry in entries]
+        sources = [self.source(entry, terms) for entry, terms in zip(entries, found, strict=True)]
+        sums = _sums(consumer, found)
         workers = self.workers(consumer)
         return ConsumerStats(
             name=consumer.name,
@@ -202,7 +220,7 @@ class _Look:
             kind=consumer.kind,
             mode=consumer.mode,
             state=self.consumer_health(consumer, workers, sums["depth"]),
-            pid=self.pids.get(consumer.participant, 0),
+            pid=self.pid(consumer.participant),
             lag_ns=max((s.lag_ns for s in sources), default=0),
             claimed=sum(w.held for w in workers),
             blocks=tuple(sorted(self.blocks[consumer.id])),
@@ -224,8 +242,7 @@ class _Look:
             ):
                 yield entry
 
-    def source(self, consumer: ConsumerEntry, entry: RingEntry) -> SourceStats:
-        terms = self.terms(consumer, entry)
+    def source(self, entry: RingEntry, terms: Mapping[str, int]) -> SourceStats:
         publisher = self.publishers.get(entry.publisher)
         oldest = terms["oldest_ns"]
         return SourceStats(
@@ -245,7 +262,7 @@ class _Look:
         return tuple(
             WorkerStats(
                 name=w.name,
-                pid=self.pids.get(w.participant, 0),
+                pid=self.pid(w.participant),
                 held=sum(ring.held(w.slot, w.generation) for ring in rings),
                 state=self.health(w.participant),
             )
@@ -281,6 +298,17 @@ class _Look:
                 return True
         return False
 
+    # -- progress
+
+    def progress(self) -> list[Progress]:
+        found = []
+        for consumer in self.document.consumers:
+            if consumer.state == "active":
+                sums = _sums(consumer, [self.terms(consumer, entry) for entry in self.sources(consumer)])
+                done = tuple(sums[t] for t in _TERMS if t not in ("offered", "depth"))
+                found.append(Progress(consumer, done, sums["depth"]))
+        return found
+
     # -- losses
 
     def losses(self) -> list[Loss]:
@@ -312,6 +340,14 @@ class _Look:
                     first_ns=first_ns,
                     last_ns=last_ns,
                 )
+
+
+def _sums(consumer: ConsumerEntry, found: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The books of a consumer over all of its rings. While it leaves, what those say is in the totals already."""
+    totals = msgspec.structs.asdict(consumer.totals)
+    sums = {t: sum(terms.get(t, 0) for terms in found) + totals.get(t, 0) for t in _TERMS}
+    _require_plausible(sums.values(), f"the books of consumer {consumer.name!r}")
+    return sums
 
 
 def _require_plausible(counts: Iterable[int], what: str) -> None:

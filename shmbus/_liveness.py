@@ -18,7 +18,7 @@ import os
 import select
 import time
 import uuid
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,16 +53,26 @@ def start_time(pid: int) -> int | None:
     return status.start if status else None
 
 
-def alive(pid: int, start: int) -> bool:
-    """Whether the process that began at `start` still runs; when that cannot be told, it does: only proof is proof."""
+def health(pid: int, start: int) -> Literal["ok", "stopped", "dead"]:
+    """How the process that began at `start` is: stopped is one that SIGSTOP or a debugger holds.
+
+    When it cannot be told whether it still runs, it does: only proof is proof.
+    """
     try:
         status = _read_stat(pid)
     except OSError:
-        return True
+        return "ok"
     if status is None or status.start != start:
-        return False
+        return "dead"
     # A main thread that ended before the others is shown as a zombie while they run on.
-    return status.state not in b"ZXx" or status.threads > 1
+    if status.state in b"ZXx" and status.threads <= 1:
+        return "dead"
+    return "stopped" if status.state in b"Tt" else "ok"
+
+
+def alive(pid: int, start: int) -> bool:
+    """Whether the process that began at `start` still runs, as far as can be told."""
+    return health(pid, start) != "dead"
 
 
 def own_start_time() -> int:
@@ -102,16 +112,6 @@ def describe(pid: int) -> str:
     text = " ".join(os.path.basename(word) if word.startswith("/") else word for word in words)
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return text if len(text) <= _DESCRIPTION else text[: _DESCRIPTION - 1] + "…"
-
-
-def stopped(pid: int) -> bool:
-    """Whether the process is held by SIGSTOP or a debugger; False when it is gone."""
-    import psutil
-
-    try:
-        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-    except psutil.Error:
-        return False
 
 
 class Watch:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from shmbus._document import Document
-    from shmbus.stats import BusStats, Loss
+    from shmbus.stats import Loss
 
 LOOK: Final = 1.0
 """Seconds between two readings of all books, which cost milliseconds on a large bus; deaths are noticed at once."""
@@ -133,7 +133,7 @@ class _Supervisor:
         self.rings = Rings(bus)
         self.session = Session(self.registry, 0, supervise=False)  # to wake others; it is no participant
         self.watch = Watch()
-        self.watched: dict[tuple[int, int], int] = {}
+        self.watched: set[tuple[int, int]] = set()
         self.progress: dict[int, tuple[tuple[int, ...], int]] = {}
         self.reported: dict[tuple[str, ...], int] = {}
         self.next_look = 0.0
@@ -151,7 +151,8 @@ class _Supervisor:
         try:
             with self.watch:
                 while self.stays():
-                    _, woken = self.watch.poll(self.round(), [channel])
+                    dead, woken = self.watch.poll(self.round(), [channel])
+                    self.watched.difference_update(dead)
                     if woken:
                         sleeper.drain_fifo()
         finally:
@@ -165,20 +166,18 @@ class _Supervisor:
             return False
         document = self.registry.read()
         self.watch_all(document)
-        dead = _reclaim.dead_participants(document)
+        dead = [p.id for p in document.participants if p.state == "reclaiming" or (p.pid, p.start) not in self.watched]
         if dead or not document.participants:
-            return self.bury([p.id for p in dead])
+            return self.bury(dead)
         return True
 
     def watch_all(self, document: Document) -> None:
-        """Hold a pidfd for every participant's process, and for no other."""
+        """Watch every participant's process that lives, and no other."""
         wanted = {(p.pid, p.start) for p in document.participants}
-        for pid, start in self.watched.keys() - wanted:
-            self.watch.remove(pid, start)
-            del self.watched[pid, start]
-        for pid, start in wanted - self.watched.keys():
-            if self.watch.add(pid, start):
-                self.watched[pid, start] = 1
+        for process in self.watched - wanted:
+            self.watch.remove(*process)
+        self.watched &= wanted
+        self.watched |= {process for process in wanted - self.watched if self.watch.add(*process)}
 
     def bury(self, dead: list[int]) -> bool:
         """Reclaim the dead; False if the bus is to be served no longer."""
@@ -228,7 +227,7 @@ class _Supervisor:
     def look(self) -> None:
         """Read the books: who makes no progress, and what was lost since the last time."""
         try:
-            self.note_progress(_books.stats(self.registry, self.rings))
+            self.note_progress(self.registry.read())
             losses = _books.losses(self.registry, self.rings)
             for loss in losses:
                 self.report(loss)
@@ -248,34 +247,29 @@ class _Supervisor:
         except LockTimeoutError as error:
             _log.warning("%s", error)
 
-    def note_progress(self, stats: BusStats) -> None:
+    def note_progress(self, document: Document) -> None:
         """Mark the consumers that had work to do for `stall_timeout` and did none of it."""
         now = time.monotonic_ns()
-        document = self.registry.read()
-        entries = {
-            (document.topic_at(c.topic).name, c.kind, c.name): c for c in document.consumers if c.state == "active"
-        }
-        ids = {c.id for c in entries.values()}
-        self.progress = {id: seen for id, seen in self.progress.items() if id in ids}
-        for consumer in stats.consumers:
-            entry = entries.get((consumer.topic, consumer.kind, consumer.name))
-            if entry is None:
-                continue
-            done = (consumer.delivered, consumer.dropped, consumer.offered if not consumer.depth else 0)
-            before = self.progress.get(entry.id)
-            if before is None or before[0] != done or not consumer.depth:
-                self.progress[entry.id] = (done, now)
-            stalled = now - self.progress[entry.id][1] > document.stall_ns and bool(consumer.workers or consumer.pid)
+        seen = _books.progress(self.registry, self.rings)
+        groups = {w.group for w in document.workers}
+        before, self.progress = self.progress, {}
+        for entry, done, depth in seen:
+            done_before, since = before.get(entry.id, ((), now))
+            if done != done_before or not depth:
+                since = now
+            self.progress[entry.id] = (done, since)
+            somebody = entry.kind == "subscriber" or entry.id in groups
+            stalled = now - since > document.stall_ns and somebody
             at = _core.CONSUMER_LINES + entry.line * _core.LINE + _core.CONSUMER_STALLED
             if stalled != bool(_core.load(self.registry.map, at)):
-                _core.store(self.registry.map, at, self.progress[entry.id][1] if stalled else 0)
+                _core.store(self.registry.map, at, since if stalled else 0)
                 if stalled:
                     _log.warning(
                         "%s %s of topic %s is stalled: %d events wait, none received for %.1f s",
-                        consumer.kind,
-                        consumer.name,
-                        consumer.topic,
-                        consumer.depth,
+                        entry.kind,
+                        entry.name,
+                        document.topic_at(entry.topic).name,
+                        depth,
                         document.stall_ns / 1e9,
                     )
 

@@ -162,18 +162,18 @@ def test_descriptions_are_short(processes: Processes) -> None:
     assert _liveness.describe(pid) == ""
 
 
-def test_stopped_is_told(processes: Processes) -> None:
-    """A process held by SIGSTOP is stopped, one that runs or is gone is not."""
+def test_health_is_told(processes: Processes) -> None:
+    """A process held by SIGSTOP is stopped and alive, one that runs is ok, one that is gone is dead."""
     child, pid, start = started(processes)
-    assert not _liveness.stopped(pid)
+    assert _liveness.health(pid, start) == "ok"
     child.send_signal(signal.SIGSTOP)
-    eventually(lambda: _liveness.stopped(pid), "the child stops")
+    eventually(lambda: _liveness.health(pid, start) == "stopped", "the child stops")
     assert _liveness.alive(pid, start)
     child.send_signal(signal.SIGCONT)
-    eventually(lambda: not _liveness.stopped(pid), "the child goes on")
+    eventually(lambda: _liveness.health(pid, start) == "ok", "the child goes on")
     child.kill()
     child.wait()
-    assert not _liveness.stopped(pid)
+    assert _liveness.health(pid, start) == "dead"
 
 
 @pytest.fixture(params=["pidfd", "look"])
