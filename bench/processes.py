@@ -1,7 +1,7 @@
 """One run: one workload with one peer, every end in a process of its own.
 
 May touch: processes that it starts, and it ends them all. The clock runs from the first send to the last receive; a
-barrier holds the senders until every receiver is ready, and all until the senders are.
+barrier holds the senders until every receiver is ready, all until the senders are, and again until all have received.
 """
 
 from __future__ import annotations
@@ -167,7 +167,9 @@ def _send(plan: Plan, wiring: Any, index: int, barrier: Barrier) -> Sent:
         barrier.wait()
         cpu, first = time.process_time(), time.monotonic_ns()
         workload.produce(plan, sender, index)
-        return Sent(first, time.monotonic_ns(), time.process_time() - cpu)
+        sent = Sent(first, time.monotonic_ns(), time.process_time() - cpu)
+        barrier.wait()  # libzmq loses what waits in a connection that its sender has closed
+        return sent
 
 
 def _receive(plan: Plan, wiring: Any, index: int, barrier: Barrier) -> Received:
@@ -176,7 +178,9 @@ def _receive(plan: Plan, wiring: Any, index: int, barrier: Barrier) -> Received:
         barrier.wait()
         barrier.wait()  # until the senders are ready too
         cpu, first = time.process_time(), time.monotonic_ns()
-        return _finished(workload.consume(plan, receiver), first, cpu)
+        received = _finished(workload.consume(plan, receiver), first, cpu)
+        barrier.wait()
+        return received
 
 
 def _ask(plan: Plan, wiring: tuple[Any, Any], index: int, barrier: Barrier) -> Received:

@@ -18,7 +18,7 @@ BROADCAST = ONE_TO_ONE | {"w3", "w4"}
 QUEUE = BROADCAST | {"w5"}
 PEERS = {
     "mp.Pipe": ("multiprocessing", ONE_TO_ONE),
-    "pyzmq pub": ("zmq", ONE_TO_ONE | {"w3"}),
+    "pyzmq pub": ("zmq", ONE_TO_ONE | {"w3", "w4"}),
     "faster-fifo": ("faster_fifo", QUEUE),
     "cloudtoid": ("cloudtoid_interprocess", QUEUE),
     "subetha spin": ("subetha", BROADCAST),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..contract import Plan, Shape
 
 DISTRIBUTION: Final = "pyzmq"
-SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "echo"})  # four to one it hung: PUSH/PULL is for that
+SHAPES: Final[frozenset[Shape]] = frozenset({"one", "all", "merge", "echo"})
 CONNECTED: Final = True
 
 _LARGE: Final = 1 << 16  # bytes of a message; the usual mark, 1,000 messages, is too far off for such
