@@ -60,6 +60,7 @@ class Progress(NamedTuple):
     done: tuple[int, ...]
     depth: int
     """Events that wait for it."""
+    dropped: int
 
 
 def progress(registry: Registry, rings: Rings) -> list[Progress]:
@@ -306,7 +307,7 @@ class _Look:
             if consumer.state == "active":
                 sums = _sums(consumer, [self.terms(consumer, entry) for entry in self.sources(consumer)])
                 done = tuple(sums[t] for t in _TERMS if t not in ("offered", "depth"))
-                found.append(Progress(consumer, done, sums["depth"]))
+                found.append(Progress(consumer, done, sums["depth"], sum(done) - sums["delivered"]))
         return found
 
     # -- losses

@@ -33,6 +33,7 @@ BOUND: Final = 1.0
 COLLECTED_TIMEOUT: Final = 1.0
 """Seconds for the bus lock when a handle is closed by the garbage collector, which may run under that very lock."""
 _ALL: Final = 2**64 - 1
+_FRESH_NS: Final = 1_500_000_000  # ns; a supervisor beats once a second
 _OPEN_TIMEOUT: Final = 30.0  # seconds for a removal that is under way; it takes milliseconds
 
 _log = logging.getLogger("shmbus.bus")
@@ -215,8 +216,14 @@ class Session:
         self._next_care = now + BOUND
         if self.registry.removed:
             raise ClosedError(f"bus {self.bus!r} was removed")
-        if not self.supervised():
+        if not (self._heard() or self.supervised()):
             self._stand_in()
+
+    def _heard(self) -> bool:
+        """True if a supervisor was alive a moment ago. A look at /proc takes far longer, and events wait for it."""
+        if _core.load(self.map, _core.BUS_SUPERVISOR_PID) == 0:
+            return False
+        return 0 <= time.monotonic_ns() - _core.load(self.map, _core.BUS_SUPERVISOR_BEAT) < _FRESH_NS
 
     def _stand_in(self) -> None:
         """No supervisor runs: start one, or, where there is to be none, do its most urgent work."""

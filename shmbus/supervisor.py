@@ -32,6 +32,7 @@ from shmbus.errors import BusNotFoundError, ClosedError, LockTimeoutError, Shmbu
 if TYPE_CHECKING:
     from types import FrameType
 
+    from shmbus._books import Progress
     from shmbus._document import Document
     from shmbus.stats import Loss
 
@@ -136,6 +137,7 @@ class _Supervisor:
         self.watched: set[tuple[int, int]] = set()
         self.progress: dict[int, tuple[tuple[int, ...], int]] = {}
         self.reported: dict[tuple[str, ...], int] = {}
+        self.logged: tuple[int, list[int]] | None = None
         self.next_look = 0.0
         self.next_sweep = 0.0
 
@@ -226,12 +228,14 @@ class _Supervisor:
 
     def look(self) -> None:
         """Read the books: who makes no progress, and what was lost since the last time."""
+        version = _core.load(self.registry.map, _core.BUS_VERSION)
         try:
-            self.note_progress(self.registry.read())
-            losses = _books.losses(self.registry, self.rings)
-            for loss in losses:
-                self.report(loss)
-            self.reported = {key: self.reported[key] for key in map(_key, losses)}
+            consumers = _books.progress(self.registry, self.rings)
+            self.note_progress(self.registry.read(), consumers)
+            on_the_books = (version, [consumer.dropped for consumer in consumers])
+            if on_the_books != self.logged:
+                self.log_losses(_books.losses(self.registry, self.rings))
+                self.logged = on_the_books
         except ShmbusError as error:
             _log.error("bus %s: %s", self.registry.bus, error)
 
@@ -247,13 +251,12 @@ class _Supervisor:
         except LockTimeoutError as error:
             _log.warning("%s", error)
 
-    def note_progress(self, document: Document) -> None:
+    def note_progress(self, document: Document, consumers: list[Progress]) -> None:
         """Mark the consumers that had work to do for `stall_timeout` and did none of it."""
         now = time.monotonic_ns()
-        seen = _books.progress(self.registry, self.rings)
         groups = {w.group for w in document.workers}
         before, self.progress = self.progress, {}
-        for entry, done, depth in seen:
+        for entry, done, depth, _ in consumers:
             done_before, since = before.get(entry.id, ((), now))
             if done != done_before or not depth:
                 since = now
@@ -272,6 +275,11 @@ class _Supervisor:
                         depth,
                         document.stall_ns / 1e9,
                     )
+
+    def log_losses(self, losses: list[Loss]) -> None:
+        for loss in losses:
+            self.report(loss)
+        self.reported = {key: self.reported[key] for key in map(_key, losses)}
 
     def report(self, loss: Loss) -> None:
         """Write what came to a loss since it was last reported."""
