@@ -215,6 +215,21 @@ def test_losses_are_logged(bus_name: str, processes: Processes) -> None:
         assert all(word in log for word in ("audit", "till", "7"))
 
 
+def test_growing_loss_is_logged(bus_name: str, processes: Processes) -> None:
+    """A loss is logged, and again when it has grown, though nothing else on the bus has changed."""
+    with opened(bus_name) as bus:
+        log = supervise(processes, bus_name).stderr
+        assert log is not None
+        in_office(bus)
+        with bus.subscriber(SMALL, name="slow", mode="lossy"), bus.publisher(SMALL) as pub:
+            counts = []
+            for _ in range(3):
+                pub.publish_many(orders(1000))
+                told = next(text for text in log if "slow of topic" in text)
+                counts.append(int(told.partition(" lost ")[2].split()[0]))
+            assert counts == sorted(set(counts))
+
+
 # -- the living
 
 
