@@ -8,16 +8,11 @@ General layout, each layer using those below it only:
     publisher             policy of the three handles: blocking, dropping, waiting, settling
     subscriber, worker
     supervisor            who is dead, what is reclaimed, what is lost
-    _handle, _waiting     how the handles end and wait; spin, then park
-    _session              what the handles of a process share
-    _books, stats         the books, read without a lock; what they look like
-    _members, _departures membership, changed under the bus lock; _reclaim does it for the dead
-    _reclaim, _rings
-    _registry, _document  the bus segment, and the document in it
-    _segment, _liveness   OS objects: segments, locks, processes, semaphores
-    _waker
-    topic, message        values: what a topic is, what an event comes with
-    _codec, _schema ...
+    _handles/             what the handles of a process share: session, waiting, how a handle ends
+    _ledger/              who takes part, and what each is owed: the registry, its changes, the books
+    topic, message, stats values: what a topic is, what an event comes with, what the books look like
+    _shm/                 OS objects: segments, rings, locks, processes, semaphores
+    _schema/              types on the wire
     _core (C)             memory: layout, rings, claims
     errors                one tree
 """

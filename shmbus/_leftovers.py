@@ -10,8 +10,9 @@ import os
 import time
 from typing import Final, NamedTuple
 
-from shmbus import _segment, inspect
-from shmbus._registry import PREFIX, segment_name
+from shmbus import inspect
+from shmbus._shm import segment
+from shmbus._shm.names import PREFIX, segment_name
 from shmbus.errors import AccessError, BusNotFoundError, ShmbusError
 
 DOCTOR: Final = f"{PREFIX}doctor-try"
@@ -44,7 +45,7 @@ def _look() -> dict[str, Leftover]:
 def _entries() -> dict[str, list[str]]:
     """The names in /dev/shm that belong to shmbus, of whatever kind, by bus."""
     entries: dict[str, list[str]] = {}
-    for name in sorted(os.listdir(_segment.SHM_DIR)):
+    for name in sorted(os.listdir(segment.SHM_DIR)):
         plain = name.removeprefix(_SEMAPHORE)
         if plain.startswith(PREFIX) and not plain.startswith(DOCTOR):
             bus = plain.removeprefix(PREFIX).split(":")[0]

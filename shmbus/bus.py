@@ -1,6 +1,6 @@
 """Bus: a process's door to one bus. Makes publishers, subscribers, workers and groups; tells the books.
 
-May touch: everything below, through `_session`. Names, modes and types are checked here, before anything is created.
+May touch: everything below, through the session. Names, modes and types are checked here, before anything is created.
 
 Must stay true:
 - No global bus: two Bus objects of one name in one process are two participants.
@@ -19,24 +19,23 @@ import weakref
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
-from shmbus import _books, _departures, _members
-from shmbus._codec import codec_for
-from shmbus._registry import LOCK_TIMEOUT
-from shmbus._session import COLLECTED_TIMEOUT, Session
-from shmbus._waiting import IDLE_MODES
+from shmbus._handles.session import COLLECTED_TIMEOUT, Session
+from shmbus._handles.waiting import IDLE_MODES
+from shmbus._ledger import books, departures, members
+from shmbus._ledger.registry import LOCK_TIMEOUT
 from shmbus.errors import ClosedError, ConfigError, CorruptSegmentError, LockTimeoutError
 from shmbus.publisher import ON_FULL, Publisher
 from shmbus.subscriber import MODES, STARTS, Subscriber
-from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, dead_letter_topic
+from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, codec_of, dead_letter_topic
 from shmbus.worker import MAX_PREFETCH, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from shmbus._codec import Codec
-    from shmbus._document import TopicEntry
-    from shmbus._registry import Change
+    from shmbus._ledger.document import TopicEntry
+    from shmbus._ledger.registry import Change
+    from shmbus._schema.codec import Codec
     from shmbus.message import Gap
     from shmbus.publisher import OnFull
     from shmbus.stats import BusStats, Loss
@@ -133,18 +132,18 @@ class Bus:
             raise ConfigError(f"timeout is None or a number of seconds from 0: timeout={timeout!r}")
         if name is not None:
             check_label("publisher", name)
-        return self._open_publisher(topic, codec_for(topic), name, on_full, timeout)
+        return self._open_publisher(topic, codec_of(topic), name, on_full, timeout)
 
     def _open_publisher(
         self, topic: Topic[T], codec: Codec, name: str | None, on_full: OnFull, timeout: float | None
     ) -> Publisher[T]:
         with self._session.locked() as change:
-            entry = _members.ensure_topic(change, topic, codec, "writer")
+            entry = members.ensure_topic(change, topic, codec, "writer")
             self._free_name(change, entry, "publisher", name)
-            me = _members.open_publisher(
+            me = members.open_publisher(
                 change, self._session.rings, entry, self._session.participant, name, topic.capacity
             )
-            with _or(lambda: _departures.close_publisher(change, self._session.rings, me.id)):
+            with _or(lambda: departures.close_publisher(change, self._session.rings, me.id)):
                 handle = Publisher(self._session, topic, codec, entry, me, on_full, timeout, self._forget)
         return self._keep(handle)
 
@@ -174,12 +173,12 @@ class Bus:
             check_label("subscriber", name)
         idle = self._checked_idle(idle)
         with self._session.locked() as change:
-            entry = _members.ensure_topic(change, topic, codec_for(topic), "reader")
+            entry = members.ensure_topic(change, topic, codec_of(topic), "reader")
             self._free_name(change, entry, "subscriber", name)
-            me = _members.open_subscriber(
+            me = members.open_subscriber(
                 change, self._session.rings, entry, self._session.participant, name, mode, start
             )
-            with _or(lambda: _departures.close_subscriber(change, self._session.rings, me.id)):
+            with _or(lambda: departures.close_subscriber(change, self._session.rings, me.id)):
                 handle = Subscriber(self._session, topic, entry, me, on_gap, idle, self._forget)
         return self._keep(handle)
 
@@ -188,8 +187,8 @@ class Bus:
         _check_topic(topic)
         check_label("group", name)
         with self._session.locked() as change:
-            entry = _members.ensure_topic(change, topic, codec_for(topic), "reader")
-            _members.open_group(change, self._session.rings, entry, name)
+            entry = members.ensure_topic(change, topic, codec_of(topic), "reader")
+            members.open_group(change, self._session.rings, entry, name)
 
     def worker(
         self,
@@ -217,13 +216,13 @@ class Bus:
         _check_range("prefetch", prefetch, MAX_PREFETCH)
         idle = self._checked_idle(idle)
         with self._session.locked() as change:
-            entry = _members.ensure_topic(change, topic, codec_for(topic), "reader")
+            entry = members.ensure_topic(change, topic, codec_of(topic), "reader")
             known, rings = {c.id for c in change.document.consumers}, self._session.rings
-            owner = _members.open_group(change, rings, entry, group)
-            with _or(lambda: None if owner.id in known else _departures.remove_group(change, rings, owner.id)):
+            owner = members.open_group(change, rings, entry, group)
+            with _or(lambda: None if owner.id in known else departures.remove_group(change, rings, owner.id)):
                 rings.attach(change.document.rings_of(owner))
-                me = _members.open_worker(change, owner, self._session.participant, name)
-                with _or(lambda: _departures.close_worker(change, rings, me.id)):
+                me = members.open_worker(change, owner, self._session.participant, name)
+                with _or(lambda: departures.close_worker(change, rings, me.id)):
                     handle = Worker(
                         self._session,
                         topic,
@@ -243,11 +242,11 @@ class Bus:
         if name is None:
             return
         try:
-            _members.require_free_name(change.document, entry, kind, name)
+            members.require_free_name(change.document, entry, kind, name)
         except ConfigError:
             if not self._session.reclaim_dead(change):
                 raise
-            _members.require_free_name(change.document, entry, kind, name)
+            members.require_free_name(change.document, entry, kind, name)
 
     def _dead_letters_of(self, topic: Topic[Any]) -> Publisher[DeadLetter] | None:
         """The publisher of a topic's dead letters, opened at first use; None for a dead-letter topic itself."""
@@ -280,12 +279,12 @@ class Bus:
     def stats(self) -> BusStats:
         """The bus at this moment: every publisher, consumer and participant, and their books."""
         self._session.check()
-        return _books.stats(self._session.registry, self._session.rings)
+        return books.stats(self._session.registry, self._session.rings)
 
     def losses(self) -> list[Loss]:
         """Every loss on the books: consumer, publisher, cause, sequences, count and times, the oldest first."""
         self._session.check()
-        return _books.losses(self._session.registry, self._session.rings)
+        return books.losses(self._session.registry, self._session.rings)
 
     # -- the end
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from shmbus import _leftovers, _segment, _waker
+from shmbus import _leftovers
+from shmbus._shm import segment, waker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,9 +109,9 @@ def check_libc() -> Finding:
 
 def check_mount() -> Finding:
     """Whether /dev/shm is a tmpfs that can be written to."""
-    mount = _mount_of(_segment.SHM_DIR)
+    mount = _mount_of(segment.SHM_DIR)
     if mount is None:
-        if not os.path.isdir(_segment.SHM_DIR):
+        if not os.path.isdir(segment.SHM_DIR):
             return Finding("/dev/shm", "fail", "missing", "mount -t tmpfs -o size=1g shm /dev/shm")
         return Finding("/dev/shm", "warn", "a folder, not a mount", "mount -t tmpfs -o size=1g shm /dev/shm")
     shown = f"{mount.kind} ({mount.options})"
@@ -123,7 +124,7 @@ def check_mount() -> Finding:
 
 def check_room() -> Finding:
     """Whether /dev/shm has room for more than a few rings."""
-    status = os.statvfs(_segment.SHM_DIR)
+    status = os.statvfs(segment.SHM_DIR)
     total, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
     shown = f"{_mib(total)}, {_mib(total - free)} used, {_mib(free)} free"
     if status.f_files and not status.f_favail:
@@ -141,27 +142,27 @@ def check_segment() -> Finding:
     """Whether a segment can be created, reserved, named, mapped and removed."""
     name = f"{_leftovers.DOCTOR}:segment-{os.getpid()}"
     try:
-        _segment.Segment.create(name, _PAGE, lambda memory: None).close()
-        _segment.Segment.attach(name).close()
+        segment.Segment.create(name, _PAGE, lambda memory: None).close()
+        segment.Segment.attach(name).close()
     except OSError as error:
         return Finding("segments", "fail", str(error), f"/dev/shm must be a writable tmpfs, with room: {_RAISE_SHM}")
     finally:
-        _segment.unlink(name)
+        segment.unlink(name)
     return Finding("segments", "ok", "created, mapped and removed one")
 
 
 def check_semaphore() -> Finding:
     """Whether a POSIX semaphore between processes can be made, posted and slept on."""
     name = f"{_leftovers.DOCTOR}:semaphore-{os.getpid()}"
-    posts = _waker.Posts()
+    posts = waker.Posts()
     try:
-        sleeper = _waker.Sleeper(name)
+        sleeper = waker.Sleeper(name)
         posted = posts.post(name)
         awake = sleeper.sleep(1.0)
         sleeper.close()
     finally:
         posts.close()
-        _waker.unlink_all(name)
+        waker.unlink_all(name)
     if posted and awake:
         return Finding("semaphores", "ok", "a sleeper was woken")
     advice = "POSIX semaphores between processes do not work here; see the C library and the sandbox"

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
-from shmbus import _books, _core, _description, _liveness, _reclaim, _schema, _segment
-from shmbus._codec import Codec
-from shmbus._registry import PREFIX, Registry, segment_name
-from shmbus._rings import Rings
+from shmbus import _core
+from shmbus._ledger import books, reclaim
+from shmbus._ledger.registry import Registry
+from shmbus._schema import compare, description
+from shmbus._schema.codec import Codec
+from shmbus._shm import lives
+from shmbus._shm import segment as _segment
+from shmbus._shm.names import PREFIX, segment_name
+from shmbus._shm.rings import Rings
 from shmbus.bus import Bus
 from shmbus.errors import AccessError, BusNotFoundError, ConfigError, CorruptSegmentError, LayoutMismatchError
 from shmbus.message import decode_headers
@@ -22,7 +27,7 @@ from shmbus.topic import DEAD_SUFFIX, DeadLetter, Topic, check_name
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from shmbus._document import TopicEntry
+    from shmbus._ledger.document import TopicEntry
     from shmbus.stats import BusStats, Loss
 
 
@@ -39,7 +44,7 @@ def stats_of(bus: str) -> BusStats:
     """
     registry = Registry.peek(check_name("bus", bus))
     try:
-        return _books.stats(registry, Rings(bus, writable=False))
+        return books.stats(registry, Rings(bus, writable=False))
     finally:
         registry.close()
 
@@ -48,7 +53,7 @@ def losses_of(bus: str) -> list[Loss]:
     """Every loss on the books of a bus, attached read-only; raises as `stats_of` does."""
     registry = Registry.peek(check_name("bus", bus))
     try:
-        return _books.losses(registry, Rings(bus, writable=False))
+        return books.losses(registry, Rings(bus, writable=False))
     finally:
         registry.close()
 
@@ -65,12 +70,12 @@ def remove(bus: str, *, force: bool = False) -> None:
     except BusNotFoundError:
         if not _segment.names(f"{segment_name(bus)}:"):
             raise
-        _reclaim.unlink_all(bus)
+        reclaim.unlink_all(bus)
     except (LayoutMismatchError, CorruptSegmentError, AccessError):
         if not force:
             raise
         _mark_removed(bus)
-        _reclaim.unlink_all(bus)
+        reclaim.unlink_all(bus)
 
 
 def _remove_in_order(bus: str, *, force: bool) -> None:
@@ -80,7 +85,7 @@ def _remove_in_order(bus: str, *, force: bool) -> None:
             rings = Rings(bus)
             if not force:
                 _require_unused(change.document, rings)
-            _reclaim.remove_bus(change)
+            reclaim.remove_bus(change)
     finally:
         registry.close()
 
@@ -97,11 +102,11 @@ def _mark_removed(bus: str) -> None:
 
 
 def _require_unused(document: Any, rings: Rings) -> None:
-    live = [p for p in document.participants if _liveness.alive(p.pid, p.start)]
+    live = [p for p in document.participants if lives.alive(p.pid, p.start)]
     if live:
         who = ", ".join(f"{p.pid} ({p.command})" for p in live)
         raise ConfigError(f"the bus is in use by {who}; --force removes it under them")
-    owed = _reclaim.owed(document, rings)
+    owed = reclaim.owed(document, rings)
     if owed:
         what = ", ".join(f"{name}: {count} events" for name, count in owed.items())
         raise ConfigError(f"groups are owed events ({what}); --force removes them")
@@ -180,7 +185,7 @@ class Tail:
         if payload is None or headers is None:
             return Tailed(publisher, first, 0, None, None, gap=second - first + 1)
         try:
-            event = _schema.decode_any(payload, self._codec())
+            event = compare.decode_any(payload, self._codec())
         except msgspec.DecodeError:
             event = payload
         return Tailed(publisher, first, second, _headers(headers), event)
@@ -204,7 +209,7 @@ class Tail:
 
 
 def _is_raw(entry: TopicEntry) -> bool:
-    return _description.parse(entry.description).codec == "raw"
+    return description.parse(entry.description).codec == "raw"
 
 
 def _headers(data: bytes) -> dict[str, Any] | None:
@@ -249,7 +254,7 @@ class JsonPublisher:
             value = msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"not JSON: {error}") from error
-        value = _schema.conform(value, self._entry.description)
+        value = compare.conform(value, self._entry.description)
         payload = value if self._raw else self._encode(value)
         return self._publisher.publish(payload, headers=headers) or 0
 

@@ -13,9 +13,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar
 
-from shmbus import _core, _departures
-from shmbus._handle import Handle
-from shmbus._waker import Sleeper
+from shmbus import _core
+from shmbus._handles.handle import Handle
+from shmbus._ledger import departures
+from shmbus._shm.waker import Sleeper
 from shmbus.errors import (
     ConfigError,
     CorruptSegmentError,
@@ -28,10 +29,10 @@ from shmbus.message import encode_headers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shmbus._codec import Codec
-    from shmbus._document import ConsumerEntry, PublisherEntry, RingEntry, TopicEntry
-    from shmbus._registry import Change
-    from shmbus._session import Session
+    from shmbus._handles.session import Session
+    from shmbus._ledger.document import ConsumerEntry, PublisherEntry, RingEntry, TopicEntry
+    from shmbus._ledger.registry import Change
+    from shmbus._schema.codec import Codec
     from shmbus.topic import Topic
 
 T = TypeVar("T")
@@ -176,7 +177,7 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         self._sleeper.close()
 
     def _depart(self, change: Change) -> None:
-        _departures.close_publisher(change, self._session.rings, self._id)
+        departures.close_publisher(change, self._session.rings, self._id)
 
     def _departed(self) -> None:
         self._session.tell_supervisor()  # of the retired rings

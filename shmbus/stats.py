@@ -1,7 +1,7 @@
 """What `Bus.stats()` returns and `shmbus stat` prints: frozen Structs, one field one fact.
 
-Pure data and arithmetic; `_books.py` fills it in from a bus. The names are a stable schema: `shmbus stat --json` is
-`BusStats` encoded as JSON, with `rate` fields from two looks half a second apart.
+Pure data and arithmetic; `_ledger/books.py` fills it in from a bus. The names are a stable schema: `shmbus stat
+--json` is `BusStats` encoded as JSON, with `rate` fields from two looks half a second apart.
 
 For each entry of `consumers`, and for each of its `publishers`:
 `offered == delivered + depth + overrun + refused + abandoned + undecodable + rejected`.

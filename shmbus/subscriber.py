@@ -13,19 +13,20 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar
 
-from shmbus import _core, _departures
-from shmbus._codec import codec_for
-from shmbus._handle import Handle
-from shmbus._waiting import Parking, Receiver
+from shmbus import _core
+from shmbus._handles.handle import Handle
+from shmbus._handles.waiting import Parking, Receiver
+from shmbus._ledger import departures
 from shmbus.errors import DecodeError, GapError, ReclaimedError
 from shmbus.message import Gap, Message
+from shmbus.topic import codec_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shmbus._document import ConsumerEntry, RingEntry, TopicEntry
-    from shmbus._registry import Change
-    from shmbus._session import Session
+    from shmbus._handles.session import Session
+    from shmbus._ledger.document import ConsumerEntry, RingEntry, TopicEntry
+    from shmbus._ledger.registry import Change
     from shmbus.topic import Topic
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         self._forget = forget
         self._sources = set()
         self._unlogged, self._next_log = 0, 0.0
-        _core.Consumer.__init__(self, session.map, entry.index, codec_for(topic).decode)
+        _core.Consumer.__init__(self, session.map, entry.index, codec_of(topic).decode)
         self._sample_into(me.line)
         self._parking = Parking(
             session,
@@ -134,7 +135,7 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         self._parking.let_go()
 
     def _depart(self, change: Change) -> None:
-        _departures.close_subscriber(change, self._session.rings, self._id)
+        departures.close_subscriber(change, self._session.rings, self._id)
 
     def __repr__(self) -> str:
         return f"<Subscriber {self.name!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"

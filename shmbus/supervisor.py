@@ -1,6 +1,6 @@
 """Supervisor: finds the dead, reclaims what they held, tells who is stalled, and keeps the log of losses.
 
-May touch: everything of a bus under its lock, through `_reclaim`; the consumer lines of the bus segment. The data path
+May touch: everything of a bus under its lock, through `reclaim`; the consumer lines of the bus segment. The data path
 does not need it: without one, events flow, and only what dead processes hold stays held.
 
 Must stay true:
@@ -19,21 +19,24 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from shmbus import _books, _core, _departures, _liveness, _reclaim
-from shmbus._failpoint import reach
-from shmbus._liveness import Watch
-from shmbus._registry import Registry, object_prefix
-from shmbus._rings import Rings
-from shmbus._segment import SHM_DIR
-from shmbus._session import Session
-from shmbus._waker import Sleeper
+from shmbus import _core
+from shmbus._handles.session import Session
+from shmbus._ledger import books, departures, reclaim
+from shmbus._ledger.registry import Registry
+from shmbus._shm import lives
+from shmbus._shm.failpoint import reach
+from shmbus._shm.lives import Watch
+from shmbus._shm.names import object_prefix
+from shmbus._shm.rings import Rings
+from shmbus._shm.segment import SHM_DIR
+from shmbus._shm.waker import Sleeper
 from shmbus.errors import BusNotFoundError, ClosedError, LockTimeoutError, ShmbusError
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from shmbus._books import Progress
-    from shmbus._document import Document
+    from shmbus._ledger.books import Progress
+    from shmbus._ledger.document import Document
     from shmbus.stats import Loss
 
 LOOK: Final = 1.0
@@ -143,7 +146,7 @@ class _Supervisor:
 
     def serve(self) -> None:
         memory = self.registry.map
-        _core.store(memory, _core.BUS_SUPERVISOR_START, _liveness.own_start_time())
+        _core.store(memory, _core.BUS_SUPERVISOR_START, lives.own_start_time())
         _core.store(memory, _core.BUS_SUPERVISOR_PID, os.getpid())
         reach("office.entered")
         _log.info("supervisor %d in office on bus %s", os.getpid(), self.registry.bus)
@@ -186,16 +189,16 @@ class _Supervisor:
         try:
             with self.registry.locked() as change:
                 if self.registry.removed:
-                    _reclaim.unlink_all(self.registry.bus)  # its remover died on the way
+                    reclaim.unlink_all(self.registry.bus)  # its remover died on the way
                     return False
                 if change.died_inside:
-                    _reclaim.repair(change, self.rings)
+                    reclaim.repair(change, self.rings)
                 for id in dead:
                     self.announce(change.document, id)
-                    _reclaim.reclaim(change, self.rings, id, dead=True)
+                    reclaim.reclaim(change, self.rings, id, dead=True)
                 if dead:
                     self.session.wake_everybody(change.document)
-                if _reclaim.remove_if_unused(change, self.rings):
+                if reclaim.remove_if_unused(change, self.rings):
                     return False
                 stays = self.foreground or bool(change.document.participants)
                 if not stays:  # said under the lock, so that whoever enters next starts another one
@@ -230,11 +233,11 @@ class _Supervisor:
         """Read the books: who makes no progress, and what was lost since the last time."""
         version = _core.load(self.registry.map, _core.BUS_VERSION)
         try:
-            consumers = _books.progress(self.registry, self.rings)
+            consumers = books.progress(self.registry, self.rings)
             self.note_progress(self.registry.read(), consumers)
             on_the_books = (version, [consumer.dropped for consumer in consumers])
             if on_the_books != self.logged:
-                self.log_losses(_books.losses(self.registry, self.rings))
+                self.log_losses(books.losses(self.registry, self.rings))
                 self.logged = on_the_books
         except ShmbusError as error:
             _log.error("bus %s: %s", self.registry.bus, error)
@@ -242,10 +245,10 @@ class _Supervisor:
     def sweep(self) -> None:
         """Remove what is drained; the lock is taken only when there is something."""
         try:
-            if _departures.drained(self.registry.read(), self.rings):
+            if departures.drained(self.registry.read(), self.rings):
                 with self.registry.locked() as change:
                     if not self.registry.removed:
-                        _departures.sweep(change, self.rings)
+                        departures.sweep(change, self.rings)
         except FileNotFoundError:
             pass  # somebody else was faster
         except LockTimeoutError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, final
 import msgspec
 
 from shmbus import _core
-from shmbus._codec import codec_for
+from shmbus._schema.codec import Codec, codec_for
 from shmbus.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ class Topic(Generic[T]):
     capacity: int
     schema: Literal["strict", "evolve"]
     codec: Literal["msgpack", "json", "pickle"]
+    _wire: Codec = dataclasses.field(init=False, compare=False)
 
     def __init__(
         self,
@@ -121,10 +122,10 @@ class Topic(Generic[T]):
         _check_choice("codec", codec, ("msgpack", "json", "pickle"))
         if name.endswith(DEAD_SUFFIX) and type is not DeadLetter:
             raise ConfigError(f"a topic named *{DEAD_SUFFIX} has the type DeadLetter: name={name!r}, type={type!r}")
-        values = {"name": name, "type": type, "capacity": capacity, "schema": schema, "codec": codec}
+        wire = codec_for(type, codec)
+        values = {"name": name, "type": type, "capacity": capacity, "schema": schema, "codec": codec, "_wire": wire}
         for field, value in values.items():
             object.__setattr__(self, field, value)
-        codec_for(self)
 
     def __repr__(self) -> str:
         shown = self.type.__qualname__ if isinstance(self.type, builtins.type) else repr(self.type)
@@ -134,6 +135,11 @@ class Topic(Generic[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.name, self.type, self.capacity, self.schema, self.codec)
+
+
+def codec_of(topic: Topic[Any]) -> Codec:
+    """How the events of a topic become payloads and come back."""
+    return topic._wire
 
 
 def dead_letter_topic(topic: Topic[Any]) -> Topic[DeadLetter]:

@@ -13,21 +13,21 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
-from shmbus import _core, _departures
-from shmbus._codec import codec_for
-from shmbus._failpoint import reach
-from shmbus._handle import Handle
-from shmbus._waiting import Parking, Receiver
+from shmbus import _core
+from shmbus._handles.handle import Handle
+from shmbus._handles.waiting import Parking, Receiver
+from shmbus._ledger import departures
+from shmbus._shm.failpoint import reach
 from shmbus.errors import DecodeError, ReclaimedError
 from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage
-from shmbus.topic import DeadLetter
+from shmbus.topic import DeadLetter, codec_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shmbus._document import ConsumerEntry, RingEntry, TopicEntry, WorkerEntry
-    from shmbus._registry import Change
-    from shmbus._session import Session
+    from shmbus._handles.session import Session
+    from shmbus._ledger.document import ConsumerEntry, RingEntry, TopicEntry, WorkerEntry
+    from shmbus._ledger.registry import Change
     from shmbus.publisher import Publisher
     from shmbus.topic import Topic
 
@@ -74,7 +74,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             self,
             session.map,
             entry.index,
-            codec_for(topic).decode,
+            codec_of(topic).decode,
             group.slot,
             me.slot,
             me.generation,
@@ -210,7 +210,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._parking.let_go()
 
     def _depart(self, change: Change) -> None:
-        _departures.close_worker(change, self._session.rings, self._id)
+        departures.close_worker(change, self._session.rings, self._id)
 
     def _departed(self) -> None:
         self._session.wake_workers(self._group_line, _core.MAX_WORKERS)

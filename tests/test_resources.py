@@ -81,7 +81,7 @@ def few_descriptors(name: str) -> None:
     from contextlib import closing
 
     import shmbus
-    from shmbus import _registry
+    from shmbus._ledger import registry as _registry
 
     topic = shmbus.Topic("raw", bytes, capacity=4096)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from shmbus import _document
+from shmbus._ledger import document as _document
 
 SHM = "/dev/shm"
 PAGE, LINE = 4096, 64

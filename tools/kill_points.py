@@ -23,7 +23,7 @@ from multiprocessing.process import BaseProcess
 import msgspec
 
 import shmbus
-from shmbus import _failpoint
+from shmbus._shm import failpoint
 
 GRACE = 60.0  # seconds for a step that takes milliseconds: past it, something hangs
 SUPERVISOR = ("reclaim.", "office.")
@@ -41,7 +41,7 @@ context = multiprocessing.get_context("forkserver")
 
 def one_life(bus: str, point: str, visits: int) -> None:
     """Everything that a participant can go through; dies on the way."""
-    _failpoint.arm(point, visits)
+    failpoint.arm(point, visits)
     with shmbus.Bus(bus, supervise=False) as opened:
         with opened.publisher(NOTES, name="mortal") as publisher:
             publisher.publish_many(Note("mortal", count + 1) for count in range(10))
@@ -59,7 +59,7 @@ def one_life(bus: str, point: str, visits: int) -> None:
 
 def lone_life(bus: str, point: str, visits: int) -> None:
     """The only participant of a bus, which removes it; dies on the way."""
-    _failpoint.arm(point, visits)
+    failpoint.arm(point, visits)
     with shmbus.Bus(bus, supervise=False) as opened, opened.publisher(NOTES) as publisher:
         publisher.publish(Note("mortal", 1))
 
@@ -81,7 +81,7 @@ def supervise(bus: str, point: str, visits: int) -> None:
     from shmbus.supervisor import run
 
     if point:
-        _failpoint.arm(point, visits)
+        failpoint.arm(point, visits)
     with contextlib.suppress(shmbus.BusNotFoundError):
         run(bus, foreground=True)
 
@@ -205,10 +205,10 @@ class Trial:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--visits", type=int, default=2, help="die at the first, second, ... visit to each point")
-    parser.add_argument("--point", choices=_failpoint.POINTS, help="one point only")
+    parser.add_argument("--point", choices=failpoint.POINTS, help="one point only")
     arguments = parser.parse_args()
     context.set_forkserver_preload(["shmbus", "shmbus.supervisor"])
-    points = [arguments.point] if arguments.point else _failpoint.POINTS
+    points = [arguments.point] if arguments.point else failpoint.POINTS
     died = 0
     for point in points:
         reached = [Trial(point, visits + 1).run() for visits in range(arguments.visits)]

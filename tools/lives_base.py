@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import msgspec
 
 import shmbus
-from shmbus import _liveness
+from shmbus._shm import lives
 from shmbus.supervisor import run as supervise
 
 GRACE = 60.0  # seconds for what takes one or two: past it, something hangs
@@ -66,7 +66,7 @@ class Child:
             os.close(self._ours)
             run_child(body, theirs, args)
         os.close(theirs)
-        self.born = _liveness.start_time(self.pid)
+        self.born = lives.start_time(self.pid)
         Child.all.append(self)
 
     def line(self) -> str:

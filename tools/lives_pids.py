@@ -35,7 +35,7 @@ from lives_base import (
 )
 
 import shmbus
-from shmbus import _liveness
+from shmbus._shm import lives
 
 
 def reuse(bus: str, *, short: bool) -> str:
@@ -131,7 +131,7 @@ def one_reuse(name: str, finder: str, innocent: Callable[..., None]) -> None:
         wait(lambda: id not in {p.id for p in bus.stats().participants}, f"the reclaim by {finder}")
         mortal = books(bus, "victim")
         require((mortal.state, mortal.delivered, mortal.abandoned) == ("dead", 1, 4), mortal)
-        require(_liveness.alive(heir.pid, heir.born or 0), "the innocent process is gone")
+        require(lives.alive(heir.pid, heir.born or 0), "the innocent process is gone")
         require(pids(bus).count(heir.pid) == (innocent is participant), "participants:", pids(bus))
         publisher.publish(Note("own", 1))
         if innocent is participant:

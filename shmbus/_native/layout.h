@@ -44,9 +44,9 @@ typedef struct bus_header {
     uint64_t created_ns;     /* 40   creator; CLOCK_REALTIME */
     word supervisor_spawned; /* 48   L  CLOCK_MONOTONIC ns of the last start of an automatic supervisor */
     uint64_t reserved;
-    word version;        /* 64   L  seq_cst after the document slot, before the epochs: SYNC document (_registry.py) */
-    word holder;         /* 72   L  PID of the lock's holder, 0 when free; non-zero on entry says that it died inside */
-    word supervisor_pid; /* 80   V */
+    word version; /* 64   L  seq_cst after the document slot, before the epochs: SYNC document (_ledger/registry.py) */
+    word holder;  /* 72   L  PID of the lock's holder, 0 when free; non-zero on entry says that it died inside */
+    word supervisor_pid;   /* 80   V */
     word supervisor_start; /* 88   V  clock ticks since boot */
     word supervisor_beat;  /* 96   V  CLOCK_MONOTONIC ns of its last round */
     word removed;          /* 104  L  1 once the bus is unlinked: handles that still map it must let go */

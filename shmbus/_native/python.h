@@ -98,6 +98,7 @@ void wakers_clear(wakers *w);
 int wakers_wake(PyObject *self, const guard *guard, wakers *w, word *parked, word *awaiting, unsigned count,
                 uint64_t most);
 
+int common_begin(void);
 int rings_add(PyObject *module);
 int window_add(PyObject *module);
 int words_add(PyObject *module);

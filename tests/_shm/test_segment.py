@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from support import SHM, Processes, entries, eventually, line
 
-from shmbus import _segment
-from shmbus._segment import FileLock, Segment
+from shmbus._shm import segment as _segment
+from shmbus._shm.segment import FileLock, Segment
 from shmbus.errors import (
     AccessError,
     ClosedError,
@@ -72,7 +72,7 @@ def test_created_segment_is_attached_whole(name: str) -> None:
 
 
 def create_each(*names: str) -> None:
-    from shmbus._segment import Segment
+    from shmbus._shm.segment import Segment
 
     def mark(memory: object) -> None:
         memoryview(memory)[-4:] = b"done"  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def test_one_of_many_creators_wins(name: str, processes: Processes) -> None:
 
 
 def create_and_hang(name: str) -> None:
-    from shmbus._segment import Segment
+    from shmbus._shm.segment import Segment
 
     def hang(memory: object) -> None:
         print("inside")
@@ -175,7 +175,7 @@ def create_without_descriptors(name: str) -> None:
     import os
     import resource
 
-    from shmbus._segment import Segment
+    from shmbus._shm.segment import Segment
 
     used = os.dup(0)
     resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))

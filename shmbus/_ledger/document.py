@@ -1,6 +1,6 @@
 """The registry document: who takes part in a bus, and what each holds. Data only.
 
-One document is kept twice in the bus segment (`_registry.py`); it is encoded with msgspec and decoded with full
+One document is kept twice in the bus segment (`_ledger/registry.py`); it is encoded with msgspec and decoded with full
 validation, for whatever comes out of a segment is untrusted: every number is bounded by its type, and `decode` checks
 what entries say of each other. Ids count up from 1 and are never used twice on a bus; slots and indices are those of
 the fixed tables of layout.h, and are.

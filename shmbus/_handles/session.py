@@ -16,17 +16,20 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from shmbus import _core, _liveness, _members, _reclaim, _spawn
-from shmbus._registry import LOCK_TIMEOUT, Registry, object_prefix
-from shmbus._rings import Rings
-from shmbus._waker import Posts
+from shmbus import _core
+from shmbus._ledger import members, reclaim
+from shmbus._ledger.registry import LOCK_TIMEOUT, Registry
+from shmbus._shm import lives, spawn
+from shmbus._shm.names import object_prefix
+from shmbus._shm.rings import Rings
+from shmbus._shm.waker import Posts
 from shmbus.errors import ClosedError, ForkedError, LockTimeoutError, ReclaimedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shmbus._document import Document
-    from shmbus._registry import Change
+    from shmbus._ledger.document import Document
+    from shmbus._ledger.registry import Change
 
 BOUND: Final = 1.0
 """Seconds of the longest sleep: what a wake-up that got lost with its sender costs."""
@@ -67,7 +70,7 @@ class Session:
                 with registry.locked() as change:
                     if not registry.removed:
                         return cls._enter(registry, change, supervise=supervise)
-                    _reclaim.unlink_all(bus)  # its remover died on the way
+                    reclaim.unlink_all(bus)  # its remover died on the way
             except ClosedError:
                 if time.monotonic() > deadline:
                     raise
@@ -79,7 +82,7 @@ class Session:
     @classmethod
     def _enter(cls, registry: Registry, change: Change, *, supervise: bool) -> Session:
         pid = os.getpid()
-        me = _members.attach(change, pid, _liveness.own_start_time(), _liveness.describe(pid))
+        me = members.attach(change, pid, lives.own_start_time(), lives.describe(pid))
         session = cls(registry, me.id, supervise=supervise)
         session._repair(change)
         if not session.supervised():
@@ -128,13 +131,13 @@ class Session:
 
     def _repair(self, change: Change) -> None:
         if change.died_inside:
-            _reclaim.repair(change, self.rings)
+            reclaim.repair(change, self.rings)
 
     def reclaim_dead(self, change: Change) -> int:
         """Reclaim every participant that is proven dead; returns how many."""
-        dead = [p for p in _reclaim.dead_participants(change.document) if p.id != self.participant]
+        dead = [p for p in reclaim.dead_participants(change.document) if p.id != self.participant]
         for participant in dead:
-            _reclaim.reclaim(change, self.rings, participant.id, dead=True)
+            reclaim.reclaim(change, self.rings, participant.id, dead=True)
         if dead:
             self.wake_everybody(change.document)
         return len(dead)
@@ -230,7 +233,7 @@ class Session:
         try:  # whoever waits, maybe in an event loop, waits for an event and not for a lock
             if self.supervise:
                 self.ensure_supervisor(timeout=0)
-            elif _reclaim.dead_participants(self.registry.read()):
+            elif reclaim.dead_participants(self.registry.read()):
                 with self.locked(timeout=0) as change:
                     self.reclaim_dead(change)
         except LockTimeoutError:
@@ -241,7 +244,7 @@ class Session:
     def supervised(self) -> bool:
         """True if a supervisor is alive."""
         pid = _core.load(self.map, _core.BUS_SUPERVISOR_PID)
-        return pid != 0 and _liveness.alive(pid, _core.load(self.map, _core.BUS_SUPERVISOR_START))
+        return pid != 0 and lives.alive(pid, _core.load(self.map, _core.BUS_SUPERVISOR_START))
 
     def ensure_supervisor(self, timeout: float = LOCK_TIMEOUT) -> None:
         """Start an automatic supervisor unless one runs, or was started a moment ago."""
@@ -249,10 +252,10 @@ class Session:
             return
         with self.locked(timeout):
             now = time.monotonic_ns()
-            if now - _core.load(self.map, _core.BUS_SUPERVISOR_SPAWNED) < _spawn.START_NS or self.supervised():
+            if now - _core.load(self.map, _core.BUS_SUPERVISOR_SPAWNED) < spawn.START_NS or self.supervised():
                 return
             _core.store(self.map, _core.BUS_SUPERVISOR_SPAWNED, now)
-        _spawn.spawn_supervisor(self.bus)
+        spawn.spawn_supervisor(self.bus)
 
     def tell_supervisor(self) -> None:
         """Let the supervisor look at the document now."""
@@ -266,8 +269,8 @@ class Session:
         try:
             with self.registry.locked(timeout) as change:
                 if not self.registry.removed:
-                    _reclaim.reclaim(change, self.rings, self.participant, dead=False)
-                    _reclaim.remove_if_unused(change, self.rings)
+                    reclaim.reclaim(change, self.rings, self.participant, dead=False)
+                    reclaim.remove_if_unused(change, self.rings)
         except ClosedError:
             pass  # removed under us: nothing is left to leave
         self.closed = True

@@ -11,9 +11,9 @@ import psutil
 import pytest
 from support import Processes, eventually, line
 
-from shmbus import _liveness, _segment
-from shmbus._liveness import Watch
-from shmbus._segment import FileLock, Segment
+from shmbus._shm import lives, segment
+from shmbus._shm.lives import Watch
+from shmbus._shm.segment import FileLock, Segment
 
 PATIENT = 60.0
 
@@ -29,7 +29,7 @@ def started(processes: Processes) -> tuple[subprocess.Popen[str], int, int]:
     """A child that lives until its stdin ends, its pid and its start time."""
     child = processes.spawn(wait_for_end)
     assert line(child) == "ready"
-    start = _liveness.start_time(child.pid)
+    start = lives.start_time(child.pid)
     assert start is not None
     return child, child.pid, start
 
@@ -43,10 +43,10 @@ def kill_unreaped(child: subprocess.Popen[str]) -> None:
 def test_start_times_tell_processes_apart(processes: Processes) -> None:
     """A process is alive with its own start time and with no other."""
     _, pid, start = started(processes)
-    assert _liveness.start_time(os.getpid()) == _liveness.own_start_time() <= start
-    assert _liveness.alive(pid, start)
-    assert not _liveness.alive(pid, start - 1)
-    assert not _liveness.alive(pid, start + 1)
+    assert lives.start_time(os.getpid()) == lives.own_start_time() <= start
+    assert lives.alive(pid, start)
+    assert not lives.alive(pid, start - 1)
+    assert not lives.alive(pid, start + 1)
 
 
 def rename_itself() -> None:
@@ -62,21 +62,21 @@ def test_names_do_not_confuse_the_parser(processes: Processes) -> None:
     """Parentheses and spaces in the name of a process change neither its start time nor its state."""
     child = processes.spawn(rename_itself)
     assert line(child) == "renamed"
-    start = _liveness.start_time(child.pid)
+    start = lives.start_time(child.pid)
     assert start is not None
-    assert start >= _liveness.own_start_time()
-    assert _liveness.alive(child.pid, start)
+    assert start >= lives.own_start_time()
+    assert lives.alive(child.pid, start)
 
 
 def test_zombies_are_dead(processes: Processes) -> None:
     """A dead process that nobody has waited for is dead, and one that was waited for has no start time."""
     child, pid, start = started(processes)
     kill_unreaped(child)
-    assert _liveness.start_time(pid) == start
-    assert not _liveness.alive(pid, start)
+    assert lives.start_time(pid) == start
+    assert not lives.alive(pid, start)
     child.wait()
-    assert _liveness.start_time(pid) is None
-    assert not _liveness.alive(pid, start)
+    assert lives.start_time(pid) is None
+    assert not lives.alive(pid, start)
 
 
 def end_main_thread() -> None:
@@ -98,7 +98,7 @@ def test_ended_main_thread_is_no_death(processes: Processes) -> None:
     """A process whose main thread has ended lives as long as another thread of it runs."""
     child = processes.spawn(end_main_thread)
     assert line(child) == "on"
-    start = _liveness.start_time(child.pid)
+    start = lives.start_time(child.pid)
     assert start is not None
 
     def state() -> str:
@@ -106,28 +106,28 @@ def test_ended_main_thread_is_no_death(processes: Processes) -> None:
             return file.read().rpartition(")")[2].split()[0]
 
     eventually(lambda: state() == "Z", "the main thread ends")
-    assert _liveness.alive(child.pid, start)
+    assert lives.alive(child.pid, start)
     with Watch() as watch:
         assert watch.add(child.pid, start)
         assert watch.poll(0) == ([], [])
         child.kill()
         assert watch.poll(PATIENT) == ([(child.pid, start)], [])
-    assert not _liveness.alive(child.pid, start)
+    assert not lives.alive(child.pid, start)
 
 
 def compare_start_of_fork() -> None:
     import os
     import time
 
-    from shmbus import _liveness
+    from shmbus._shm import lives
 
-    mine = _liveness.own_start_time()
+    mine = lives.own_start_time()
     while time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK") < mine + 2:
         os.sched_yield()  # until a fork begins at another tick
     child = os.fork()
     if child == 0:
-        own = _liveness.own_start_time()
-        os._exit(not (own == _liveness.start_time(os.getpid()) and own > mine))
+        own = lives.own_start_time()
+        os._exit(not (own == lives.start_time(os.getpid()) and own > mine))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
@@ -137,43 +137,43 @@ def test_own_start_time_after_fork(processes: Processes) -> None:
 
 
 def print_identity() -> None:
-    from shmbus import _liveness
+    from shmbus._shm import lives
 
-    print(_liveness.boot_id().hex(), _liveness.pid_namespace())
+    print(lives.boot_id().hex(), lives.pid_namespace())
 
 
 def test_processes_of_one_host_agree(processes: Processes) -> None:
     """Two processes see the same boot, 16 bytes, and the same PID namespace."""
-    assert len(_liveness.boot_id()) == 16
+    assert len(lives.boot_id()) == 16
     said = line(processes.spawn(print_identity))
-    assert said == f"{_liveness.boot_id().hex()} {_liveness.pid_namespace()}"
+    assert said == f"{lives.boot_id().hex()} {lives.pid_namespace()}"
 
 
 def test_descriptions_are_short(processes: Processes) -> None:
     """A process is described by its command on one line of at most 60 characters, a dead one by nothing."""
     child, pid, _ = started(processes)
-    text = _liveness.describe(pid)
+    text = lives.describe(pid)
     assert text.startswith("python")
     assert len(text) == 60
     assert text.isprintable()
     kill_unreaped(child)
-    assert _liveness.describe(pid) == ""
+    assert lives.describe(pid) == ""
     child.wait()
-    assert _liveness.describe(pid) == ""
+    assert lives.describe(pid) == ""
 
 
 def test_health_is_told(processes: Processes) -> None:
     """A process held by SIGSTOP is stopped and alive, one that runs is ok, one that is gone is dead."""
     child, pid, start = started(processes)
-    assert _liveness.health(pid, start) == "ok"
+    assert lives.health(pid, start) == "ok"
     child.send_signal(signal.SIGSTOP)
-    eventually(lambda: _liveness.health(pid, start) == "stopped", "the child stops")
-    assert _liveness.alive(pid, start)
+    eventually(lambda: lives.health(pid, start) == "stopped", "the child stops")
+    assert lives.alive(pid, start)
     child.send_signal(signal.SIGCONT)
-    eventually(lambda: _liveness.health(pid, start) == "ok", "the child goes on")
+    eventually(lambda: lives.health(pid, start) == "ok", "the child goes on")
     child.kill()
     child.wait()
-    assert _liveness.health(pid, start) == "dead"
+    assert lives.health(pid, start) == "dead"
 
 
 @pytest.fixture(params=["pidfd", "look"])
@@ -244,7 +244,7 @@ def watch_without_descriptors(pid: str, start: str) -> None:
     import resource
     import sys
 
-    from shmbus._liveness import Watch
+    from shmbus._shm.lives import Watch
 
     watch = Watch()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -275,7 +275,7 @@ def file(bus_name: str) -> Iterator[str]:
     name = f"shmbus-{bus_name}"
     Segment.create(name, 4096, lambda memory: None).close()
     yield name
-    _segment.unlink(name)
+    segment.unlink(name)
 
 
 def nobody() -> str:
@@ -285,7 +285,7 @@ def nobody() -> str:
 def hold(name: str) -> None:
     import sys
 
-    from shmbus._segment import FileLock
+    from shmbus._shm.segment import FileLock
 
     with FileLock(name).held(60, lambda: "?"):
         print("held")
@@ -307,7 +307,7 @@ def hold_and_fork(name: str) -> None:
     import os
     import sys
 
-    from shmbus._segment import FileLock
+    from shmbus._shm.segment import FileLock
 
     lock, again = FileLock(name), FileLock(name)
     lock.acquire(60, lambda: "?")
@@ -342,7 +342,7 @@ def fork_beside_locking(name: str) -> None:
     import os
     import threading
 
-    from shmbus._segment import FileLock
+    from shmbus._shm.segment import FileLock
 
     lock = FileLock(name)
     done = threading.Event()

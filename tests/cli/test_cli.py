@@ -354,7 +354,7 @@ def _leftovers_of(bus_name: str) -> list[diagnostics.Finding]:
 
 def test_docs_name_every_command_and_option() -> None:
     """docs/cli.md describes every command and every long option that the parser knows."""
-    text = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     commands = re.findall(r"^    (\w+)\s", run("--help").stdout, re.M)
     assert {"ls", "rm", "stat", "top", "tail", "pub", "supervise", "doctor", "demo"} <= {*commands}
     for name in commands:

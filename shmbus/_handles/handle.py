@@ -12,8 +12,8 @@ import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from shmbus._registry import LOCK_TIMEOUT
-from shmbus._session import COLLECTED_TIMEOUT
+from shmbus._handles.session import COLLECTED_TIMEOUT
+from shmbus._ledger.registry import LOCK_TIMEOUT
 from shmbus.errors import ClosedError, CorruptSegmentError, LockTimeoutError, ReclaimedError
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from shmbus._registry import Change
-    from shmbus._session import Session
+    from shmbus._handles.session import Session
+    from shmbus._ledger.registry import Change
 
 
 class Handle:

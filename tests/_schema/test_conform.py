@@ -30,7 +30,7 @@ from schemas import (
     order,
 )
 
-from shmbus._schema import admits, conform, decode_any, describe, difference
+from shmbus._schema.compare import admits, conform, decode_any, describe, difference
 from shmbus.errors import ConfigError, CorruptSegmentError
 
 

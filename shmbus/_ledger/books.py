@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
-from shmbus import _core, _description, _liveness
-from shmbus._departures import with_pending
+from shmbus import _core
+from shmbus._ledger.departures import with_pending
+from shmbus._schema import description as _description
+from shmbus._shm import lives
 from shmbus.errors import CorruptSegmentError
 from shmbus.stats import (
     BusStats,
@@ -36,9 +38,9 @@ from shmbus.stats import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from shmbus._document import ConsumerEntry, Document, PublisherEntry, RingEntry
-    from shmbus._registry import Registry
-    from shmbus._rings import Rings
+    from shmbus._ledger.document import ConsumerEntry, Document, PublisherEntry, RingEntry
+    from shmbus._ledger.registry import Registry
+    from shmbus._shm.rings import Rings
     from shmbus.stats import Health
 
 R = TypeVar("R")
@@ -102,7 +104,7 @@ class _Look:
         self.participants = {p.id: p for p in self.document.participants}
         self.blocks: defaultdict[int, set[str]] = defaultdict(set)
         self.blocked_by: defaultdict[int, set[str]] = defaultdict(set)
-        self.process_health = functools.cache(_liveness.health)  # one word of a process in all of this look
+        self.process_health = functools.cache(lives.health)  # one word of a process in all of this look
 
     # -- the whole
 
@@ -141,7 +143,7 @@ class _Look:
     def supervisor(self) -> SupervisorStats:
         memory = self.registry.map
         pid = _core.load(memory, _core.BUS_SUPERVISOR_PID)
-        if not pid or not _liveness.alive(pid, _core.load(memory, _core.BUS_SUPERVISOR_START)):
+        if not pid or not lives.alive(pid, _core.load(memory, _core.BUS_SUPERVISOR_START)):
             return SupervisorStats(pid=0, state="none")
         beat = _core.load(memory, _core.BUS_SUPERVISOR_BEAT)
         stale = time.monotonic_ns() - beat > _BEAT_NS

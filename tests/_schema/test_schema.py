@@ -30,7 +30,7 @@ from schemas import (
     structs,
 )
 
-from shmbus._schema import admits, describe, difference
+from shmbus._schema.compare import admits, describe, difference
 
 # --- difference
 

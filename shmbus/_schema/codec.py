@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shmbus._schema import describe
+from shmbus._schema.compare import describe
 from shmbus.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from shmbus.topic import Topic
 
 _PICKLE_PROTOCOL = 5  # the newest that every supported Python reads
 
@@ -39,29 +37,37 @@ class Codec:
     accepts: tuple[type, ...]
     """Exact types an event may have when it is published; empty when any may."""
     description: bytes
-    """The schema, as `_schema.describe` writes it."""
+    """The schema, as `compare.describe` writes it."""
     fingerprint: int
     """64 bits of the schema and the codec; never 0."""
     encode_into: Callable[[Any, bytearray], None] | None = None
     """The same as `encode`, into a bytearray that is resized; None where the codec has no such thing."""
 
 
-@functools.lru_cache(maxsize=512)
-def codec_for(topic: Topic[Any]) -> Codec:
-    """The codec of a topic, the same object for equal topics.
+def codec_for(event_type: Any, codec: str) -> Codec:
+    """The codec of a type, built once for each class.
 
     Raises `ConfigError` naming the type and msgspec's reason when no decoder can be built for it.
     """
+    if type(event_type) is type(msgspec.Struct) or type(event_type) is type:  # a class is equal to itself alone
+        return _of_class(event_type, codec)
+    return _build(event_type, codec)
+
+
+def _build(event_type: Any, codec: str) -> Codec:
     try:
-        description = describe(topic.type, topic.codec)
-        encode, decode = _functions(topic.type, topic.codec, description)
+        description = describe(event_type, codec)
+        encode, decode = _functions(event_type, codec, description)
     except ConfigError:
         raise
     except Exception as error:  # msgspec reads annotations, so anything may come out of them
-        raise ConfigError(f"no {topic.codec} decoder for type={topic.type!r}: {error}") from error
+        raise ConfigError(f"no {codec} decoder for type={event_type!r}: {error}") from error
     owner = getattr(encode, "__self__", None)  # msgspec's Encoder
     into = getattr(owner, "encode_into", None)
-    return Codec(encode, decode, _accepts(topic.type), description, _fingerprint(description), into)
+    return Codec(encode, decode, _accepts(event_type), description, _fingerprint(description), into)
+
+
+_of_class = functools.lru_cache(maxsize=512)(_build)
 
 
 def _functions(

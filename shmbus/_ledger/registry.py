@@ -20,10 +20,13 @@ import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from shmbus import _core, _document, _liveness
-from shmbus._document import Document
-from shmbus._failpoint import reach
-from shmbus._segment import FileLock, Segment, signals_held_off
+from shmbus import _core
+from shmbus._ledger import document as _document
+from shmbus._ledger.document import Document
+from shmbus._shm import lives
+from shmbus._shm.failpoint import reach
+from shmbus._shm.names import segment_name
+from shmbus._shm.segment import FileLock, Segment, signals_held_off
 from shmbus.errors import (
     AccessError,
     BusNotFoundError,
@@ -37,20 +40,10 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Iterator
 
-PREFIX: Final = "shmbus-"
 LOCK_TIMEOUT: Final = 30.0  # seconds; a change takes a millisecond, so this is a holder that was stopped
 
 _ROOM: Final = _core.DOCUMENT_BYTES - _core.DOCUMENT_BODY
 _READ_TRIES: Final = 1000  # of a document that keeps changing; each change takes longer than a look
-
-
-def segment_name(bus: str) -> str:
-    return PREFIX + bus
-
-
-def object_prefix(bus: str) -> str:
-    """What the names of a bus's rings, semaphores and FIFOs begin with; no bus name contains a colon."""
-    return f"{PREFIX}{bus}:"
 
 
 class Registry:
@@ -146,7 +139,7 @@ class Registry:
 
     def _describe_holder(self) -> str:
         pid = _core.load(self.map, _core.BUS_HOLDER)
-        return f"process {pid} ({_liveness.describe(pid)})" if pid else "an unknown process"
+        return f"process {pid} ({lives.describe(pid)})" if pid else "an unknown process"
 
     def close(self) -> None:
         self.segment.close()
@@ -228,8 +221,8 @@ def _decode(raw: bytes) -> Document:
 
 
 def _fill(memory: mmap.mmap, document: Document) -> None:
-    boot = struct.unpack("<2Q", _liveness.boot_id())
-    struct.pack_into("<6Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, _liveness.pid_namespace(), time.time_ns())
+    boot = struct.unpack("<2Q", lives.boot_id())
+    struct.pack_into("<6Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, lives.pid_namespace(), time.time_ns())
     _write_document(memory, 0, _document.encode(document))
     struct.pack_into("<Q", memory, 0, _core.BUS_MAGIC)
 
@@ -241,11 +234,11 @@ def _checked(segment: Segment) -> Segment:
             raise LayoutMismatchError(f"{segment.name} is no bus: {segment.size} bytes")
         magic, version, *boot, namespace, _ = struct.unpack_from("<6Q", segment.map)
         _check_identity(segment, magic, version)
-        if tuple(boot) != struct.unpack("<2Q", _liveness.boot_id()):
+        if tuple(boot) != struct.unpack("<2Q", lives.boot_id()):
             raise LayoutMismatchError(f"{segment.name} is from before the last reboot: `shmbus rm --force` removes it")
-        if namespace != _liveness.pid_namespace():
+        if namespace != lives.pid_namespace():
             raise AccessError(
-                f"{segment.name} belongs to another PID namespace: {namespace}, ours is {_liveness.pid_namespace()};"
+                f"{segment.name} belongs to another PID namespace: {namespace}, ours is {lives.pid_namespace()};"
                 " process ids mean nothing across it"
             )
     except BaseException:

@@ -1,6 +1,6 @@
 """Reclaim: takes from a participant all that it held, step by step, and removes a bus that nobody needs.
 
-May touch: what `_departures` touches, the parked bits of the bus segment, and, to remove a bus, everything of it.
+May touch: what `departures` touches, the parked bits of the bus segment, and, to remove a bus, everything of it.
 
 Must stay true:
 - ACTIVE -> RECLAIMING -> gone. Each step is done again from the document by whoever comes next, and changes nothing
@@ -15,14 +15,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from shmbus import _core, _departures, _liveness, _segment, _waker
-from shmbus._failpoint import reach
-from shmbus._registry import object_prefix, segment_name
+from shmbus import _core
+from shmbus._ledger import departures
+from shmbus._shm import lives, segment, waker
+from shmbus._shm.failpoint import reach
+from shmbus._shm.names import object_prefix, segment_name
 
 if TYPE_CHECKING:
-    from shmbus._document import Document, Participant
-    from shmbus._registry import Change
-    from shmbus._rings import Rings
+    from shmbus._ledger.document import Document, Participant
+    from shmbus._ledger.registry import Change
+    from shmbus._shm.rings import Rings
 
 _log = logging.getLogger("shmbus.reclaim")
 
@@ -38,15 +40,15 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
         change.commit()
     reach("reclaim.begun")
     for worker in [w for w in document.workers if w.participant == id]:
-        given_back = _departures.close_worker(change, rings, worker.id)
+        given_back = departures.close_worker(change, rings, worker.id)
         if dead:
             _log.warning("worker %s (pid %d) died: %d events given back", worker.name, participant.pid, given_back)
     reach("reclaim.workers")
     for consumer in [c for c in document.consumers if c.participant == id]:
-        _departures.close_subscriber(change, rings, consumer.id, dead=dead)
+        departures.close_subscriber(change, rings, consumer.id, dead=dead)
     reach("reclaim.consumers")
     for publisher in [p for p in document.publishers if p.participant == id]:
-        _departures.close_publisher(change, rings, publisher.id, dead=dead)
+        departures.close_publisher(change, rings, publisher.id, dead=dead)
     reach("reclaim.publishers")
     document.participants = [p for p in document.participants if p.id != id]
     change.commit()
@@ -55,7 +57,7 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
 
 def dead_participants(document: Document) -> list[Participant]:
     """Participants whose process is gone; those whose reclaim was cut short among them."""
-    return [p for p in document.participants if p.state == "reclaiming" or not _liveness.alive(p.pid, p.start)]
+    return [p for p in document.participants if p.state == "reclaiming" or not lives.alive(p.pid, p.start)]
 
 
 def repair(change: Change, rings: Rings) -> None:
@@ -89,11 +91,11 @@ def remove_bus(change: Change) -> None:
 def unlink_all(bus: str) -> None:
     """Unlink every name of a bus."""
     prefix = object_prefix(bus)
-    for name in _segment.names(prefix):
-        _segment.unlink(name)
+    for name in segment.names(prefix):
+        segment.unlink(name)
         reach("remove.unlinked")
-    _waker.unlink_all(prefix)
-    _segment.unlink(segment_name(bus))
+    waker.unlink_all(prefix)
+    segment.unlink(segment_name(bus))
 
 
 def remove_if_unused(change: Change, rings: Rings) -> bool:

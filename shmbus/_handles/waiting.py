@@ -17,14 +17,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar, cast
 
 from shmbus import _core
-from shmbus._session import BOUND, Session
-from shmbus._waker import Sleeper
+from shmbus._handles.session import BOUND, Session
+from shmbus._shm.waker import Sleeper
 from shmbus.errors import ClosedError, ConfigError, Empty, ForkedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from shmbus._document import Document, RingEntry
+    from shmbus._ledger.document import Document, RingEntry
     from shmbus.topic import Topic
 
 T = TypeVar("T")

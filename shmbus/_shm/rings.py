@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from shmbus import _core, _segment
-from shmbus._failpoint import reach
-from shmbus._registry import object_prefix
-from shmbus._segment import Segment
+from shmbus import _core
+from shmbus._shm import segment
+from shmbus._shm.failpoint import reach
+from shmbus._shm.names import object_prefix
+from shmbus._shm.segment import Segment
 from shmbus.errors import CorruptSegmentError
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
-    from shmbus._document import RingEntry
+    from shmbus._ledger.document import RingEntry
 
 _Ring = TypeVar("_Ring", _core.BroadcastRing, _core.WorkRing)
 
@@ -49,7 +50,7 @@ class Rings:
                 reach("ring.created")
                 return
             except FileExistsError:
-                _segment.unlink(name)
+                segment.unlink(name)
 
     def broadcast(self, entry: RingEntry) -> _core.BroadcastRing:
         """A broadcast ring. Raises FileNotFoundError once it is removed, CorruptSegmentError, LayoutMismatchError."""
@@ -76,7 +77,7 @@ class Rings:
     def remove(self, id: int) -> None:
         """Unlink a ring that the document no longer has; whoever is attached keeps its memory until it lets go."""
         self.forget(id)
-        _segment.unlink(f"{self.prefix}{id}")
+        segment.unlink(f"{self.prefix}{id}")
 
     def forget(self, id: int) -> None:
         self._broadcast.pop(id, None)
@@ -90,10 +91,10 @@ class Rings:
 
     def remove_orphans(self, ids: Container[int]) -> list[str]:
         """Under the lock: unlink the segments of rings that are not among `ids`, which a dead process left behind."""
-        found = _segment.names(self.prefix)
+        found = segment.names(self.prefix)
         orphans = [name for name in found if _id_of(name, self.prefix) not in ids]
         for name in orphans:
-            _segment.unlink(name)
+            segment.unlink(name)
         return orphans
 
     def bytes(self, entry: RingEntry) -> int:

@@ -16,8 +16,8 @@ import psutil
 import pytest
 from support import SHM, Processes, entries, eventually, line
 
-from shmbus import _waker
-from shmbus._waker import Posts, Sleeper
+from shmbus._shm import waker
+from shmbus._shm.waker import Posts, Sleeper
 from shmbus.errors import AccessError, ClosedError, CorruptSegmentError
 
 PATIENT = 60.0
@@ -28,7 +28,7 @@ def name(bus_name: str) -> Iterator[str]:
     """The name of a channel; its semaphore and FIFO are removed in the end."""
     own = f"shmbus-{bus_name}:sub-1-1"
     yield own
-    _waker.unlink_all(own)
+    waker.unlink_all(own)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def asleep(child: subprocess.Popen[str]) -> bool:
 
 
 def sleep_in_child(name: str) -> None:
-    from shmbus._waker import Sleeper
+    from shmbus._shm.waker import Sleeper
 
     sleeper = Sleeper(name)
     print("ready")
@@ -127,7 +127,7 @@ def sleep_under_signals(name: str) -> None:
     import signal
     import sys
 
-    from shmbus._waker import Sleeper
+    from shmbus._shm.waker import Sleeper
 
     def leave(number: int, frame: object) -> None:
         sys.exit(7)
@@ -187,7 +187,7 @@ def test_close_ends_a_sleep(name: str) -> None:
 def use_after_fork(name: str) -> None:
     import os
 
-    from shmbus._waker import Posts, Sleeper
+    from shmbus._shm.waker import Posts, Sleeper
     from shmbus.errors import ForkedError
 
     sleeper, posts = Sleeper(name), Posts()
@@ -221,7 +221,7 @@ def test_forked_child_posts_but_does_not_sleep(name: str, processes: Processes) 
 def await_fifo(name: str) -> None:
     import asyncio
 
-    from shmbus._waker import Sleeper
+    from shmbus._shm.waker import Sleeper
 
     async def main() -> None:
         sleeper = Sleeper(name)
@@ -261,7 +261,7 @@ def test_full_fifo_is_a_wake_up(sleeper: Sleeper, posts: Posts) -> None:
 def post_to_the_dead(name: str) -> None:
     import signal
 
-    from shmbus._waker import Posts
+    from shmbus._shm.waker import Posts
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     posts = Posts()
@@ -305,8 +305,8 @@ def test_impostors_are_refused(name: str, posts: Posts) -> None:
 
 def test_cache_is_bounded(name: str, posts: Posts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond its bound the cache closes what was used longest ago, and opens it anew when needed."""
-    monkeypatch.setattr(_waker, "_MAX_FIFOS", 2)
-    monkeypatch.setattr(_waker, "_MAX_SEMAPHORES", 2)
+    monkeypatch.setattr(waker, "_MAX_FIFOS", 2)
+    monkeypatch.setattr(waker, "_MAX_SEMAPHORES", 2)
     sleepers = [Sleeper(f"{name}-{i}") for i in range(4)]
     for sleeper in sleepers:
         sleeper.fifo()
@@ -331,9 +331,9 @@ def test_names_are_found_and_removed(name: str) -> None:
     other = Sleeper(f"{name}x:1")
     sleepers = [Sleeper(f"{name}:{i}") for i in (2, 1)]
     sleepers[0].fifo()
-    assert _waker.names(f"{name}:") == [f"{name}:1", f"{name}:2"]
-    assert _waker.unlink_all(f"{name}:") == 3
-    assert _waker.unlink_all(f"{name}:") == 0
-    assert _waker.names(name) == [other.name]
+    assert waker.names(f"{name}:") == [f"{name}:1", f"{name}:2"]
+    assert waker.unlink_all(f"{name}:") == 3
+    assert waker.unlink_all(f"{name}:") == 0
+    assert waker.names(name) == [other.name]
     for sleeper in (other, *sleepers):
         sleeper.close()

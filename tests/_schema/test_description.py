@@ -26,7 +26,7 @@ from schemas import (
     order,
 )
 
-from shmbus._schema import admits, describe, difference
+from shmbus._schema.compare import admits, describe, difference
 
 SOURCE = '''
 import msgspec

@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 
 import msgspec
 
-from shmbus._description import MAPPINGS, OBJECTS, SEQUENCES, Description, Field, Node, parse, words
+from shmbus._schema.description import MAPPINGS, OBJECTS, SEQUENCES, Description, Field, Node, parse, words
 from shmbus.errors import ConfigError, CorruptSegmentError
 
 _SCALARS: dict[str, Any] = {

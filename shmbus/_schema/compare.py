@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import msgspec
 
-from shmbus._conform import conform, decode_any
-from shmbus._description import (
+from shmbus._schema.conform import conform, decode_any
+from shmbus._schema.description import (
     BYTES,
     MAPPINGS,
     OBJECTS,

@@ -29,8 +29,8 @@ from typing import (
 import msgspec
 import pytest
 
-from shmbus._codec import Codec, codec_for
-from shmbus.topic import Topic
+from shmbus._schema.codec import Codec
+from shmbus.topic import Topic, codec_of
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ Price = NewType("Price", int)
 
 
 def codec(event_type: Any, name: Any = "msgpack") -> Codec:
-    return codec_for(Topic("t", event_type, codec=name))
+    return codec_of(Topic("t", event_type, codec=name))
 
 
 ACCEPTS: list[tuple[Any, tuple[type, ...]]] = [
@@ -231,7 +231,7 @@ def test_decoded_owns_its_memory(event_type: Any) -> None:
 
 def test_cached() -> None:
     """Equal topics share one codec."""
-    assert codec_for(Topic("t", Paid)) is codec_for(Topic("t", Paid))
+    assert codec_of(Topic("t", Paid)) is codec_of(Topic("t", Paid))
 
 
 def test_fingerprints_tell_schemas_apart() -> None:
@@ -261,10 +261,10 @@ def test_fingerprint_is_the_same_in_every_process() -> None:
     """Hash randomisation changes no fingerprint, also where sets of values are described."""
     code = (
         "from typing import Literal; import msgspec\n"
-        "from shmbus.topic import Topic; from shmbus._codec import codec_for\n"
+        "from shmbus.topic import Topic, codec_of\n"
         "class E(msgspec.Struct):\n"
         "    a: Literal['x', 'y', 'z', 1]; b: frozenset[str] = frozenset({'p', 'q', 'r'})\n"
-        "print(codec_for(Topic('t', E | None)).fingerprint)"
+        "print(codec_of(Topic('t', E | None)).fingerprint)"
     )
     found = {
         subprocess.run(

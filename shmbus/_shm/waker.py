@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, cast
 
 import posix_ipc
 
-from shmbus import _segment
+from shmbus._shm import segment as _segment
 from shmbus.errors import AccessError, ClosedError, CorruptSegmentError, ForkedError
 
 if TYPE_CHECKING:

@@ -18,16 +18,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, cast
 
 from shmbus import _core
-from shmbus._document import Cause, LossEntry, Totals
-from shmbus._failpoint import reach
+from shmbus._ledger.document import Cause, LossEntry, Totals
+from shmbus._shm.failpoint import reach
 from shmbus.errors import AccessError, CorruptSegmentError, LayoutMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from shmbus._document import ConsumerEntry, Document, PublisherEntry, RingEntry
-    from shmbus._registry import Change
-    from shmbus._rings import Rings
+    from shmbus._ledger.document import ConsumerEntry, Document, PublisherEntry, RingEntry
+    from shmbus._ledger.registry import Change
+    from shmbus._shm.rings import Rings
 
 HISTORY: Final = 4
 """Drained rings of gone publishers that a topic keeps for `start="oldest"`; each costs its capacity in memory."""

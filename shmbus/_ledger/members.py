@@ -14,19 +14,21 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from shmbus import _core, _departures, _schema
-from shmbus._document import ConsumerEntry, Participant, PublisherEntry, RingEntry, TopicEntry, WorkerEntry
-from shmbus._failpoint import reach
+from shmbus import _core
+from shmbus._ledger import departures
+from shmbus._ledger.document import ConsumerEntry, Participant, PublisherEntry, RingEntry, TopicEntry, WorkerEntry
+from shmbus._schema import compare
+from shmbus._shm.failpoint import reach
 from shmbus.errors import CapacityError, ConfigError, SchemaMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Literal
 
-    from shmbus._codec import Codec
-    from shmbus._document import Document
-    from shmbus._registry import Change
-    from shmbus._rings import Rings
+    from shmbus._ledger.document import Document
+    from shmbus._ledger.registry import Change
+    from shmbus._schema.codec import Codec
+    from shmbus._shm.rings import Rings
     from shmbus.topic import Topic
 
 MAX_PARTICIPANTS = 512
@@ -72,8 +74,8 @@ def ensure_topic(change: Change, topic: Topic[Any], codec: Codec, role: Literal[
 
 def _require_compatible(topic: Topic[Any], theirs: bytes, ours: bytes, role: str) -> None:
     if topic.schema == "strict":
-        raise SchemaMismatchError(topic.name, _schema.difference(ours, theirs))
-    reasons = _schema.admits(ours, theirs) if role == "reader" else _schema.admits(theirs, ours)
+        raise SchemaMismatchError(topic.name, compare.difference(ours, theirs))
+    reasons = compare.admits(ours, theirs) if role == "reader" else compare.admits(theirs, ours)
     if reasons:
         raise SchemaMismatchError(topic.name, reasons)
 
@@ -179,7 +181,7 @@ def open_subscriber(
         reach("subscriber.joined")
     except BaseException:
         consumer.state = "joining"
-        _departures.close_subscriber(change, rings, consumer.id)
+        departures.close_subscriber(change, rings, consumer.id)
         raise
     return consumer
 

@@ -1,0 +1,1 @@
+"""Types on the wire: codecs, descriptions of schemas, and how two of them compare."""

@@ -1,0 +1,1 @@
+"""Objects of the operating system: segments, locks, processes, semaphores, FIFOs."""
