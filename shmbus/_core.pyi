@@ -23,15 +23,15 @@ MAX_CAPACITY: Final[int]
 BUS_BYTES: Final[int]
 BUS_MAGIC: Final[int]
 BUS_BOOT_ID: Final[int]
-BUS_PID_NAMESPACE: Final[int]
 BUS_LAYOUT_VERSION: Final[int]
 BUS_CREATED: Final[int]
 BUS_VERSION: Final[int]
 BUS_HOLDER: Final[int]
 BUS_SUPERVISOR_PID: Final[int]
-BUS_SUPERVISOR_START: Final[int]
+BUS_SUPERVISOR_LIFE: Final[int]
 BUS_SUPERVISOR_BEAT: Final[int]
 BUS_SUPERVISOR_SPAWNED: Final[int]
+BUS_SUPERVISOR_NAMESPACE: Final[int]
 BUS_REMOVED: Final[int]
 TOPIC_LINES: Final[int]
 TOPIC_EPOCH: Final[int]
@@ -47,6 +47,14 @@ LATENCY_BYTES: Final[int]
 LATENCY_SINCE: Final[int]
 LATENCY_BUCKETS: Final[int]
 LATENCY_WEIGHT: Final[int]
+LINE_THREADS: Final[int]
+LIVES_LOCK: Final[int]
+LIVES_LIFE: Final[int]
+LIVES_LINE: Final[int]
+LIVES_BYTES: Final[int]
+LIVES_TICKETS: Final[int]
+LIVES_RELEASES: Final[int]
+LIVES_NEXT: Final[int]
 LINE: Final[int]
 DOCUMENTS: Final[int]
 DOCUMENT_BYTES: Final[int]
@@ -64,6 +72,17 @@ def store(buffer: Any, offset: int, value: int, /) -> None: ...
 def fetch_add(buffer: Any, offset: int, value: int, /) -> int: ...
 def fetch_or(buffer: Any, offset: int, bits: int, /) -> int: ...
 def fetch_and(buffer: Any, offset: int, bits: int, /) -> int: ...
+def await_change(buffer: Any, offset: int, seen: int, seconds: float, bits: int, /) -> None:
+    """Sleep while the low 32 bits of a word are those of `seen`, until a `wake` with one of `bits`, or a signal."""
+
+def take_turn(lives: Any, /) -> bool:
+    """Acquire `lives._turn` without waiting, and note this thread as its owner, in one step for all Python code."""
+
+def leave_turn(lives: Any, /) -> bool:
+    """Free the bus lock, wake who is next and give up the turn, in one step, if this thread has it; False otherwise."""
+
+def wake(buffer: Any, offset: int, bits: int, /) -> int:
+    """Wake all who await a change of a word with one of `bits`; returns how many."""
 
 class LatencyTerms(TypedDict):
     """One consumer's latency line: events, estimated, and nanoseconds; a quantile is at most 19% above the sample's."""

@@ -14,16 +14,16 @@ import functools
 import os
 import sys
 import threading
+import time
 import warnings
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
-from shmbus._handles.session import COLLECTED_TIMEOUT, Session
+from shmbus._handles.session import LEAVE_TIMEOUT, Session
 from shmbus._handles.waiting import IDLE_MODES
 from shmbus._ledger import books, departures, members
-from shmbus._ledger.registry import LOCK_TIMEOUT
-from shmbus.errors import ClosedError, ConfigError, CorruptSegmentError, LockTimeoutError
+from shmbus.errors import ClosedError, ConfigError, CorruptSegmentError
 from shmbus.publisher import ON_FULL, Publisher
 from shmbus.subscriber import MODES, STARTS, Subscriber
 from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, codec_of, dead_letter_topic
@@ -294,8 +294,11 @@ class Bus:
         return self._session.closed
 
     def close(self) -> None:
-        """Close what this Bus made, and leave. Idempotent; in a forked child it only lets go."""
-        self._close(LOCK_TIMEOUT)
+        """Close what this Bus made, and leave. Idempotent; in a forked child it only lets go.
+
+        Takes a second at most: where the bus lock is not to be had by then, others reclaim what is left.
+        """
+        self._close(LEAVE_TIMEOUT)
 
     def _close(self, timeout: float) -> None:
         if self._session.closed:
@@ -306,7 +309,7 @@ class Bus:
                 with self._lock:
                     handles = list(self._handles)
                 for handle in handles:
-                    stack.callback(handle.close)
+                    stack.callback(handle.end)
         _open_buses.discard(self)
 
     def __enter__(self) -> Self:
@@ -321,8 +324,8 @@ class Bus:
         session = getattr(self, "_session", None)
         if session is not None and not session.closed and session.pid == os.getpid():
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            with suppress(LockTimeoutError, CorruptSegmentError):
-                self._close(timeout=COLLECTED_TIMEOUT)
+            with suppress(CorruptSegmentError):
+                self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Bus], tuple[str, Idle, bool]]:
         return _reopen, (self.name, self._idle, self._supervise)
@@ -361,12 +364,11 @@ def _or(undo: Callable[[], object]) -> Iterator[None]:
 
 
 def _close_all() -> None:
-    """At interpreter exit: leave in good order, so that nothing is on the books as a death."""
+    """At interpreter exit: leave in good order, so that nothing is on the books as a death. A second for all buses."""
+    deadline = time.monotonic() + LEAVE_TIMEOUT
     for bus in list(_open_buses):
-        try:
-            bus.close()
-        except (ClosedError, CorruptSegmentError, LockTimeoutError):  # there is nobody left to tell
-            continue
+        with suppress(ClosedError, CorruptSegmentError):  # there is nobody left to tell
+            bus._close(max(0.0, deadline - time.monotonic()))
 
 
 @functools.lru_cache(maxsize=1)

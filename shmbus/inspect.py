@@ -5,8 +5,9 @@ May touch: segments read-only; `remove` and `publish_json` excepted.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -15,9 +16,8 @@ from shmbus._ledger import books, reclaim
 from shmbus._ledger.registry import Registry
 from shmbus._schema import compare, description
 from shmbus._schema.codec import Codec
-from shmbus._shm import lives
-from shmbus._shm import segment as _segment
-from shmbus._shm.names import PREFIX, segment_name
+from shmbus._shm import segment
+from shmbus._shm.names import PREFIX, object_prefix, parse, segment_name
 from shmbus._shm.rings import Rings
 from shmbus.bus import Bus
 from shmbus.errors import AccessError, BusNotFoundError, ConfigError, CorruptSegmentError, LayoutMismatchError
@@ -27,82 +27,112 @@ from shmbus.topic import DEAD_SUFFIX, DeadLetter, Topic, check_name
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from shmbus._ledger.document import TopicEntry
+    from shmbus._ledger.document import Document, TopicEntry
+    from shmbus._shm.lives import Lives
     from shmbus.stats import BusStats, Loss
 
 
+class Found(NamedTuple):
+    """A bus that has names in /dev/shm, and the user that it belongs to."""
+
+    bus: str
+    uid: int
+
+
+def found() -> list[Found]:
+    """The buses of this user, and for root those of everybody, sorted; also those that cannot be opened."""
+    parsed = filter(None, map(parse, segment.names(PREFIX)))
+    everybody = os.geteuid() == 0
+    return sorted(Found(bus, uid) for bus, uid, what in parsed if not what and (everybody or uid == os.geteuid()))
+
+
 def buses() -> list[str]:
-    """Names of the buses on this host, sorted; also of those that cannot be opened."""
-    found = (name.removeprefix(PREFIX) for name in _segment.names(PREFIX))
-    return sorted(name for name in found if ":" not in name)
+    """Names of this user's buses on this host, sorted; also of those that cannot be opened."""
+    return [bus for bus, uid in found() if uid == os.geteuid()]
 
 
-def stats_of(bus: str) -> BusStats:
-    """A bus at this moment, attached read-only.
+def _owner(bus: str, uid: int | None) -> int:
+    """Whose bus is meant: this user's, or, for root, that of the only other user who has one of the name."""
+    check_name("bus", bus)
+    if uid is not None:
+        return uid
+    owners = [entry.uid for entry in found() if entry.bus == bus]
+    own = os.geteuid()
+    if own in owners or not owners:
+        return own
+    if len(owners) > 1:
+        raise ConfigError(f"bus {bus!r} exists for several users: say which: uid={', '.join(map(str, owners))}")
+    return owners[0]
 
-    Raises BusNotFoundError, AccessError, LayoutMismatchError, CorruptSegmentError.
+
+def stats_of(bus: str, *, uid: int | None = None) -> BusStats:
+    """A bus at this moment, attached read-only; root may look at other users'.
+
+    Raises BusNotFoundError, AccessError, LayoutMismatchError, CorruptSegmentError; ConfigError if root does not say
+    which of several users' it means.
     """
-    registry = Registry.peek(check_name("bus", bus))
+    registry = Registry.peek(bus, _owner(bus, uid))
     try:
-        return books.stats(registry, Rings(bus, writable=False))
+        return books.stats(registry, _rings(registry))
     finally:
         registry.close()
 
 
-def losses_of(bus: str) -> list[Loss]:
+def losses_of(bus: str, *, uid: int | None = None) -> list[Loss]:
     """Every loss on the books of a bus, attached read-only; raises as `stats_of` does."""
-    registry = Registry.peek(check_name("bus", bus))
+    registry = Registry.peek(bus, _owner(bus, uid))
     try:
-        return books.losses(registry, Rings(bus, writable=False))
+        return books.losses(registry, _rings(registry))
     finally:
         registry.close()
 
 
-def remove(bus: str, *, force: bool = False) -> None:
-    """Remove a bus with everything in it; with `force` also one that is corrupt.
+def _rings(registry: Registry) -> Rings:
+    return Rings(registry.prefix, writable=False, owner=registry.uid)
+
+
+def remove(bus: str, *, force: bool = False, uid: int | None = None) -> None:
+    """Remove a bus with everything in it; with `force` also one that is corrupt. Root may remove other users'.
 
     Without `force` only one that nobody takes part in and that owes no group anything: else ConfigError says who and
     what. Participants of a bus that is removed by force get ClosedError at their next look, a second later at most.
     """
-    check_name("bus", bus)
+    uid = _owner(bus, uid)
     try:
-        _remove_in_order(bus, force=force)
+        _remove_in_order(bus, uid, force=force)
     except BusNotFoundError:
-        if not _segment.names(f"{segment_name(bus)}:"):
+        if not segment.names(object_prefix(bus, uid)):
             raise
-        reclaim.unlink_all(bus)
+        reclaim.unlink_all(bus, uid)
     except (LayoutMismatchError, CorruptSegmentError, AccessError):
         if not force:
             raise
-        _mark_removed(bus)
-        reclaim.unlink_all(bus)
+        _mark_removed(bus, uid)
+        reclaim.unlink_all(bus, uid)
 
 
-def _remove_in_order(bus: str, *, force: bool) -> None:
-    registry = Registry.open(bus, create=False)
+def _remove_in_order(bus: str, uid: int, *, force: bool) -> None:
+    registry = Registry.open(bus, create=False, uid=uid)
     try:
         with registry.locked() as change:
-            rings = Rings(bus)
             if not force:
-                _require_unused(change.document, rings)
+                _require_unused(change.document, Rings(registry.prefix, owner=uid), registry.lives)
             reclaim.remove_bus(change)
     finally:
         registry.close()
 
 
-def _mark_removed(bus: str) -> None:
+def _mark_removed(bus: str, uid: int) -> None:
     """Let the participants of a bus that cannot be read, if it has any, know that it is gone."""
     with suppress(FileNotFoundError, AccessError, CorruptSegmentError):
-        segment = _segment.Segment.attach(segment_name(bus))
-        if segment.size == _core.BUS_BYTES:
-            _core.store(segment.map, _core.BUS_REMOVED, 1)
-            for index in range(_core.MAX_TOPICS):
-                _core.fetch_add(segment.map, _core.TOPIC_LINES + index * _core.LINE + _core.TOPIC_EPOCH, 1)
-        segment.close()
+        found = segment.Segment.attach(segment_name(bus, uid), owner=uid)
+        if found.size == _core.BUS_BYTES:
+            reclaim.mark_removed(found.map)
+        found.close()
 
 
-def _require_unused(document: Any, rings: Rings) -> None:
-    live = [p for p in document.participants if lives.alive(p.pid, p.start)]
+def _require_unused(document: Document, rings: Rings, lives: Lives) -> None:
+    live = [p for p in document.participants if lives.alive(p.life)]
     if live:
         who = ", ".join(f"{p.pid} ({p.command})" for p in live)
         raise ConfigError(f"the bus is in use by {who}; --force removes it under them")
@@ -142,8 +172,8 @@ class Tail:
     """Reads a topic without being a consumer: no slot, no books, no trace; read-only."""
 
     def __init__(self, bus: str, topic: str, *, oldest: bool = False) -> None:
-        self._registry: Final = Registry.peek(check_name("bus", bus))
-        self._rings: Final = Rings(bus, writable=False)
+        self._registry: Final = Registry.peek(bus, _owner(bus, None))
+        self._rings: Final = _rings(self._registry)
         self._taps: dict[int, tuple[str, _core.Tap]] = {}
         self._oldest = oldest
         try:

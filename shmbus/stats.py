@@ -146,6 +146,8 @@ class ParticipantStats(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     command: str
     state: Health
+    namespace: int = 0
+    """0 when `pid` is one of this PID namespace; else the inode of the namespace that it is a pid of."""
 
 
 class SupervisorStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +156,8 @@ class SupervisorStats(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     """0 when none runs."""
     state: Literal["ok", "stalled", "none"]
+    namespace: int = 0
+    """As in ParticipantStats."""
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True):

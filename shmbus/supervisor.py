@@ -5,9 +5,10 @@ does not need it: without one, events flow, and only what dead processes hold st
 
 Must stay true:
 - One is in office at a time: the holder of an flock, which the kernel takes from the dead. Others queue on it.
-- It acts on proof of death alone: a pidfd that became readable, or a start time that changed. Slow or stopped
-  processes are reported, never touched.
-- It may die at any line: its successor finds everything in the document.
+- It acts on proof of death alone: a byte of the lives file that is free. Slow or stopped processes are reported, never
+  touched.
+- It may die at any line: its successor finds everything in the document. Nothing but a death and the end of its bus
+  ends it: what a look meets is logged, and looked at again.
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import resource
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from shmbus import _core
 from shmbus._handles.session import Session
 from shmbus._ledger import books, departures, reclaim
 from shmbus._ledger.registry import Registry
-from shmbus._shm import lives
+from shmbus._shm import processes
 from shmbus._shm.failpoint import reach
-from shmbus._shm.lives import Watch
-from shmbus._shm.names import object_prefix
 from shmbus._shm.rings import Rings
 from shmbus._shm.segment import SHM_DIR
 from shmbus._shm.waker import Sleeper
+from shmbus._shm.watch import Watch
 from shmbus.errors import BusNotFoundError, ClosedError, LockTimeoutError, ShmbusError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from shmbus._ledger.books import Progress
@@ -61,6 +64,7 @@ def run(bus: str, *, foreground: bool) -> int:
     LayoutMismatchError and CorruptSegmentError.
     """
     _Supervisor.told_to_go = False
+    _raise_descriptor_limit()
     # Ctrl-C too: once a KeyboardInterrupt has passed through an import, Python ends by the signal though it was caught.
     previous = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     office = None
@@ -83,6 +87,14 @@ def run(bus: str, *, foreground: bool) -> int:
             _restore(previous)
         if office is not None:
             os.close(office)
+
+
+def _raise_descriptor_limit() -> None:
+    """A bus of many processes takes a pidfd each; the soft limit is that of a login shell."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _restore(handlers: dict[signal.Signals, Any]) -> None:
@@ -119,7 +131,7 @@ def _open_office(bus: str) -> int:
         with registry.locked():
             if registry.removed:
                 raise ClosedError(f"bus {bus!r} was removed")
-            path = f"{SHM_DIR}/{object_prefix(bus)}office"
+            path = f"{SHM_DIR}/{registry.prefix}office"
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     finally:
         registry.close()
@@ -134,10 +146,9 @@ class _Supervisor:
     def __init__(self, bus: str, *, foreground: bool) -> None:
         self.foreground = foreground
         self.registry = Registry.open(bus, create=False)
-        self.rings = Rings(bus)
+        self.rings = Rings(self.registry.prefix)
         self.session = Session(self.registry, 0, supervise=False)  # to wake others; it is no participant
-        self.watch = Watch()
-        self.watched: set[tuple[int, int]] = set()
+        self.watch = Watch(self.registry.lives)
         self.progress: dict[int, tuple[tuple[int, ...], int]] = {}
         self.reported: dict[tuple[str, ...], int] = {}
         self.logged: tuple[int, list[int]] | None = None
@@ -146,50 +157,77 @@ class _Supervisor:
 
     def serve(self) -> None:
         memory = self.registry.map
-        _core.store(memory, _core.BUS_SUPERVISOR_START, lives.own_start_time())
+        self.take_life()
+        _core.store(memory, _core.BUS_SUPERVISOR_NAMESPACE, processes.pid_namespace())
         _core.store(memory, _core.BUS_SUPERVISOR_PID, os.getpid())
+        _core.store(memory, _core.BUS_SUPERVISOR_BEAT, time.time_ns())
+        _core.store(memory, _core.BUS_SUPERVISOR_LIFE, self.registry.lives.life)
         reach("office.entered")
         _log.info("supervisor %d in office on bus %s", os.getpid(), self.registry.bus)
         with self.registry.locked():  # so its channel never outlives the bus
-            sleeper = Sleeper(f"{object_prefix(self.registry.bus)}supervisor")
+            sleeper = Sleeper(f"{self.registry.prefix}supervisor")
             channel = sleeper.fifo()
         try:
             with self.watch:
-                while self.stays():
-                    dead, woken = self.watch.poll(self.round(), [channel])
-                    self.watched.difference_update(dead)
-                    if woken:
-                        sleeper.drain_fifo()
+                while self.step(lambda: self.once(sleeper, channel)):
+                    pass
         finally:
             sleeper.close()
-            if _core.load(memory, _core.BUS_SUPERVISOR_PID) == os.getpid():
-                _core.store(memory, _core.BUS_SUPERVISOR_PID, 0)
+            if _core.load(memory, _core.BUS_SUPERVISOR_LIFE) == self.registry.lives.life:
+                _core.store(memory, _core.BUS_SUPERVISOR_LIFE, 0)
+            self.registry.lives.close()
+
+    def take_life(self) -> None:
+        """Lock a byte as every process does that takes part; another office of this process may have one."""
+        with self.registry.locked() as change:
+            if not self.registry.lives.life:
+                self.registry.lives.begin(change.document.new_id())
+                change.commit()
+
+    def once(self, sleeper: Sleeper, channel: int) -> bool:
+        """One look at everything that is due, and the sleep until the next; False if the bus is served no longer."""
+        if not self.stays():
+            return False
+        _, woken = self.watch.poll(self.round(), [channel])
+        if woken:
+            sleeper.drain_fifo()
+        return True
+
+    def step(self, work: Callable[[], bool]) -> bool:
+        """Do it, and survive whatever it meets but the end of the bus."""
+        try:
+            return work()
+        except ClosedError:
+            raise
+        except Exception:
+            _log.exception("bus %s: a look went wrong; the next one is in a second", self.registry.bus)
+            self.next_look = time.monotonic() + LOOK
+            time.sleep(LOOK)
+            return True
 
     def stays(self) -> bool:
         """Look who is there; False once the bus is gone, or nobody is left that an automatic supervisor would serve."""
-        if self.told_to_go or self.registry.removed or not self.registry.segment.linked():
+        if self.told_to_go or self.registry.removed:
+            return False
+        if not self.registry.linked():
+            _log.warning("bus %s: its files in /dev/shm were removed; every handle is told", self.registry.bus)
+            reclaim.mark_removed(self.registry.map)
+            self.session.wake_everybody(self.registry.read())
+            reclaim.clear_away(self.registry)
             return False
         document = self.registry.read()
-        self.watch_all(document)
-        dead = [p.id for p in document.participants if p.state == "reclaiming" or (p.pid, p.start) not in self.watched]
+        lost = set(self.watch.watch({p.life for p in document.participants}))
+        dead = [p.id for p in document.participants if p.state == "reclaiming" or p.life in lost]
         if dead or not document.participants:
             return self.bury(dead)
         return True
-
-    def watch_all(self, document: Document) -> None:
-        """Watch every participant's process that lives, and no other."""
-        wanted = {(p.pid, p.start) for p in document.participants}
-        for process in self.watched - wanted:
-            self.watch.remove(*process)
-        self.watched &= wanted
-        self.watched |= {process for process in wanted - self.watched if self.watch.add(*process)}
 
     def bury(self, dead: list[int]) -> bool:
         """Reclaim the dead; False if the bus is to be served no longer."""
         try:
             with self.registry.locked() as change:
                 if self.registry.removed:
-                    reclaim.unlink_all(self.registry.bus)  # its remover died on the way
+                    reclaim.unlink_all(self.registry.bus, self.registry.uid)  # its remover died on the way
                     return False
                 if change.died_inside:
                     reclaim.repair(change, self.rings)
@@ -202,7 +240,7 @@ class _Supervisor:
                     return False
                 stays = self.foreground or bool(change.document.participants)
                 if not stays:  # said under the lock, so that whoever enters next starts another one
-                    _core.store(self.registry.map, _core.BUS_SUPERVISOR_PID, 0)
+                    _core.store(self.registry.map, _core.BUS_SUPERVISOR_LIFE, 0)
                 return stays
         except LockTimeoutError as error:
             _log.warning("%s", error)
@@ -211,7 +249,8 @@ class _Supervisor:
     def announce(self, document: Document, id: int) -> None:
         participant = document.participant(id)
         if participant is not None:
-            _log.warning("process %d (%s) is dead", participant.pid, participant.command)
+            where = "" if participant.namespace == processes.pid_namespace() else f" of {participant.namespace}"
+            _log.warning("process %d%s (%s) is dead", participant.pid, where, participant.command)
 
     # -- from time to time
 
@@ -219,8 +258,9 @@ class _Supervisor:
         """Sweep, note progress and log losses, each when it is due; returns the seconds until the next is."""
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + LOOK
-            _core.store(self.registry.map, _core.BUS_SUPERVISOR_BEAT, time.monotonic_ns())
+            _core.store(self.registry.map, _core.BUS_SUPERVISOR_BEAT, time.time_ns())
             self.look()
+            self.watch.check()
         due = self.next_look
         if any(r.state == "retired" for r in self.registry.read().rings):
             if time.monotonic() >= self.next_sweep:

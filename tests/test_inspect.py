@@ -12,6 +12,7 @@ from support import SHM, Processes, entries, eventually, line
 
 import shmbus
 from shmbus import Bus, inspect
+from shmbus._shm.names import object_prefix, segment_name
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_remove_after_kill(bus_name: str, processes: Processes) -> None:
 def test_remove_leftovers(bus_name: str) -> None:
     """Rings and channels without a bus segment are leftovers, which remove() takes away; foreign files it spares."""
     with Bus(bus_name, supervise=False) as bus, bus.publisher(ORDERS), bus.subscriber(ORDERS):
-        (SHM / f"shmbus-{bus_name}").unlink()
+        (SHM / segment_name(bus_name)).unlink()
         other = SHM / f"{bus_name}-other"
         other.touch()
         try:
@@ -110,7 +111,8 @@ def test_remove_leftovers(bus_name: str) -> None:
 
 def test_remove_what_cannot_be_opened(bus_name: str) -> None:
     """A segment that is no bus is removed with force alone."""
-    (SHM / f"shmbus-{bus_name}").write_bytes(b"x" * 4096)
+    for name in (segment_name(bus_name), f"{object_prefix(bus_name)}lives"):
+        (SHM / name).write_bytes(b"x" * 4096)
     assert bus_name in inspect.buses()
     with pytest.raises(shmbus.LayoutMismatchError):
         inspect.remove(bus_name)

@@ -36,16 +36,16 @@ BUS_WORDS = {
     "layout_version": 8,
     "boot_id[0]": 16,
     "boot_id[1]": 24,
-    "pid_namespace": 32,
-    "created_ns": 40,
-    "supervisor_spawned": 48,
-    "reserved": 56,
+    "created_ns": 32,
+    "supervisor_spawned": 40,
+    "reserved": 48,
     "version": 64,
     "holder": 72,
     "supervisor_pid": 80,
-    "supervisor_start": 88,
+    "supervisor_life": 88,
     "supervisor_beat": 96,
-    "removed": 104,
+    "supervisor_namespace": 104,
+    "removed": 112,
 }
 TOPIC_WORDS = {"epoch": 0, "parked": 8, "awaiting": 16, "reserved": 24}
 GROUP_WORDS = {f"{name}[{i}]": at + 8 * i for name, at in (("parked", 0), ("awaiting", 32)) for i in range(4)}

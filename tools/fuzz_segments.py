@@ -35,6 +35,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HERE, os.environ.get("P
 import fuzz_roles  # noqa: E402
 from fuzz_fields import Field, Memory, bus_fields, intact, read_document, ring_fields  # noqa: E402
 
+from shmbus._shm.names import object_prefix, segment_name  # noqa: E402
+
 REACTS = 15.0  # seconds that a process may take to react to SIGTERM, on a loaded machine
 STARTS = 30.0  # seconds for a round to get going
 SHORT = 60
@@ -147,14 +149,14 @@ class Campaign:
         used = [c["slot"] for c in document["consumers"] if c["kind"] == "subscriber"]
         for ring in document["rings"]:
             with contextlib.suppress(FileNotFoundError):  # drained and removed since
-                fields += ring_fields(Memory(f"shmbus-{bus}:ring-{ring['id']}"), ring["group"] != 0, used)
+                fields += ring_fields(Memory(f"{object_prefix(bus)}ring-{ring['id']}"), ring["group"] != 0, used)
         return fields
 
     def complete(self, bus: str) -> tuple[Memory, dict[str, Any]] | None:
         try:
-            memory = Memory(f"shmbus-{bus}")
+            memory = Memory(segment_name(bus))
             document = read_document(memory) or {}
-            rings = [Memory(f"shmbus-{bus}:ring-{ring['id']}") for ring in document.get("rings", ())]
+            rings = [Memory(f"{object_prefix(bus)}ring-{ring['id']}") for ring in document.get("rings", ())]
         except (FileNotFoundError, ValueError):
             return None
         there = len(document.get("consumers", ())) >= 3 and len(document.get("workers", ())) >= 2

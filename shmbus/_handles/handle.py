@@ -2,8 +2,8 @@
 
 May touch: the bus lock, through the session.
 
-Must stay true: what a handle entered in the document is taken out once; a close() that was cut short, by a signal or by
-a lock that is not to be had, can be called again.
+Must stay true: what a handle entered in the document is taken out once; a close() that was cut short by a signal can be
+called again.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from shmbus._handles.session import COLLECTED_TIMEOUT
-from shmbus._ledger.registry import LOCK_TIMEOUT
-from shmbus.errors import ClosedError, CorruptSegmentError, LockTimeoutError, ReclaimedError
+from shmbus.errors import CorruptSegmentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,22 +41,25 @@ class Handle:
     def _departed(self) -> None:
         """What is to be done once the lock is free again."""
 
-    def close(self, *, _timeout: float = LOCK_TIMEOUT) -> None:
+    def close(self) -> None:
         """Leave the topic. Idempotent, callable from any thread; in a forked child it only lets go.
 
         A publisher's events stay for their consumers; what a subscriber had not received is counted as abandoned; what
-        a worker had not settled goes back to its group. Raises LockTimeoutError: then it can be called again.
+        a worker had not settled goes back to its group. Takes a second at most: where the bus lock is not to be had by
+        then, the departure is made as soon as it is.
         """
         if self._left:
             return
         self._let_go()
         if not self._session.inherited:
-            try:
-                with self._session.locked(_timeout) as change:
-                    self._depart(change)
-            except (ClosedError, ReclaimedError):
-                pass  # the bus, or our part in it, is gone, and with it what there was to leave
+            self._session.depart(self._depart)
             self._departed()
+        self._left = True
+        self._forget(self)
+
+    def end(self) -> None:
+        """Let go, and leave the departure to the session, which leaves with all that it has."""
+        self._let_go()
         self._left = True
         self._forget(self)
 
@@ -73,8 +74,8 @@ class Handle:
     def __del__(self) -> None:
         if not self._left and self._session.usable:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            with suppress(LockTimeoutError, CorruptSegmentError):
-                self.close(_timeout=COLLECTED_TIMEOUT)
+            with suppress(CorruptSegmentError):
+                self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} belongs to its process: pickle the Bus instead")

@@ -11,19 +11,27 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from shmbus import _core
+from shmbus._handles.care import Care, lost
 from shmbus._ledger import members, reclaim
 from shmbus._ledger.registry import LOCK_TIMEOUT, Registry
-from shmbus._shm import lives, spawn
-from shmbus._shm.names import object_prefix
+from shmbus._shm import processes
+from shmbus._shm.failpoint import reach
+from shmbus._shm.lives import LockHeldError
 from shmbus._shm.rings import Rings
 from shmbus._shm.waker import Posts
-from shmbus.errors import ClosedError, ForkedError, LockTimeoutError, ReclaimedError
+from shmbus.errors import (
+    ClosedError,
+    ForkedError,
+    LockTimeoutError,
+    ReclaimedError,
+    ShmbusError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,12 +39,9 @@ if TYPE_CHECKING:
     from shmbus._ledger.document import Document
     from shmbus._ledger.registry import Change
 
-BOUND: Final = 1.0
-"""Seconds of the longest sleep: what a wake-up that got lost with its sender costs."""
-COLLECTED_TIMEOUT: Final = 1.0
-"""Seconds for the bus lock when a handle is closed by the garbage collector, which may run under that very lock."""
+LEAVE_TIMEOUT: Final = 1.0
+"""Seconds that leaving waits for the bus lock, whatever is left; what was not done then is done later."""
 _ALL: Final = 2**64 - 1
-_FRESH_NS: Final = 1_500_000_000  # ns; a supervisor beats once a second
 _OPEN_TIMEOUT: Final = 30.0  # seconds for a removal that is under way; it takes milliseconds
 
 _log = logging.getLogger("shmbus.bus")
@@ -49,28 +54,27 @@ class Session:
         self.bus: Final = registry.bus
         self.registry: Final = registry
         self.map: Final = registry.map
-        self.prefix: Final = object_prefix(registry.bus)
-        self.rings: Final = Rings(registry.bus)
+        self.prefix: Final = registry.prefix
+        self.rings: Final = Rings(registry.prefix)
         self.posts: Final = Posts()
         self.participant: Final = participant
         self.supervise: Final = supervise
         self.pid: Final = os.getpid()
         self.closed = False
-        self._next_care = time.monotonic() + BOUND
-        self._crowd_version = -1
-        self._crowded = False
+        self._care: Final = Care(self)
 
     @classmethod
     def open(cls, bus: str, *, create: bool, supervise: bool, stall_ns: int | None) -> Session:
         """Attach to the bus, or create it, and enter this process."""
+        identity = (os.getpid(), processes.pid_namespace(), processes.own_description())
         deadline = time.monotonic() + _OPEN_TIMEOUT
         while True:
             registry = Registry.open(bus, create=create, stall_ns=stall_ns)
             try:
                 with registry.locked() as change:
                     if not registry.removed:
-                        return cls._enter(registry, change, supervise=supervise)
-                    reclaim.unlink_all(bus)  # its remover died on the way
+                        return cls._enter(registry, change, identity, supervise=supervise)
+                    reclaim.unlink_all(bus, registry.uid)  # its remover died on the way
             except ClosedError:
                 if time.monotonic() > deadline:
                     raise
@@ -80,12 +84,21 @@ class Session:
             registry.close()
 
     @classmethod
-    def _enter(cls, registry: Registry, change: Change, *, supervise: bool) -> Session:
-        pid = os.getpid()
-        me = members.attach(change, pid, lives.own_start_time(), lives.describe(pid))
+    def _enter(cls, registry: Registry, change: Change, identity: tuple[int, int, str], *, supervise: bool) -> Session:
+        lives = registry.lives
+        begun = not lives.life
+        if begun:
+            lives.begin(change.document.new_id())
+            reach("life.begun")
+        try:
+            me = members.attach(change, lives.life, *identity)
+        except BaseException:
+            if begun:  # its number is not on the books: it will be another one's
+                lives.end()
+            raise
         session = cls(registry, me.id, supervise=supervise)
         session._repair(change)
-        if not session.supervised():
+        if not session._care.heard():
             session.reclaim_dead(change)
         return session
 
@@ -107,8 +120,14 @@ class Session:
             self._repair(change)
             me = change.document.participant(self.participant)
             if me is None or me.state == "reclaiming":
-                raise ReclaimedError(f"process {self.pid} was taken for dead on bus {self.bus!r}")
+                raise ReclaimedError(self.why_reclaimed(f"process {self.pid}"))
             yield change
+
+    def why_reclaimed(self, who: str) -> str:
+        """The message of a ReclaimedError of this process."""
+        if self.registry.lives.lost():
+            return f"{who} was taken for dead: {lost(self.registry.lives)}"
+        return f"{who} was taken for dead on bus {self.bus!r}"
 
     @property
     def usable(self) -> bool:
@@ -135,7 +154,7 @@ class Session:
 
     def reclaim_dead(self, change: Change) -> int:
         """Reclaim every participant that is proven dead; returns how many."""
-        dead = [p for p in reclaim.dead_participants(change.document) if p.id != self.participant]
+        dead = [p for p in reclaim.dead_participants(change.document, self.registry.lives) if p.id != self.participant]
         for participant in dead:
             reclaim.reclaim(change, self.rings, participant.id, dead=True)
         if dead:
@@ -203,77 +222,107 @@ class Session:
 
     def crowded(self) -> bool:
         """More processes on this bus than cores: a spin would only keep somebody from running."""
-        version = _core.load(self.map, _core.BUS_VERSION)
-        if version != self._crowd_version:
-            pids = {p.pid for p in self.registry.read().participants}
-            self._crowded = len(pids) > len(os.sched_getaffinity(0))
-            self._crowd_version = version
-        return self._crowded
+        return self._care.crowded()
 
     def care(self) -> None:
-        """To be called from every wait: about once a second, look after the bus. Raises ClosedError when it is gone."""
+        """To be called from every wait: about once a second, look after the bus.
+
+        Raises ClosedError when it is gone, and ReclaimedError when this process has lost its life.
+        """
         self.check()
-        now = time.monotonic()
-        if now < self._next_care:
-            return
-        self._next_care = now + BOUND
-        if self.registry.removed:
-            raise ClosedError(f"bus {self.bus!r} was removed")
-        if not (self._heard() or self.supervised()):
-            self._stand_in()
-
-    def _heard(self) -> bool:
-        """True if a supervisor was alive a moment ago. A look at /proc takes far longer, and events wait for it."""
-        if _core.load(self.map, _core.BUS_SUPERVISOR_PID) == 0:
-            return False
-        return 0 <= time.monotonic_ns() - _core.load(self.map, _core.BUS_SUPERVISOR_BEAT) < _FRESH_NS
-
-    def _stand_in(self) -> None:
-        """No supervisor runs: start one, or, where there is to be none, do its most urgent work."""
-        try:  # whoever waits, maybe in an event loop, waits for an event and not for a lock
-            if self.supervise:
-                self.ensure_supervisor(timeout=0)
-            elif reclaim.dead_participants(self.registry.read()):
-                with self.locked(timeout=0) as change:
-                    self.reclaim_dead(change)
-        except LockTimeoutError:
-            pass  # at the next look
-        except OSError as error:
-            _log.warning("bus %s has no supervisor: %s", self.bus, error)
+        self._care.look()
 
     def supervised(self) -> bool:
-        """True if a supervisor is alive."""
-        pid = _core.load(self.map, _core.BUS_SUPERVISOR_PID)
-        return pid != 0 and lives.alive(pid, _core.load(self.map, _core.BUS_SUPERVISOR_START))
+        """True if a supervisor lives, be it at work or not."""
+        return self._care.supervised()
 
-    def ensure_supervisor(self, timeout: float = LOCK_TIMEOUT) -> None:
-        """Start an automatic supervisor unless one runs, or was started a moment ago."""
-        if not self.supervise or self.supervised() or not sys.executable:
-            return
-        with self.locked(timeout):
-            now = time.monotonic_ns()
-            if now - _core.load(self.map, _core.BUS_SUPERVISOR_SPAWNED) < spawn.START_NS or self.supervised():
-                return
-            _core.store(self.map, _core.BUS_SUPERVISOR_SPAWNED, now)
-        spawn.spawn_supervisor(self.bus)
+    def ensure_supervisor(self) -> None:
+        """Start an automatic supervisor unless one is there; without one the participants do its work."""
+        self._care.ensure_supervisor(LOCK_TIMEOUT)
 
     def tell_supervisor(self) -> None:
         """Let the supervisor look at the document now."""
         self.posts.post_fifo(f"{self.prefix}supervisor")
 
-    def close(self, timeout: float = LOCK_TIMEOUT) -> None:
-        """Leave the bus; the last one to leave removes it, unless a group is owed events."""
+    # -- leaving
+
+    def depart(self, leave: Callable[[Change], None]) -> None:
+        """Take something of ours off the document: now, or as soon as the lock is to be had.
+
+        A thread that holds the lock itself (a signal handler or finaliser came in between) does it when it lets go.
+        Otherwise it is waited for a second, and then done by a thread of its own.
+        """
+        try:
+            with self.locked(LEAVE_TIMEOUT) as change:
+                leave(change)
+        except LockHeldError:
+            self.registry.lives.defer(lambda: self.depart(leave))
+        except LockTimeoutError:
+            _start(lambda: self._depart_late(leave))
+        except (ClosedError, ForkedError, ReclaimedError):
+            pass  # the bus, or our part in it, is gone, and with it what there was to leave
+
+    def _depart_late(self, leave: Callable[[Change], None]) -> None:
+        while not self.closed:
+            try:
+                with self.locked() as change:
+                    reach("departure.late")
+                    leave(change)
+            except LockTimeoutError as error:
+                _log.warning("bus %s: a handle cannot leave yet: %s", self.bus, error)
+            except (ClosedError, ForkedError, ReclaimedError):
+                return
+            else:
+                return
+
+    def close(self, timeout: float = LEAVE_TIMEOUT) -> None:
+        """Leave the bus, with all that is still open; the last one to leave removes it, unless a group is owed events.
+
+        Waits `timeout` seconds at most: what was not done then is reclaimed, as of the dead.
+        """
         if self.closed or self.inherited:
             self.closed = True
             return
+        self.closed = True
+        later = False
         try:
             with self.registry.locked(timeout) as change:
-                if not self.registry.removed:
-                    reclaim.reclaim(change, self.rings, self.participant, dead=False)
-                    reclaim.remove_if_unused(change, self.rings)
-        except ClosedError:
-            pass  # removed under us: nothing is left to leave
-        self.closed = True
+                self._leave(change)
+        except LockHeldError:
+            self.registry.lives.defer(self._leave_late)
+            later = True
+        except LockTimeoutError:  # where our byte is another Bus's too, it will not tell that we are gone
+            later = self.registry.lives.shared and _start(self._leave_late)
+        except ClosedError:  # removed under us: nothing is left to leave
+            with suppress(LockTimeoutError):
+                reclaim.clear_away(self.registry)
+        finally:
+            if not later:
+                self._let_go()
+
+    def _leave(self, change: Change) -> None:
+        if not self.registry.removed:
+            reclaim.reclaim(change, self.rings, self.participant, dead=False)
+            reclaim.remove_if_unused(change, self.rings)
+
+    def _leave_late(self) -> None:
+        try:
+            with self.registry.locked() as change:
+                self._leave(change)
+        except (ShmbusError, OSError) as error:
+            _log.warning("bus %s: left without taking leave: %s", self.bus, error)
+        self._let_go()
+
+    def _let_go(self) -> None:
         self.tell_supervisor()
         self.posts.close()
         self.rings.clear()  # the bus segment stays mapped until the last handle, maybe in a wait, has let go
+        self.registry.lives.close()
+
+
+def _start(work: Callable[[], None]) -> bool:
+    try:
+        threading.Thread(target=work, name="shmbus-departure", daemon=True).start()
+    except RuntimeError:  # the interpreter ends: our byte will tell that we are gone
+        return False
+    return True

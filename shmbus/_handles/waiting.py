@@ -17,7 +17,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar, cast
 
 from shmbus import _core
-from shmbus._handles.session import BOUND, Session
+from shmbus._handles.care import BOUND
+from shmbus._handles.session import Session
 from shmbus._shm.waker import Sleeper
 from shmbus.errors import ClosedError, ConfigError, Empty, ForkedError
 

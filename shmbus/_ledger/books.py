@@ -20,7 +20,7 @@ import msgspec
 from shmbus import _core
 from shmbus._ledger.departures import with_pending
 from shmbus._schema import description as _description
-from shmbus._shm import lives
+from shmbus._shm import processes
 from shmbus.errors import CorruptSegmentError
 from shmbus.stats import (
     BusStats,
@@ -38,7 +38,7 @@ from shmbus.stats import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from shmbus._ledger.document import ConsumerEntry, Document, PublisherEntry, RingEntry
+    from shmbus._ledger.document import ConsumerEntry, Document, Participant, PublisherEntry, RingEntry
     from shmbus._ledger.registry import Registry
     from shmbus._shm.rings import Rings
     from shmbus.stats import Health
@@ -99,12 +99,13 @@ class _Look:
         self.document: Document = registry.read()
         rings.keep({r.id for r in self.document.rings})
         self.now = time.time_ns()
+        self.namespace = processes.pid_namespace()
         self.topics = {t.index: t for t in self.document.topics}
         self.publishers = {p.id: p for p in self.document.publishers}
         self.participants = {p.id: p for p in self.document.participants}
         self.blocks: defaultdict[int, set[str]] = defaultdict(set)
         self.blocked_by: defaultdict[int, set[str]] = defaultdict(set)
-        self.process_health = functools.cache(lives.health)  # one word of a process in all of this look
+        self.process_health = functools.cache(self.look_at)  # one word of a process in all of this look
 
     # -- the whole
 
@@ -112,7 +113,7 @@ class _Look:
         document = self.document
         for entry in document.rings:
             self.find_blocking(entry)
-        total = _core.BUS_BYTES + sum(self.rings.bytes(r) for r in document.rings)
+        total = _core.BUS_BYTES + _core.LIVES_BYTES + sum(self.rings.bytes(r) for r in document.rings)
         return BusStats(
             bus=self.registry.bus,
             time_ns=self.now,
@@ -123,31 +124,48 @@ class _Look:
                 TopicStats(name=t.name, capacity=t.capacity, codec=t.codec, type=_type_name(t.description))
                 for t in document.topics
             ),
-            participants=tuple(
-                ParticipantStats(id=p.id, pid=p.pid, command=p.command, state=self.health(p.id))
-                for p in document.participants
-            ),
+            participants=tuple(map(self.participant, document.participants)),
             publishers=tuple(self.publisher(p) for p in document.publishers),
             consumers=tuple(self.consumer(c) for c in document.consumers if c.state != "joining"),
         )
 
     def health(self, participant: int) -> Health:
         entry = self.participants.get(participant)
-        return self.process_health(entry.pid, entry.start) if entry else "dead"
+        return self.process_health(entry.life) if entry else "dead"
+
+    def look_at(self, life: int) -> Health:
+        pid = self.registry.lives.holder(life)
+        if pid is None:
+            return "dead"
+        return "stopped" if pid and processes.stopped(pid) else "ok"
+
+    def participant(self, entry: Participant) -> ParticipantStats:
+        pid, namespace = self.process(entry.life, entry.pid, entry.namespace)
+        return ParticipantStats(
+            id=entry.id, pid=pid, namespace=namespace, command=entry.command, state=self.health(entry.id)
+        )
+
+    def process(self, life: int, pid: int, namespace: int) -> tuple[int, int]:
+        """A pid that means something here and 0, or else the one of another namespace, and which that is."""
+        here = self.registry.lives.holder(life)
+        if here:
+            return here, 0
+        return pid, 0 if namespace == self.namespace else namespace
 
     def pid(self, participant: int) -> int:
         """Of a participant; 0 for one that is gone."""
         entry = self.participants.get(participant)
-        return entry.pid if entry else 0
+        return self.process(entry.life, entry.pid, entry.namespace)[0] if entry else 0
 
     def supervisor(self) -> SupervisorStats:
         memory = self.registry.map
-        pid = _core.load(memory, _core.BUS_SUPERVISOR_PID)
-        if not pid or not lives.alive(pid, _core.load(memory, _core.BUS_SUPERVISOR_START)):
+        life = _core.load(memory, _core.BUS_SUPERVISOR_LIFE)
+        if not life or not self.registry.lives.alive(life):
             return SupervisorStats(pid=0, state="none")
-        beat = _core.load(memory, _core.BUS_SUPERVISOR_BEAT)
-        stale = time.monotonic_ns() - beat > _BEAT_NS
-        return SupervisorStats(pid=pid, state="stalled" if stale else "ok")
+        stale = abs(time.time_ns() - _core.load(memory, _core.BUS_SUPERVISOR_BEAT)) > _BEAT_NS
+        own, where = (_core.load(memory, at) for at in (_core.BUS_SUPERVISOR_PID, _core.BUS_SUPERVISOR_NAMESPACE))
+        pid, namespace = self.process(life, own, where)
+        return SupervisorStats(pid=pid, namespace=namespace, state="stalled" if stale else "ok")
 
     # -- publishers
 

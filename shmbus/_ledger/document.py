@@ -22,6 +22,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 """Leaves room for sums: all that the books add up must fit into 64 bits."""
 Pid = Annotated[int, msgspec.Meta(ge=0, le=1 << 22)]
 """The kernel's PID_MAX_LIMIT."""
+Life = Annotated[int, msgspec.Meta(ge=1, lt=1 << 60)]
 Capacity = Annotated[int, msgspec.Meta(ge=_core.MIN_CAPACITY, le=_core.MAX_CAPACITY)]
 TopicIndex = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_TOPICS)]
 Line = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_CONSUMERS)]
@@ -48,9 +49,12 @@ class Participant(msgspec.Struct):
     """A process attached to the bus, once for each Bus object. `id` is its generation too."""
 
     id: Count
+    life: Life
+    """Its byte of the lives file: the same for all Bus objects of a process, and the one proof that it lives."""
     pid: Pid
-    start: Natural
-    """Clock ticks from boot to the start of the process."""
+    """In its own PID namespace; for people."""
+    namespace: Natural
+    """The inode of that; 0 where it is not known."""
     command: str
     state: Literal["active", "reclaiming"] = "active"
 

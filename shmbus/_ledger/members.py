@@ -35,11 +35,11 @@ MAX_PARTICIPANTS = 512
 """Open Bus objects on one bus; keeps the document far within its slot."""
 
 
-def attach(change: Change, pid: int, start: int, command: str) -> Participant:
-    """Enter a process."""
+def attach(change: Change, life: int, pid: int, namespace: int, command: str) -> Participant:
+    """Enter a process, whose life is locked."""
     document = change.document
     _require_room("participants", len(document.participants), MAX_PARTICIPANTS)
-    participant = Participant(id=document.new_id(), pid=pid, start=start, command=command)
+    participant = Participant(id=document.new_id(), life=life, pid=pid, namespace=namespace, command=command)
     document.participants.append(participant)
     change.commit()
     reach("attach.committed")

@@ -6,7 +6,7 @@ Must stay true:
 - ACTIVE -> RECLAIMING -> gone. Each step is done again from the document by whoever comes next, and changes nothing
   the second time. Claims go back first, since live workers wait for them; then cursors, which gate live publishers;
   then the rings.
-- Only what is proven dead is reclaimed: the process is gone, or another one has its PID.
+- Only what is proven dead is reclaimed: its byte of the lives file is free.
 - A bus with events that a group is owed is not removed.
 """
 
@@ -17,14 +17,19 @@ from typing import TYPE_CHECKING
 
 from shmbus import _core
 from shmbus._ledger import departures
-from shmbus._shm import lives, segment, waker
+from shmbus._shm import segment, waker
 from shmbus._shm.failpoint import reach
 from shmbus._shm.names import object_prefix, segment_name
 
 if TYPE_CHECKING:
+    import mmap
+
     from shmbus._ledger.document import Document, Participant
-    from shmbus._ledger.registry import Change
+    from shmbus._ledger.registry import Change, Registry
+    from shmbus._shm.lives import Lives
     from shmbus._shm.rings import Rings
+
+_CLEAR_TIMEOUT = 1.0  # seconds; what is not cleared away then is a leftover, which `shmbus doctor` names
 
 _log = logging.getLogger("shmbus.reclaim")
 
@@ -55,9 +60,10 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
     reach("reclaim.done")
 
 
-def dead_participants(document: Document) -> list[Participant]:
+def dead_participants(document: Document, lives: Lives) -> list[Participant]:
     """Participants whose process is gone; those whose reclaim was cut short among them."""
-    return [p for p in document.participants if p.state == "reclaiming" or not lives.alive(p.pid, p.start)]
+    dead = {life for life in {p.life for p in document.participants} if not lives.alive(life)}
+    return [p for p in document.participants if p.state == "reclaiming" or p.life in dead]
 
 
 def repair(change: Change, rings: Rings) -> None:
@@ -80,22 +86,40 @@ def owed(document: Document, rings: Rings) -> dict[str, int]:
 
 def remove_bus(change: Change) -> None:
     """Unlink everything of the bus, its own segment last: a removal cut short is found there and done again."""
-    memory = change.registry.map
-    _core.store(memory, _core.BUS_REMOVED, 1)
+    mark_removed(change.registry.map)
     reach("remove.marked")
-    for topic in change.document.topics:
-        _core.fetch_add(memory, _core.TOPIC_LINES + topic.index * _core.LINE + _core.TOPIC_EPOCH, 1)
-    unlink_all(change.bus)
+    unlink_all(change.bus, change.registry.uid)
 
 
-def unlink_all(bus: str) -> None:
-    """Unlink every name of a bus."""
-    prefix = object_prefix(bus)
+def mark_removed(memory: mmap.mmap) -> None:
+    """Let every handle of a bus know that it is gone."""
+    _core.store(memory, _core.BUS_REMOVED, 1)
+    for index in range(_core.MAX_TOPICS):
+        _core.fetch_add(memory, _core.TOPIC_LINES + index * _core.LINE + _core.TOPIC_EPOCH, 1)
+
+
+def unlink_all(bus: str, uid: int) -> None:
+    """Unlink every name of a bus, under its lock: the lives file, whose lock that is, after the bus segment.
+
+    Whoever makes the bus anew waits for that lock, and finds out that the file has no name any more.
+    """
+    prefix = object_prefix(bus, uid)
+    last = f"{prefix}lives"
     for name in segment.names(prefix):
-        segment.unlink(name)
-        reach("remove.unlinked")
+        if name != last:
+            segment.unlink(name)
+            reach("remove.unlinked")
     waker.unlink_all(prefix)
-    segment.unlink(segment_name(bus))
+    segment.unlink(segment_name(bus, uid))
+    reach("remove.segment")
+    segment.unlink(last)
+
+
+def clear_away(registry: Registry) -> None:
+    """Where somebody took the bus segment away and left the rest, take that too, unless there is a new bus."""
+    with registry.lives.locked(_CLEAR_TIMEOUT, lambda: "another process"):
+        if registry.lives.linked() and not segment.exists(registry.segment.name):
+            unlink_all(registry.bus, registry.uid)
 
 
 def remove_if_unused(change: Change, rings: Rings) -> bool:

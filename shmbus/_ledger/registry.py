@@ -17,23 +17,24 @@ import os
 import struct
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from shmbus import _core
 from shmbus._ledger import document as _document
 from shmbus._ledger.document import Document
-from shmbus._shm import lives
+from shmbus._shm import processes
 from shmbus._shm.failpoint import reach
-from shmbus._shm.names import segment_name
-from shmbus._shm.segment import FileLock, Segment, signals_held_off
+from shmbus._shm.lives import Lives
+from shmbus._shm.names import object_prefix, segment_name
+from shmbus._shm.segment import Segment, unlink
 from shmbus.errors import (
-    AccessError,
     BusNotFoundError,
     CapacityError,
     ClosedError,
     CorruptSegmentError,
     LayoutMismatchError,
+    ShmbusError,
 )
 
 if TYPE_CHECKING:
@@ -47,41 +48,93 @@ _READ_TRIES: Final = 1000  # of a document that keeps changing; each change take
 
 
 class Registry:
-    """One process's view of a bus segment."""
+    """One process's view of a bus segment, and the lives file beside it."""
 
-    def __init__(self, bus: str, segment: Segment) -> None:
+    def __init__(self, bus: str, uid: int, segment: Segment, lives: Lives) -> None:
         self.bus: Final = bus
+        self.uid: Final = uid
+        self.prefix: Final = object_prefix(bus, uid)
         self.segment: Final = segment
         self.map: Final = segment.map
-        self._lock: Final = FileLock(segment.name)
+        self.lives: Final = lives
+        self._closed = False
         self._cached = (-1, Document())  # one object, so that threads see a version with its own document
 
     @classmethod
-    def open(cls, bus: str, *, create: bool, stall_ns: int | None = None) -> Registry:
+    def open(cls, bus: str, *, create: bool, stall_ns: int | None = None, uid: int | None = None) -> Registry:
         """Attach to a bus, or create it; of many that do so at once, one creates.
 
-        Raises BusNotFoundError (without `create`), NoSpaceError, AccessError, LayoutMismatchError, CorruptSegmentError.
+        Raises BusNotFoundError (without `create`), NoSpaceError, AccessError, LayoutMismatchError,
+        CorruptSegmentError, LockTimeoutError.
         """
-        name = segment_name(bus)
-        document = Document() if stall_ns is None else Document(stall_ns=stall_ns)
+        uid = os.geteuid() if uid is None else uid
+        deadline = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
-                return cls(bus, _checked(Segment.attach(name)))
+                lives = cls._lives(bus, uid, create=create)
             except FileNotFoundError:
-                if not create:
-                    raise BusNotFoundError(bus) from None
+                raise BusNotFoundError(bus) from None
             try:
-                return cls(bus, Segment.create(name, _core.BUS_BYTES, lambda memory: _fill(memory, document)))
-            except FileExistsError:
-                continue
+                segment = cls._segment(bus, uid, lives, create=create, stall_ns=stall_ns)
+                if segment is not None:
+                    return cls(bus, uid, segment, lives)
+            except BaseException:
+                lives.close()
+                raise
+            lives.close()  # of a bus that was removed meanwhile
+            if time.monotonic() > deadline:
+                raise ClosedError(f"bus {bus!r} is removed again and again")
 
     @classmethod
-    def peek(cls, bus: str) -> Registry:
-        """Attach read-only, as the tools do that perturb nothing."""
+    def _lives(cls, bus: str, uid: int, *, create: bool, writable: bool = True) -> Lives:
+        """The lives file; nothing is made beside a segment that cannot be a bus."""
+        name = f"{object_prefix(bus, uid)}lives"
         try:
-            return cls(bus, _checked(Segment.attach(segment_name(bus), writable=False)))
+            return Lives.open(name, writable=writable, owner=uid)
+        except FileNotFoundError:
+            with suppress(FileNotFoundError):
+                _checked(Segment.attach(segment_name(bus, uid), writable=False, owner=uid)).close()
+            if not create:
+                raise
+        return Lives.open(name, create=True, owner=uid)
+
+    @classmethod
+    def _segment(cls, bus: str, uid: int, lives: Lives, *, create: bool, stall_ns: int | None) -> Segment | None:
+        """The bus segment beside a lives file; None if that file serves no longer."""
+        name = segment_name(bus, uid)
+        try:
+            return _checked(Segment.attach(name, owner=uid))
+        except FileNotFoundError:
+            if not create:
+                raise BusNotFoundError(bus) from None
+        # Under the lock of the bus that is to be, and of the one that may just be removed: `reclaim.unlink_all`.
+        with lives.locked(LOCK_TIMEOUT, lambda: describe_holder(lives)):
+            if not lives.linked():
+                return None
+            document = Document() if stall_ns is None else Document(stall_ns=stall_ns)
+            try:
+                return Segment.create(name, _core.BUS_BYTES, lambda memory: _fill(memory, document))
+            except FileExistsError:
+                return _checked(Segment.attach(name, owner=uid))
+            except BaseException:  # no room, say
+                unlink(lives.name)
+                raise
+
+    @classmethod
+    def peek(cls, bus: str, uid: int | None = None) -> Registry:
+        """Attach read-only, as the tools do that perturb nothing."""
+        uid = os.geteuid() if uid is None else uid
+        try:
+            lives = cls._lives(bus, uid, create=False, writable=False)
         except FileNotFoundError:
             raise BusNotFoundError(bus) from None
+        try:
+            return cls(bus, uid, _checked(Segment.attach(segment_name(bus, uid), writable=False, owner=uid)), lives)
+        except BaseException as error:
+            lives.close()
+            if isinstance(error, FileNotFoundError):
+                raise BusNotFoundError(bus) from None
+            raise
 
     # -- reading
 
@@ -114,8 +167,8 @@ class Registry:
         CorruptSegmentError.
         """
         try:
-            with signals_held_off(), self._lock.held(timeout, self._describe_holder):
-                if not self.segment.linked():
+            with self.lives.locked(timeout, lambda: describe_holder(self.lives)):
+                if not self.linked():
                     raise FileNotFoundError(self.segment.name)
                 died_inside = _core.load(self.map, _core.BUS_HOLDER) != 0
                 _core.store(self.map, _core.BUS_HOLDER, os.getpid())
@@ -123,9 +176,9 @@ class Registry:
                 whole = True
                 try:
                     yield Change(self, died_inside=died_inside)
-                except Exception:
+                except (ShmbusError, OSError):
                     raise
-                except BaseException:
+                except BaseException:  # what a signal handler raised, say
                     whole = False  # cut short anywhere, as by a death: the next holder repairs
                     raise
                 finally:
@@ -133,16 +186,28 @@ class Registry:
                     if whole:
                         _core.store(self.map, _core.BUS_HOLDER, 0)
         except FileNotFoundError as error:
-            if self.segment.linked():
+            if self.linked():
                 raise CorruptSegmentError(f"bus {self.bus!r} names what is not there: {error.filename}") from error
             raise ClosedError(f"bus {self.bus!r} was removed") from None
 
-    def _describe_holder(self) -> str:
-        pid = _core.load(self.map, _core.BUS_HOLDER)
-        return f"process {pid} ({lives.describe(pid)})" if pid else "an unknown process"
+    def linked(self) -> bool:
+        """Whether the names of this bus still lead to it: nobody has removed its files, by whatever means."""
+        return self.segment.linked() and self.lives.linked()
 
     def close(self) -> None:
-        self.segment.close()
+        """Let go of both. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self.segment.close()
+            self.lives.close()
+
+
+def describe_holder(lives: Lives) -> str:
+    """Who has the bus lock, for a message."""
+    pid = lives.lock_holder()
+    if pid is None:
+        return "a process that has just let go, or another thread of this one"
+    return f"process {pid} ({processes.describe(pid) or '?'})" if pid else "a process of another PID namespace"
 
 
 class Change:
@@ -221,26 +286,21 @@ def _decode(raw: bytes) -> Document:
 
 
 def _fill(memory: mmap.mmap, document: Document) -> None:
-    boot = struct.unpack("<2Q", lives.boot_id())
-    struct.pack_into("<6Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, lives.pid_namespace(), time.time_ns())
+    boot = struct.unpack("<2Q", processes.boot_id())
+    struct.pack_into("<5Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, time.time_ns())
     _write_document(memory, 0, _document.encode(document))
     struct.pack_into("<Q", memory, 0, _core.BUS_MAGIC)
 
 
 def _checked(segment: Segment) -> Segment:
-    """The segment, if it is a bus of this layout, this boot and this PID namespace."""
+    """The segment, if it is a bus of this layout and this boot."""
     try:
         if segment.size < 64:
             raise LayoutMismatchError(f"{segment.name} is no bus: {segment.size} bytes")
-        magic, version, *boot, namespace, _ = struct.unpack_from("<6Q", segment.map)
+        magic, version, *boot = struct.unpack_from("<4Q", segment.map)
         _check_identity(segment, magic, version)
-        if tuple(boot) != struct.unpack("<2Q", lives.boot_id()):
+        if tuple(boot) != struct.unpack("<2Q", processes.boot_id()):
             raise LayoutMismatchError(f"{segment.name} is from before the last reboot: `shmbus rm --force` removes it")
-        if namespace != lives.pid_namespace():
-            raise AccessError(
-                f"{segment.name} belongs to another PID namespace: {namespace}, ours is {lives.pid_namespace()};"
-                " process ids mean nothing across it"
-            )
     except BaseException:
         segment.close()
         raise

@@ -12,7 +12,7 @@
 
 #include "atomics.h"
 
-#define LAYOUT_VERSION 2u
+#define LAYOUT_VERSION 3u
 #define BUS_MAGIC 0x3173756273756d68ull  /* "hmsubsu1" in memory: no other program's first eight bytes */
 #define RING_MAGIC 0x31676e6972756d68ull /* "hmuring1" */
 
@@ -39,18 +39,34 @@ typedef struct bus_header {
     /*   off  field          writer  order */
     uint64_t magic;          /*  0   creator */
     uint64_t layout_version; /*  8   creator */
-    uint64_t boot_id[2];     /* 16   creator; a PID means nothing after a reboot */
-    uint64_t pid_namespace;  /* 32   creator; inode number; a PID means nothing across it */
-    uint64_t created_ns;     /* 40   creator; CLOCK_REALTIME */
-    word supervisor_spawned; /* 48   L  CLOCK_MONOTONIC ns of the last start of an automatic supervisor */
-    uint64_t reserved;
+    uint64_t boot_id[2];     /* 16   creator; what is from before a reboot serves nobody */
+    uint64_t created_ns;     /* 32   creator; CLOCK_REALTIME, as all times here: no time namespace shifts it */
+    word supervisor_spawned; /* 40   L  ns of the last start of an automatic supervisor */
+    uint64_t reserved[2];
     word version; /* 64   L  seq_cst after the document slot, before the epochs: SYNC document (_ledger/registry.py) */
     word holder;  /* 72   L  PID of the lock's holder, 0 when free; non-zero on entry says that it died inside */
-    word supervisor_pid;   /* 80   V */
-    word supervisor_start; /* 88   V  clock ticks since boot */
-    word supervisor_beat;  /* 96   V  CLOCK_MONOTONIC ns of its last round */
-    word removed;          /* 104  L  1 once the bus is unlinked: handles that still map it must let go */
+    word supervisor_pid;       /* 80   V  in its own namespace */
+    word supervisor_life;      /* 88   V  its byte of the lives file, 0: none */
+    word supervisor_beat;      /* 96   V  ns of its last round */
+    word supervisor_namespace; /* 104  V  inode of its PID namespace */
+    word removed;              /* 112  L  1 once the bus is unlinked: handles that still map it must let go */
 } bus_header;
+
+#define LIVES_LOCK 0           /* the byte that is the bus lock */
+#define LIVES_LIFE (1ll << 20) /* that of life 0; the numbers of lives stay far below the line */
+#define LIVES_LINE (1ll << 62) /* that of ticket 0 */
+#define LINE_THREADS 31 /* bits of a futex that tickets share; the last is for threads that wait for their turn */
+
+/* The lives file: locks of the kernel's stand on ranges of it (lives.py), these words in it. They only make the bus lock fair
+ * and quick to pass on: whatever they say, who holds the lock is for the kernel to say. */
+typedef struct lives_file {
+    word tickets; /*   0  whoever queues, add: the number that it queues under */
+    uint64_t pad0[7];
+    word releases; /*  64  L  add after the lock is free, then wake: SYNC line */
+    uint64_t pad1[7];
+    word next; /* 128  L  the ticket after the last one that got the lock: who is to be woken */
+    unsigned char pad2[PAGE - 136];
+} lives_file;
 
 typedef struct topic_line { /* one cache line that every publish reads */
     word epoch;             /*  0  L  add after the document: SYNC epoch */
@@ -219,6 +235,7 @@ _Static_assert(offsetof(ring_header, gate) == 320 && offsetof(ring_header, rejec
 _Static_assert(sizeof(ring_header) == 512, "layout is ABI");
 _Static_assert(offsetof(cursor_slot, losses) == 128 && sizeof(cursor_slot) == 320, "layout is ABI");
 _Static_assert(sizeof(broadcast_segment) % PAGE == 0, "records begin on a page");
+_Static_assert(sizeof(lives_file) == PAGE, "layout is ABI");
 _Static_assert(sizeof(descriptor) == 16, "layout is ABI");
 
 #endif

@@ -19,15 +19,15 @@ static int add_constants(PyObject *module) {
         {"BUS_BYTES", sizeof(bus_segment)},
         {"BUS_MAGIC", BUS_MAGIC},
         {"BUS_BOOT_ID", offsetof(bus_header, boot_id)},
-        {"BUS_PID_NAMESPACE", offsetof(bus_header, pid_namespace)},
         {"BUS_LAYOUT_VERSION", offsetof(bus_header, layout_version)},
         {"BUS_CREATED", offsetof(bus_header, created_ns)},
         {"BUS_VERSION", offsetof(bus_header, version)},
         {"BUS_HOLDER", offsetof(bus_header, holder)},
         {"BUS_SUPERVISOR_PID", offsetof(bus_header, supervisor_pid)},
-        {"BUS_SUPERVISOR_START", offsetof(bus_header, supervisor_start)},
+        {"BUS_SUPERVISOR_LIFE", offsetof(bus_header, supervisor_life)},
         {"BUS_SUPERVISOR_BEAT", offsetof(bus_header, supervisor_beat)},
         {"BUS_SUPERVISOR_SPAWNED", offsetof(bus_header, supervisor_spawned)},
+        {"BUS_SUPERVISOR_NAMESPACE", offsetof(bus_header, supervisor_namespace)},
         {"BUS_REMOVED", offsetof(bus_header, removed)},
         {"TOPIC_LINES", offsetof(bus_segment, topics)},
         {"TOPIC_EPOCH", offsetof(topic_line, epoch)},
@@ -43,6 +43,14 @@ static int add_constants(PyObject *module) {
         {"LATENCY_SINCE", offsetof(latency_line, since_ns)},
         {"LATENCY_BUCKETS", LATENCY_BUCKETS},
         {"LATENCY_WEIGHT", LATENCY_WEIGHT},
+        {"LIVES_LOCK", LIVES_LOCK},
+        {"LIVES_LIFE", LIVES_LIFE},
+        {"LIVES_LINE", LIVES_LINE},
+        {"LIVES_BYTES", sizeof(lives_file)},
+        {"LIVES_TICKETS", offsetof(lives_file, tickets)},
+        {"LIVES_RELEASES", offsetof(lives_file, releases)},
+        {"LIVES_NEXT", offsetof(lives_file, next)},
+        {"LINE_THREADS", LINE_THREADS},
         {"LINE", LINE},
         {"DOCUMENTS", offsetof(bus_segment, documents)},
         {"DOCUMENT_BYTES", DOCUMENT_BYTES},
@@ -68,8 +76,9 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "shmbus
 PyMODINIT_FUNC PyInit__core(void) {
     PyObject *module = PyModule_Create(&definition);
     if (!module || common_begin() < 0 || add_constants(module) < 0 || rings_add(module) < 0 || window_add(module) < 0 ||
-        words_add(module) < 0 || latencies_add(module) < 0 || producer_add(module) < 0 || receiver_add(module) < 0 ||
-        consumer_add(module) < 0 || claimer_add(module) < 0 || PyModule_AddObjectRef(module, "NOTHING", Nothing) < 0) {
+        words_add(module) < 0 || line_add(module) < 0 || latencies_add(module) < 0 || producer_add(module) < 0 ||
+        receiver_add(module) < 0 || consumer_add(module) < 0 || claimer_add(module) < 0 ||
+        PyModule_AddObjectRef(module, "NOTHING", Nothing) < 0) {
         Py_XDECREF(module);
         return NULL;
     }

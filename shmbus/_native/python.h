@@ -102,6 +102,7 @@ int common_begin(void);
 int rings_add(PyObject *module);
 int window_add(PyObject *module);
 int words_add(PyObject *module);
+int line_add(PyObject *module);
 int latencies_add(PyObject *module);
 int producer_add(PyObject *module);
 int receiver_add(PyObject *module);

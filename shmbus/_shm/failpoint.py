@@ -16,6 +16,7 @@ POINTS: Final = (
     "lock.releasing",
     "commit.written",
     "commit.stored",
+    "life.begun",
     "attach.committed",
     "ring.created",
     "publisher.rings",
@@ -39,6 +40,8 @@ POINTS: Final = (
     "office.entered",
     "remove.marked",
     "remove.unlinked",
+    "remove.segment",
+    "departure.late",
 )
 
 _armed: str = ""

@@ -1,204 +1,353 @@
-"""Who lives: processes by pid and start time, and a watch over many that wakes at a death.
+"""The lives file of a bus: who lives, and the bus lock. Both are POSIX record locks, which the kernel gives a process
+and takes from it at its death and at an exec, whatever its namespaces, its privileges and who may look at it.
 
-A participant is (pid, start time): the kernel gives a pid out again, but never the two together. Start times
-are in clock ticks since boot, as /proc counts them; they mean nothing in another boot or PID namespace.
+Each process that takes part locks one byte of the file, its life; a free byte is a death, a locked one is a life, and
+nothing else is proof. Another byte is the bus lock. Who has to wait for that queues: it locks a byte of its own behind
+all that queue, and sleeps until the one before it has let go (line.c).
 
-May touch: /proc, and pidfds that it opens itself. It signals nobody.
+May touch: the lives file. Knows nothing of buses, participants and documents.
 
 Must stay true:
-- Dead is said only of the proven dead. A process that cannot be looked at for now (no descriptor left, say)
-  lives.
-- A zombie is dead: it runs no more code. It is one only when its last thread has ended.
+- Closing *any* descriptor of the file frees all locks of this process there. So a process has one object a file,
+  whatever opens it; descriptors are closed with the last user of that object, and by nobody else.
+- A life is a number that is never used twice on a bus, so a byte that is free stays free.
+- The lock is the kernel's: words of the file order those who wait, and a word that lies costs time, nothing else.
+- Whoever is stopped while it queues is passed over.
+- A thread that comes back for a lock that it holds (a signal handler, a finaliser, a callback) is told at once.
 """
 
 from __future__ import annotations
 
-import functools
+import errno
+import fcntl
+import mmap
 import os
-import select
+import struct
+import threading
 import time
-import uuid
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from shmbus import _core
+from shmbus._core import leave_turn
+from shmbus._shm import segment, signals
+from shmbus.errors import AccessError, ClosedError, LockTimeoutError, NoSpaceError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
+    from collections.abc import Callable, Iterator
 
-_POLL_INTERVAL: Final = 0.2  # seconds between two looks at a process that has no pidfd
-_LONGEST_POLL: Final = 3600.0  # seconds; poll(2) counts milliseconds in an int
-_DESCRIPTION: Final = 60  # characters
+_LOCK: Final = _core.LIVES_LOCK
+_LIFE: Final = _core.LIVES_LIFE
+_LINE: Final = _core.LIVES_LINE
+_TICKETS: Final = 1 << 60
+_TO_THE_END: Final = 0  # a length
 
+_HEAD_SLEEP: Final = 0.02  # seconds; the first in line looks again after it: a holder that died wakes nobody
+_LINE_SLEEP: Final = 0.1  # the others, whose turn comes when the one before them has woken them
 
-class _Stat(NamedTuple):
-    state: bytes
-    threads: int
-    start: int
-
-
-def _read_stat(pid: int) -> _Stat | None:
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            text = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # Field 2, the name, is in parentheses and may hold spaces and parentheses itself; fields count from 3
-    # after it.
-    fields = text.rpartition(b")")[2].split()
-    return _Stat(state=fields[0], threads=int(fields[17]), start=int(fields[19]))
+_FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock, of every 64-bit Linux
+_REFUSED: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 
 
-def start_time(pid: int) -> int | None:
-    """When the process began, in clock ticks since boot; None when there is none of that pid."""
-    status = _read_stat(pid)
-    return status.start if status else None
+class LockHeldError(LockTimeoutError):
+    """This very thread holds the bus lock: it was interrupted by a signal handler, finaliser or callback under it."""
 
 
-def health(pid: int, start: int) -> Literal["ok", "stopped", "dead"]:
-    """How the process that began at `start` is: stopped is one that SIGSTOP or a debugger holds.
+class Lives:
+    """One lives file, as this process has it open. Made by `open` alone; every `open` wants its `close`."""
 
-    When it cannot be told whether it still runs, it does: only proof is proof.
-    """
-    try:
-        status = _read_stat(pid)
-    except OSError:
-        return "ok"
-    if status is None or status.start != start:
-        return "dead"
-    # A main thread that ended before the others is shown as a zombie while they run on.
-    if status.state in b"ZXx" and status.threads <= 1:
-        return "dead"
-    return "stopped" if status.state in b"Tt" else "ok"
+    def __init__(self, name: str, descriptor: int, key: tuple[int, int], *, writable: bool) -> None:
+        self.name: Final = name
+        self.key: Final = key
+        self.writable = writable
+        self._descriptor = descriptor
+        self._others: list[int] = []  # of the same file, to be closed with it and not before
+        self._map: mmap.mmap | None = None
+        self._users = 1
+        self._life = 0
+        self._turn = threading.Lock()
+        self._owner = 0  # the thread that has the turn
+        self._deferred: deque[Callable[[], None]] = deque()
 
+    @classmethod
+    def open(cls, name: str, *, create: bool = False, writable: bool = True, owner: int | None = None) -> Lives:
+        """The file of that name, made if need be.
 
-def alive(pid: int, start: int) -> bool:
-    """Whether the process that began at `start` still runs, as far as can be told."""
-    return health(pid, start) != "dead"
-
-
-def own_start_time() -> int:
-    """The start time of this process, right also in a forked child."""
-    return _start_of_own(os.getpid())
-
-
-@functools.lru_cache(maxsize=1)
-def _start_of_own(pid: int) -> int:
-    start = start_time(pid)
-    if start is None:
-        raise RuntimeError(f"/proc does not show this process: pid={pid}")
-    return start
-
-
-@functools.cache
-def boot_id() -> bytes:
-    """16 bytes that are new at every boot of the host."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return uuid.UUID(file.read().strip()).bytes
-
-
-def pid_namespace() -> int:
-    """The inode of this process's PID namespace: pids agree between processes that agree on it."""
-    return os.stat("/proc/self/ns/pid").st_ino
-
-
-def describe(pid: int) -> str:
-    """A short command line for messages, as "python worker.py", at most 60 characters; '' when dead."""
-    import psutil  # here, for it takes longer to import than most of this package
-
-    try:
-        process = psutil.Process(pid)
-        words = process.cmdline() or [process.name()]  # a process can wipe the former
-    except psutil.Error:
-        return ""
-    text = " ".join(os.path.basename(word) if word.startswith("/") else word for word in words)
-    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return text if len(text) <= _DESCRIPTION else text[: _DESCRIPTION - 1] + "…"
-
-
-class Watch:
-    """Waits for the death of any of many processes, by pidfd where one can be had and by looking where not.
-
-    For one thread at a time. Every death is reported once, then forgotten.
-    """
-
-    def __init__(self) -> None:
-        self._pidfds: dict[tuple[int, int], int | None] = {}
-        self._watched: dict[int, tuple[int, int]] = {}
-        self._poll = select.poll()
-
-    def add(self, pid: int, start: int) -> bool:
-        """Watch the process that began at `start`; False if it is dead or its pid another's by now."""
-        if (pid, start) in self._pidfds:
-            return True
-        pidfd = _open_pidfd(pid)
-        # Only now: the pid may have changed hands before the pidfd was opened, not after.
-        if not alive(pid, start):
-            if pidfd is not None:
-                os.close(pidfd)
-            return False
-        self._pidfds[pid, start] = pidfd
-        if pidfd is not None:
-            self._watched[pidfd] = (pid, start)
-            self._poll.register(pidfd, select.POLLIN)
-        return True
-
-    def remove(self, pid: int, start: int) -> None:
-        """Watch it no longer; nothing happens if it was not watched."""
-        pidfd = self._pidfds.pop((pid, start), None)
-        if pidfd is not None:
-            del self._watched[pidfd]
-            self._poll.unregister(pidfd)
-            os.close(pidfd)
-
-    def poll(self, timeout: float | None, fds: Sequence[int] = ()) -> tuple[list[tuple[int, int]], list[int]]:
-        """Wait up to `timeout` seconds (None: for ever) for a death or for one of `fds` to become readable.
-
-        Returns the dead as (pid, start) and the readable descriptors, among them those that are closed or
-        broken.
+        Raises FileNotFoundError (without `create`), AccessError, NoSpaceError.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for fd in fds:
-            self._poll.register(fd, select.POLLIN)
-        try:
-            while True:
-                left = _LONGEST_POLL if deadline is None else max(deadline - time.monotonic(), 0.0)
-                dead, ready = self._poll_once(left)
-                if dead or ready or (deadline is not None and time.monotonic() >= deadline):
-                    return dead, ready
-        finally:
-            for fd in fds:
-                self._poll.unregister(fd)
-
-    def _poll_once(self, seconds: float) -> tuple[list[tuple[int, int]], list[int]]:
-        unseen = [key for key, pidfd in self._pidfds.items() if pidfd is None]
-        dead = [key for key in unseen if not alive(*key)]
-        longest = 0.0 if dead else _POLL_INTERVAL if unseen else _LONGEST_POLL
-        ready = []
-        for fd, _ in self._poll.poll(min(seconds, longest) * 1000):
-            if fd in self._watched:
-                dead.append(self._watched[fd])
+        with _opening:
+            found = cls._known(name)
+            if found is None or (writable and not found.writable):
+                found = cls._open(name, create=create, writable=writable, owner=owner)
             else:
-                ready.append(fd)
-        for key in dead:
-            self.remove(*key)
-        return dead, ready
+                found._users += 1
+            return found
+
+    @classmethod
+    def _known(cls, name: str) -> Lives | None:
+        try:
+            status = os.stat(f"{segment.SHM_DIR}/{name}", follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return _files.get((status.st_dev, status.st_ino))
+
+    @classmethod
+    def _open(cls, name: str, *, create: bool, writable: bool, owner: int | None) -> Lives:
+        descriptor = segment.open_file(name, os.O_RDWR if writable else os.O_RDONLY, create=create, owner=owner)
+        status = os.fstat(descriptor)
+        key = (status.st_dev, status.st_ino)
+        found = _files.get(key)
+        if found is not None:  # a descriptor more, which must stay open as long as the others
+            found._others.append(found._descriptor)
+            found._descriptor = descriptor
+            if writable and found._map is None:
+                found.writable, found._map = True, mmap.mmap(descriptor, _core.LIVES_BYTES)
+            found._users += 1
+            return found
+        try:
+            if create:
+                os.posix_fallocate(descriptor, 0, _core.LIVES_BYTES)
+            elif status.st_size < _core.LIVES_BYTES:  # by somebody who is just making it, or who died then
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            found = cls(name, descriptor, key, writable=writable)
+            if writable:
+                found._map = mmap.mmap(descriptor, _core.LIVES_BYTES)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno == errno.ENOSPC:
+                raise NoSpaceError(error.errno, name, _core.LIVES_BYTES, segment.free_bytes()) from None
+            raise
+        _files[key] = found
+        return found
 
     def close(self) -> None:
-        """Watch nobody any longer. Idempotent."""
-        for key in list(self._pidfds):
-            self.remove(*key)
+        """Let go of one `open`; with the last one the file is closed, and this process's locks in it are gone."""
+        with _opening:
+            self._users -= 1
+            if self._users == 0:
+                _files.pop(self.key, None)
+                self._close()
 
-    def __enter__(self) -> Self:
-        return self
+    def _close(self) -> None:
+        mapped, self._map = self._map, None
+        if mapped is not None:
+            mapped.close()
+        for descriptor in (self._descriptor, *self._others):
+            if _is(descriptor, self.key):  # somebody may have closed it, and the number be another file's by now
+                os.close(descriptor)
+        self._descriptor = -1
+        self._others.clear()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def linked(self) -> bool:
+        """Whether the name still leads to this very file."""
+        try:
+            status = os.stat(f"{segment.SHM_DIR}/{self.name}", follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) == self.key
+
+    @property
+    def shared(self) -> bool:
+        """True while somebody else in this process has it open too."""
+        return self._users > 1
+
+    # -- lives
+
+    @property
+    def life(self) -> int:
+        """This process's, 0 before `begin`."""
+        return self._life
+
+    def begin(self, life: int) -> None:
+        """Lock a byte for as long as this process lives, does not exec, and has the file open."""
+        self._set(fcntl.F_WRLCK, _LIFE + life)
+        self._life = life
+
+    def end(self) -> None:
+        """Give up this process's life. Idempotent."""
+        life, self._life = self._life, 0
+        if life:
+            self._set(fcntl.F_UNLCK, _LIFE + life)
+
+    def holder(self, life: int) -> int | None:
+        """Who holds a life: its pid as seen from this namespace, 0 if it cannot be seen from here, None for nobody."""
+        if life == self._life and self._life:
+            return os.getpid()
+        pid = self._find(_LIFE + life, 1)
+        return pid if pid is None else max(pid, 0)
+
+    def alive(self, life: int) -> bool:
+        """Whether the process of that life still is what it was."""
+        return self.holder(life) is not None
+
+    def lost(self) -> bool:
+        """True if this process had a life and holds it no longer: something closed a descriptor of the file."""
+        if not self._life:
+            return False
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _LIFE + self._life, 1, 0)
+        try:
+            if not _is(self._descriptor, self.key):
+                return True
+            answer = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, asked)  # type: ignore[attr-defined, unused-ignore]
+        except OSError as error:
+            return error.errno == errno.EBADF
+        return bool(_FLOCK.unpack(answer)[0] == fcntl.F_UNLCK)
+
+    # -- the bus lock
+
+    @contextmanager
+    def locked(self, timeout: float, holder: Callable[[], str]) -> Iterator[None]:
+        """Hold the bus lock, with signals held off; they are let in while it is waited for.
+
+        Whoever came first is first. Raises LockTimeoutError, whose message ends in what `holder` returns, after
+        `timeout` seconds, and LockHeldError, which is one, at once in a thread that has it.
+        """
+        if self._owner == threading.get_ident():
+            raise LockHeldError(f"lock of {self.name}: this very thread holds it, and was interrupted under it")
+        with signals.held_off():
+            try:
+                if not self._acquire(time.monotonic() + timeout):
+                    raise LockTimeoutError(f"lock of {self.name} not free within {timeout:g} s, held by {holder()}")
+                yield
+            finally:
+                # One call into C, nothing before it: with several threads, a signal handler may raise between any two.
+                leave_turn(self)
+        self._run_deferred()
+
+    def defer(self, departure: Callable[[], None]) -> None:
+        """Have something done once this thread, which holds the lock, has let go of it."""
+        self._deferred.append(departure)
+
+    def lock_holder(self) -> int | None:
+        """The pid, as `holder` gives it, of the process that has the bus lock; None if nobody else has."""
+        pid = self._find(_LOCK, 1)
+        return pid if pid is None else max(pid, 0)
+
+    def _acquire(self, deadline: float) -> bool:
+        while not _core.take_turn(self):
+            seen = _core.load(self._words(), _core.LIVES_RELEASES)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if self._turn.locked():
+                self._sleep(seen, min(left, _LINE_SLEEP), 1 << _core.LINE_THREADS)
+        return self._take() or self._queue(deadline)
+
+    def _sleep(self, seen: int, seconds: float, bits: int) -> None:
+        with signals.let_in():
+            _core.await_change(self._words(), _core.LIVES_RELEASES, seen, seconds, bits)
+
+    def _take(self) -> bool:
+        """Without queueing, if nobody queues."""
+        return self._find(_LINE, _TO_THE_END) is None and self._try(_LOCK)
+
+    def _queue(self, deadline: float) -> bool:
+        """Wait in line; False at the deadline."""
+        words = self._words()
+        if time.monotonic() >= deadline:
+            return False
+        ticket = _core.fetch_add(words, _core.LIVES_TICKETS, 1) % _TICKETS
+        while not self._try(_LINE + ticket):  # a word that lies: another one has that number
+            ticket = _core.fetch_add(words, _core.LIVES_TICKETS, 1) % _TICKETS
+        try:  # its byte is freed with the lock, by `leave_turn`
+            return self._stand(ticket, deadline)
+        finally:  # whoever stands behind us, if we give up, is woken by us, since nobody else would
+            _core.wake(words, _core.LIVES_RELEASES, _bit(ticket + 1))
+
+    def _stand(self, ticket: int, deadline: float) -> bool:
+        words = self._words()
+        seen_free = False
+        while True:
+            seen = _core.load(words, _core.LIVES_RELEASES)  # SYNC line: before we look who is before us
+            first = ticket == 0 or self._find(_LINE, ticket) is None
+            free = self._find(_LOCK, 1) is None
+            # Free at two looks in a row: the first in line does not come to take it (SIGSTOP, a debugger).
+            if free and (first or seen_free) and self._try(_LOCK):
+                _core.store(words, _core.LIVES_NEXT, ticket + 1)
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            seen_free = free
+            self._sleep(seen, min(left, _HEAD_SLEEP if first or free else _LINE_SLEEP), _bit(ticket))
+
+    def _run_deferred(self) -> None:
+        while self._deferred and self._owner != threading.get_ident():
+            try:
+                departure = self._deferred.popleft()
+            except IndexError:  # another thread took it
+                return
+            departure()
+
+    # -- the kernel
+
+    def _words(self) -> mmap.mmap:
+        if self._map is None:
+            raise ClosedError(f"{self.name} is closed")
+        return self._map
+
+    def _try(self, byte: int) -> bool:
+        try:
+            self._set(fcntl.F_WRLCK, byte)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def _set(self, kind: int, byte: int) -> None:
+        try:
+            fcntl.fcntl(self._descriptor, fcntl.F_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+        except OSError as error:
+            raise _refused(error, self.name) from None
+
+    def _find(self, first: int, length: int) -> int | None:
+        """The pid of another process with a lock in a range, None for none."""
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, length, 0)
+        try:
+            kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(self._descriptor, fcntl.F_GETLK, asked))
+        except OSError as error:
+            raise _refused(error, self.name) from None
+        return None if kind == fcntl.F_UNLCK else pid
 
 
-def _open_pidfd(pid: int) -> int | None:
-    """A pidfd, or None where the process is gone, the kernel has none to give, or a sandbox forbids it."""
+def _bit(ticket: int) -> int:
+    """Which of a futex's bits a ticket waits under: whoever is woken in vain looks, and sleeps on."""
+    return 1 << ticket % _core.LINE_THREADS
+
+
+def _is(descriptor: int, key: tuple[int, int]) -> bool:
     try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):
-        return None
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == key
+
+
+def _refused(error: OSError, name: str) -> OSError:
+    if error.errno in _REFUSED:
+        return AccessError(
+            error.errno, f"the file system of {segment.SHM_DIR} refuses record locks: {error.strerror}", name
+        )
+    return error
+
+
+_files: Final[dict[tuple[int, int], Lives]] = {}
+# Held by fork(), so that a child finds all files; re-entrant, for a signal handler may fork or open in between.
+_opening: Final = threading.RLock()
+
+
+def _after_fork_in_child() -> None:
+    """The child has none of the locks; closing its descriptors takes none from the parent."""
+    for lives in _files.values():
+        lives._life = 0
+        lives._turn = threading.Lock()
+        lives._owner = 0
+        lives._deferred.clear()
+        lives._close()
+    _files.clear()
+    _opening.release()
+
+
+os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_after_fork_in_child)

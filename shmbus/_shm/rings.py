@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from shmbus import _core
 from shmbus._shm import segment
 from shmbus._shm.failpoint import reach
-from shmbus._shm.names import object_prefix
 from shmbus._shm.segment import Segment
 from shmbus.errors import CorruptSegmentError
 
@@ -29,9 +28,10 @@ _Ring = TypeVar("_Ring", _core.BroadcastRing, _core.WorkRing)
 class Rings:
     """The rings of one bus that this process has attached to."""
 
-    def __init__(self, bus: str, *, writable: bool = True) -> None:
-        self.prefix: Final = object_prefix(bus) + "ring-"
+    def __init__(self, prefix: str, *, writable: bool = True, owner: int | None = None) -> None:
+        self.prefix: Final = prefix + "ring-"
         self._writable = writable
+        self._owner = owner
         self._broadcast: dict[int, _core.BroadcastRing] = {}
         self._work: dict[int, _core.WorkRing] = {}
 
@@ -106,7 +106,7 @@ class Rings:
         self._work.clear()
 
     def _attach(self, entry: RingEntry) -> object:
-        return Segment.attach(f"{self.prefix}{entry.id}", writable=self._writable).map
+        return Segment.attach(f"{self.prefix}{entry.id}", writable=self._writable, owner=self._owner).map
 
 
 def _id_of(name: str, prefix: str) -> int:

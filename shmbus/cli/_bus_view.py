@@ -89,9 +89,9 @@ def _headline(stats: BusStats) -> Text:
     if supervisor.state == "none":
         headline.append("no supervisor", style="bold red")
     elif supervisor.state == "stalled":
-        headline.append(f"supervisor {supervisor.pid} stalled", style="bold red")
+        headline.append(f"supervisor {supervisor.pid}{_where(supervisor.namespace)} stalled", style="bold red")
     else:
-        headline.append(f"supervisor {supervisor.pid}")
+        headline.append(f"supervisor {supervisor.pid}{_where(supervisor.namespace)}")
     age = duration(max(1, stats.time_ns - stats.created_ns))
     headline.append(SEPARATOR.join(["", plural(len(stats.topics), "topic"), size(stats.bytes), f"up {age}"]))
     return headline
@@ -222,7 +222,12 @@ def _participant_notes(stats: BusStats) -> Iterator[Text]:
     for participant in stats.participants:
         if participant.state in _ILL and participant.pid not in named:
             ill = _ILL[participant.state]
-            yield _note(f"process {participant.pid} {ill}, {participant.command}", "red")
+            yield _note(f"process {participant.pid}{_where(participant.namespace)} {ill}, {participant.command}", "red")
+
+
+def _where(namespace: int) -> str:
+    """Which PID namespace a pid is one of, where it is not ours."""
+    return f" of pid:[{namespace}]" if namespace else ""
 
 
 def _of(pid: int) -> str:

@@ -8,21 +8,19 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import SHM, Processes, entries, eventually, line
+from support import SHM, Processes, entries, line
 
 from shmbus._shm import segment as _segment
-from shmbus._shm.segment import FileLock, Segment
+from shmbus._shm.segment import Segment
 from shmbus.errors import (
     AccessError,
     ClosedError,
     ConfigError,
     CorruptSegmentError,
-    LockTimeoutError,
     NoSpaceError,
 )
 
@@ -233,7 +231,7 @@ def test_attach_to_nothing(name: str) -> None:
 @pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "../etc/passwd", "a\0b"])
 def test_names_stay_in_the_directory(bad: str) -> None:
     """A name that is no plain file name is ConfigError everywhere."""
-    for use in (Segment.attach, _segment.unlink, FileLock, lambda name: Segment.create(name, 1, fill)):
+    for use in (Segment.attach, _segment.unlink, lambda name: Segment.create(name, 1, fill)):
         with pytest.raises(ConfigError):
             use(bad)
 
@@ -293,92 +291,3 @@ def test_names_are_those_of_files(name: str) -> None:
         assert _segment.names(name) == [f"{name}-a", f"{name}-b"]
     finally:
         other.unlink()
-
-
-def test_lock_excludes(file: str) -> None:
-    """While one handle holds the lock another cannot get it, and is told who holds it."""
-    first, second = FileLock(file), FileLock(file)
-    with first.held(0, nobody):
-        assert not second.try_acquire()
-        assert not first.try_acquire()
-        for lock in (first, second):
-            with pytest.raises(LockTimeoutError, match="held by process 12"):
-                lock.acquire(0.01, lambda: "process 12")
-    assert second.try_acquire()
-    second.release()
-    second.release()
-    assert first.try_acquire()
-    first.release()
-
-
-def test_lock_is_released_by_an_error(file: str) -> None:
-    """An error inside the block goes up and frees the lock."""
-    lock = FileLock(file)
-    with pytest.raises(ZeroDivisionError), lock.held(0, nobody):
-        _ = 1 // 0
-    with FileLock(file).held(0, nobody):
-        assert not lock.try_acquire()
-
-
-def test_lock_excludes_threads(file: str) -> None:
-    """Threads on one handle and on several of them take turns: no increment is lost."""
-    shared = FileLock(file)
-    count = 0
-
-    def add(lock: FileLock) -> None:
-        nonlocal count
-        for _ in range(50):
-            with lock.held(PATIENT, nobody):
-                seen = count
-                os.sched_yield()
-                count = seen + 1
-
-    threads = [threading.Thread(target=add, args=(lock,)) for lock in (shared, shared, FileLock(file))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert count == 150
-
-
-def test_release_does_not_wait_for_copies(file: str) -> None:
-    """A release counts at once, though a child between its fork and its hook still shares the descriptor."""
-    lock = FileLock(file)
-    lock.acquire(0, nobody)
-    assert lock._file is not None
-    copy = os.dup(lock._file.fileno())
-    lock.release()
-    other = FileLock(file)
-    assert other.try_acquire()
-    other.release()
-    os.close(copy)
-
-
-def test_lock_moves_on_to_the_new_file(file: str) -> None:
-    """Whoever waits for the lock of a file that is replaced gets the lock of the new file."""
-    holder, waiter, witness = FileLock(file), FileLock(file), FileLock(file)
-    holder.acquire(0, nobody)
-    thread = threading.Thread(target=waiter.acquire, args=(PATIENT, nobody))
-    thread.start()
-    eventually(lambda: waiter._file is not None, "the waiter has opened the old file")
-    # In one step: the lock of a file that is gone, were it for an instant, is an error.
-    Segment.create(f"{file}-new", SIZE, fill).close()
-    os.rename(f"/dev/shm/{file}-new", f"/dev/shm/{file}")
-    holder.release()
-    thread.join()
-    assert not witness.try_acquire()
-    waiter.release()
-    assert witness.try_acquire()
-    witness.release()
-
-
-def test_lock_of_a_missing_file(name: str) -> None:
-    """The lock of a file that is gone is FileNotFoundError, and the handle is free to try again later."""
-    lock = FileLock(name)
-    with pytest.raises(FileNotFoundError):
-        lock.acquire(PATIENT, nobody)
-    with pytest.raises(FileNotFoundError):
-        lock.try_acquire()
-    Segment.create(name, SIZE, fill).close()
-    assert lock.try_acquire()
-    lock.release()

@@ -16,6 +16,7 @@ from support import SHM, Processes, child_environment, entries, eventually, line
 
 import shmbus
 from shmbus import diagnostics, inspect
+from shmbus._shm.names import object_prefix
 from shmbus.stats import BusStats
 
 PATIENT = 60.0
@@ -325,7 +326,7 @@ def test_doctor() -> None:
 
 def test_doctor_names_leftovers(bus_name: str) -> None:
     """An object whose bus is gone is reported with the command that removes it."""
-    names = [f"shmbus-{bus_name}:ring-1", f"sem.shmbus-{bus_name}:pub-0"]
+    names = [f"{object_prefix(bus_name)}ring-1", f"sem.{object_prefix(bus_name)}pub-0"]
     for name in names:
         (SHM / name).write_bytes(bytes(4096))
     advice = [f.advice for f in diagnostics.examine() if f.check == "leftovers" and bus_name in f.value]

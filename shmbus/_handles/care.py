@@ -1,0 +1,131 @@
+"""Care for a bus: what its participants do for it while they wait, so that no supervisor is needed.
+
+May touch: the start of an automatic supervisor; through the session, what a supervisor may touch.
+
+Must stay true:
+- While a supervisor is at work, a participant reads a few words once a second and makes no change.
+- Where none is, be it stopped, dead or not to be had, whoever waits reclaims the dead: nobody waits for them for long.
+- Nothing here waits for the bus lock, but for the start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from shmbus import _core
+from shmbus._ledger import departures, reclaim
+from shmbus._shm import spawn
+from shmbus.errors import ClosedError, CorruptSegmentError, LockTimeoutError, ReclaimedError, ShmbusError
+
+if TYPE_CHECKING:
+    from shmbus._handles.session import Session
+    from shmbus._shm.lives import Lives
+
+BOUND: Final = 1.0
+"""Seconds of the longest sleep: what a wake-up that got lost with its sender costs."""
+_FRESH_NS: Final = 3_000_000_000  # a supervisor beats once a second; the wall clock, for no time namespace shifts it
+_SPAWN_AGAIN: Final = 30.0  # seconds until a supervisor that could not be started is tried again
+
+_log = logging.getLogger("shmbus.bus")
+
+
+class Care:
+    """What one session does."""
+
+    def __init__(self, session: Session) -> None:
+        self._session: Final = session
+        self._next_look = time.monotonic() + BOUND
+        self._next_spawn = 0.0
+        self._crowd_version = -1
+        self._crowded = False
+
+    def crowded(self) -> bool:
+        """More processes on this bus than cores: a spin would only keep somebody from running."""
+        version = _core.load(self._session.map, _core.BUS_VERSION)
+        if version != self._crowd_version:
+            lives = {p.life for p in self._session.registry.read().participants}
+            self._crowded = len(lives) > len(os.sched_getaffinity(0))
+            self._crowd_version = version
+        return self._crowded
+
+    def look(self) -> None:
+        """About once a second, look after the bus. Raises ClosedError and ReclaimedError."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + BOUND
+        if self._session.registry.removed:
+            raise ClosedError(f"bus {self._session.bus!r} was removed")
+        if self._session.registry.lives.lost():
+            problem = lost(self._session.registry.lives)
+            _log.critical("bus %s: %s; what this process holds is given to others", self._session.bus, problem)
+            raise ReclaimedError(problem)
+        if self.heard():
+            return
+        if not self._session.registry.linked():
+            self._vanished()
+        self._stand_in()
+
+    def _vanished(self) -> NoReturn:
+        """Somebody removed the files: nobody who is still here will meet anybody new. Tell all."""
+        reclaim.mark_removed(self._session.map)
+        with suppress(CorruptSegmentError):
+            self._session.wake_everybody(self._session.registry.read())
+        raise ClosedError(f"bus {self._session.bus!r} was removed: its files in /dev/shm are gone")
+
+    def heard(self) -> bool:
+        """True if a supervisor was at work a moment ago, who looks after all of this."""
+        if _core.load(self._session.map, _core.BUS_SUPERVISOR_LIFE) == 0:
+            return False
+        return abs(time.time_ns() - _core.load(self._session.map, _core.BUS_SUPERVISOR_BEAT)) < _FRESH_NS
+
+    def _stand_in(self) -> None:
+        """No supervisor is at work: start one unless one is there, and do its most urgent work meanwhile."""
+        try:  # whoever waits, maybe in an event loop, waits for an event and not for a lock
+            if not self.supervised():
+                self.ensure_supervisor(timeout=0)
+            document = self._session.registry.read()
+            dead = reclaim.dead_participants(document, self._session.registry.lives)
+            if dead or departures.drained(document, self._session.rings):
+                with self._session.locked(timeout=0) as change:
+                    self._session.reclaim_dead(change)
+                    departures.sweep(change, self._session.rings)
+        except (LockTimeoutError, FileNotFoundError):
+            pass  # at the next look
+
+    def supervised(self) -> bool:
+        """True if a supervisor lives, be it at work or not."""
+        life = _core.load(self._session.map, _core.BUS_SUPERVISOR_LIFE)
+        return life != 0 and self._session.registry.lives.alive(life)
+
+    def ensure_supervisor(self, timeout: float) -> None:
+        """Start an automatic supervisor unless one runs, or was started a moment ago.
+
+        Where it cannot be started that is said, once, and the participants do without.
+        """
+        if not self._session.supervise or self.supervised() or time.monotonic() < self._next_spawn:
+            return
+        with self._session.locked(timeout):
+            now = time.time_ns()
+            since = now - _core.load(self._session.map, _core.BUS_SUPERVISOR_SPAWNED)
+            if 0 <= since < spawn.START_NS or self.supervised():
+                return
+            _core.store(self._session.map, _core.BUS_SUPERVISOR_SPAWNED, now)
+        try:
+            spawn.spawn_supervisor(self._session.bus)
+        except (OSError, ShmbusError) as error:
+            if self._next_spawn == 0.0:
+                _log.warning("bus %s has no supervisor, its participants stand in: %s", self._session.bus, error)
+            self._next_spawn = time.monotonic() + _SPAWN_AGAIN
+
+
+def lost(lives: Lives) -> str:
+    """The sentence for a process that lives and has lost the proof of it."""
+    return (
+        f"this process no longer holds its byte of {lives.name}: something closed a descriptor of that file"
+        " (os.closerange, or a library that makes a daemon of the process): open the bus after that"
+    )
