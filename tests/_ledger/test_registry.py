@@ -12,7 +12,7 @@ from events import ORDERS, Order, take
 from support import SHM, Processes, entries, line
 
 import shmbus
-from shmbus import Bus, _core
+from shmbus import Bus, _core, inspect
 
 # -- many at once
 from shmbus._shm.names import segment_name
