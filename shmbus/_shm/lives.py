@@ -26,7 +26,7 @@ import struct
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from shmbus import _core
@@ -132,7 +132,8 @@ class Lives:
     def _close(self) -> None:
         mapped, self._map = self._map, None
         if mapped is not None:
-            mapped.close()
+            with suppress(BufferError):  # another thread waits for the lock: unmapped when it has let go
+                mapped.close()
         for descriptor in (self._descriptor, *self._others):
             if _is(descriptor, self.key):  # somebody may have closed it, and the number be another file's by now
                 os.close(descriptor)
