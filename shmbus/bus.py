@@ -14,13 +14,12 @@ import functools
 import os
 import sys
 import threading
-import time
 import warnings
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
-from shmbus._handles.session import LEAVE_TIMEOUT, Session
+from shmbus._handles.session import Session
 from shmbus._handles.waiting import IDLE_MODES
 from shmbus._ledger import books, departures, members
 from shmbus.errors import ClosedError, ConfigError, CorruptSegmentError
@@ -298,13 +297,10 @@ class Bus:
 
         Takes a second at most: where the bus lock is not to be had by then, others reclaim what is left.
         """
-        self._close(LEAVE_TIMEOUT)
-
-    def _close(self, timeout: float) -> None:
         if self._session.closed:
             return
         with ExitStack() as stack:  # all of it, also where a corrupt segment does not let one of them go
-            stack.callback(self._session.close, timeout)
+            stack.callback(self._session.close)
             if os.getpid() == self._session.pid:
                 with self._lock:
                     handles = list(self._handles)
@@ -364,11 +360,10 @@ def _or(undo: Callable[[], object]) -> Iterator[None]:
 
 
 def _close_all() -> None:
-    """At interpreter exit: leave in good order, so that nothing is on the books as a death. A second for all buses."""
-    deadline = time.monotonic() + LEAVE_TIMEOUT
+    """At interpreter exit: leave in good order, so that nothing is on the books as a death."""
     for bus in list(_open_buses):
         with suppress(ClosedError, CorruptSegmentError):  # there is nobody left to tell
-            bus._close(max(0.0, deadline - time.monotonic()))
+            bus.close()
 
 
 @functools.lru_cache(maxsize=1)

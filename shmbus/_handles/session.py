@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -62,6 +63,8 @@ class Session:
         self.pid: Final = os.getpid()
         self.closed = False
         self._care: Final = Care(self)
+        self._late: Final[deque[Callable[[Change], None]]] = deque()
+        self._leaving_late = False
 
     @classmethod
     def open(cls, bus: str, *, create: bool, supervise: bool, stall_ns: int | None) -> Session:
@@ -250,35 +253,42 @@ class Session:
         """Take something of ours off the document: now, or as soon as the lock is to be had.
 
         A thread that holds the lock itself (a signal handler or finaliser came in between) does it when it lets go.
-        Otherwise it is waited for a second, and then done by a thread of its own.
+        Otherwise it is waited for a second, once however many leave, and then done by a thread of its own.
         """
         try:
-            with self.locked(LEAVE_TIMEOUT) as change:
+            with self.locked(self._patience()) as change:
                 leave(change)
         except LockHeldError:
             self.registry.lives.defer(lambda: self.depart(leave))
         except LockTimeoutError:
-            _start(lambda: self._depart_late(leave))
+            self._late.append(leave)
+            if not self._leaving_late:
+                self._leaving_late = _start(self._depart_late)
         except (ClosedError, ForkedError, ReclaimedError):
             pass  # the bus, or our part in it, is gone, and with it what there was to leave
 
-    def _depart_late(self, leave: Callable[[Change], None]) -> None:
-        while not self.closed:
+    def _patience(self) -> float:
+        return 0.0 if self.registry.lives.held_up else LEAVE_TIMEOUT
+
+    def _depart_late(self) -> None:
+        while self._late and not self.closed:
             try:
                 with self.locked() as change:
                     reach("departure.late")
-                    leave(change)
+                    while self._late:
+                        self._late[0](change)
+                        self._late.popleft()
             except LockTimeoutError as error:
-                _log.warning("bus %s: a handle cannot leave yet: %s", self.bus, error)
+                _log.warning("bus %s: handles cannot leave yet: %s", self.bus, error)
             except (ClosedError, ForkedError, ReclaimedError):
-                return
-            else:
-                return
+                break
+        self._leaving_late = False
 
-    def close(self, timeout: float = LEAVE_TIMEOUT) -> None:
+    def close(self) -> None:
         """Leave the bus, with all that is still open; the last one to leave removes it, unless a group is owed events.
 
-        Waits `timeout` seconds at most: what was not done then is reclaimed, as of the dead.
+        Waits a second at most, and not at all where somebody of this process has just waited for that long: what was
+        not done then is reclaimed, as of the dead.
         """
         if self.closed or self.inherited:
             self.closed = True
@@ -286,7 +296,7 @@ class Session:
         self.closed = True
         later = False
         try:
-            with self.registry.locked(timeout) as change:
+            with self.registry.locked(self._patience()) as change:
                 self._leave(change)
         except LockHeldError:
             self.registry.lives.defer(self._leave_late)
@@ -303,6 +313,8 @@ class Session:
     def _leave(self, change: Change) -> None:
         if not self.registry.removed:
             reclaim.reclaim(change, self.rings, self.participant, dead=False)
+            if not self._care.heard():
+                self.reclaim_dead(change)
             reclaim.remove_if_unused(change, self.rings)
 
     def _leave_late(self) -> None:

@@ -69,6 +69,8 @@ class Lives:
         self._turn = threading.Lock()
         self._owner = 0  # the thread that has the turn
         self._deferred: deque[Callable[[], None]] = deque()
+        self.held_up = False
+        """The last wait for the lock was in vain: who only wants to leave need not wait again."""
 
     @classmethod
     def open(cls, name: str, *, create: bool = False, writable: bool = True, owner: int | None = None) -> Lives:
@@ -208,7 +210,8 @@ class Lives:
             raise LockHeldError(f"lock of {self.name}: this very thread holds it, and was interrupted under it")
         with signals.held_off():
             try:
-                if not self._acquire(time.monotonic() + timeout):
+                self.held_up = not self._acquire(time.monotonic() + timeout)
+                if self.held_up:
                     raise LockTimeoutError(f"lock of {self.name} not free within {timeout:g} s, held by {holder()}")
                 yield
             finally:
