@@ -6,7 +6,7 @@ segment; read-only ones serve the reading methods.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Generic, TypedDict, TypeVar
+from typing import Any, Final, Generic, TypedDict, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -18,6 +18,7 @@ MAX_WORKERS: Final[int]
 MAX_CONSUMERS: Final[int]
 MAX_ATTEMPT: Final[int]
 MAX_HEADERS: Final[int]
+RECORD_LIMIT: Final[int]
 MIN_CAPACITY: Final[int]
 MAX_CAPACITY: Final[int]
 BUS_BYTES: Final[int]
@@ -83,6 +84,49 @@ def leave_turn(lives: Any, /) -> bool:
 
 def wake(buffer: Any, offset: int, bits: int, /) -> int:
     """Wake all who await a change of a word with one of `bits`; returns how many."""
+
+class Mapping:
+    """Shared memory of a file, as a buffer. It keeps no descriptor; the memory stays until the last buffer is released.
+
+    Indices give numbers, slices copies as bytes. Raises OSError where it cannot be mapped, and ClosedError for a new
+    buffer after `close`, which is idempotent.
+    """
+
+    def __new__(cls, descriptor: int, size: int, writable: bool, /) -> Mapping: ...
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, key: int, /) -> int: ...
+    @overload
+    def __getitem__(self, key: slice, /) -> bytes: ...
+    @overload
+    def __setitem__(self, key: int, value: int, /) -> None: ...
+    @overload
+    def __setitem__(self, key: slice, value: Any, /) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def close(self) -> None: ...
+
+SEMAPHORE_BYTES: Final[int]
+
+def semaphore_init(buffer: Any, /) -> None:
+    """A semaphore between processes, at zero."""
+
+def semaphore_post(buffer: Any, /) -> None: ...
+def semaphore_drain(buffer: Any, /) -> int:
+    """Take every post, and return how many there were."""
+
+def semaphore_wait(buffer: Any, seconds: float, /) -> bool:
+    """Wait by the monotonic clock: True when posted, False when over or when a signal came that raised nothing."""
+
+def start_process(
+    path: bytes, argv: list[bytes], environment: list[bytes], gaps: list[tuple[int, int]] | None, /
+) -> int:
+    """Start a detached process: 0, or with `gaps` the pid of the keeper whose child it is. Raises OSError."""
+
+def adopts_orphans() -> bool:
+    """Whether orphans become children of this process: it is PID 1, or a subreaper."""
+
+def own_addresses() -> tuple[int, int]:
+    """Addresses that a keeper needs: of the stack, and of the thread's own memory."""
 
 class LatencyTerms(TypedDict):
     """One consumer's latency line: events, estimated, and nanoseconds; a quantile is at most 19% above the sample's."""

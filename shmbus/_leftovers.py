@@ -11,7 +11,7 @@ import time
 from typing import Final, NamedTuple
 
 from shmbus import inspect
-from shmbus._shm import segment
+from shmbus._shm import place
 from shmbus._shm.names import PREFIX, parse, segment_name
 from shmbus.errors import AccessError, BusNotFoundError, ShmbusError
 
@@ -45,7 +45,7 @@ def _look() -> dict[tuple[str, int], Leftover]:
 def _entries() -> dict[tuple[str, int], list[str]]:
     """The names in /dev/shm that belong to shmbus, of whatever kind, by bus and user."""
     entries: dict[tuple[str, int], list[str]] = {}
-    for name in sorted(os.listdir(segment.SHM_DIR)):
+    for name in sorted(os.listdir(place.SHM_DIR)):
         plain = name.removeprefix(_SEMAPHORE)
         if plain.startswith(PREFIX) and not plain.startswith(DOCTOR):
             bus, uid, _ = parse(plain) or (plain.removeprefix(PREFIX).split(":")[0], -1, "")

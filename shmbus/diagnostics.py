@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from shmbus import _leftovers
-from shmbus._shm import segment, waker
+from shmbus._shm import place, segment, waker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,9 +109,9 @@ def check_libc() -> Finding:
 
 def check_mount() -> Finding:
     """Whether /dev/shm is a tmpfs that can be written to."""
-    mount = _mount_of(segment.SHM_DIR)
+    mount = _mount_of(place.SHM_DIR)
     if mount is None:
-        if not os.path.isdir(segment.SHM_DIR):
+        if not os.path.isdir(place.SHM_DIR):
             return Finding("/dev/shm", "fail", "missing", "mount -t tmpfs -o size=1g shm /dev/shm")
         return Finding("/dev/shm", "warn", "a folder, not a mount", "mount -t tmpfs -o size=1g shm /dev/shm")
     shown = f"{mount.kind} ({mount.options})"
@@ -124,7 +124,7 @@ def check_mount() -> Finding:
 
 def check_room() -> Finding:
     """Whether /dev/shm has room for more than a few rings."""
-    status = os.statvfs(segment.SHM_DIR)
+    status = os.statvfs(place.SHM_DIR)
     total, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
     shown = f"{_mib(total)}, {_mib(total - free)} used, {_mib(free)} free"
     if status.f_files and not status.f_favail:

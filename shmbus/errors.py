@@ -9,8 +9,10 @@
     ├── EventTypeError (TypeError)        an event of another type than the topic's; nothing was written
     ├── EventTooLargeError (ValueError)   an event that the ring can never hold; nothing was written
     ├── NoSpaceError (OSError)            /dev/shm cannot hold the segment; nothing was created
+    ├── NoSharedMemoryError (OSError)     /dev/shm is missing, read-only, or no directory
     ├── AccessError (PermissionError)     another user's bus, a symlink, another PID namespace
     ├── CapacityError                     a table of the bus is full (consumers, workers, publishers, ...)
+    │   └── ResourceLimitError (OSError)  the process or the system has no descriptor, process or memory left; .limit
     ├── LockTimeoutError (TimeoutError)   the bus lock is held by a live process that does not let go
     ├── ClosedError                       the handle or its bus is closed
     ├── ForkedError                       the handle was inherited through fork(); open the bus again here
@@ -31,6 +33,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_RECORD_LIMIT = 0xFFFFFFF8  # bytes; as layout.h says, which this module cannot ask
 
 
 class ShmbusError(Exception):
@@ -86,9 +90,8 @@ class EventTooLargeError(ShmbusError, ValueError):
     """The encoded event exceeds what its ring can ever hold; nothing was written."""
 
     def __init__(self, topic: str, size: int, maximum: int) -> None:
-        super().__init__(
-            f"event too large for topic {topic!r}: {size} bytes, at most {maximum} (a quarter of the ring's capacity)"
-        )
+        why = "what a record can hold" if maximum >= _RECORD_LIMIT else "a quarter of the ring's capacity"
+        super().__init__(f"event too large for topic {topic!r}: {size} bytes, at most {maximum} ({why})")
         self.topic = topic
         self.size = size
         self.maximum = maximum
@@ -107,12 +110,47 @@ class NoSpaceError(ShmbusError, OSError):
         self.free = free
 
 
+class NoSharedMemoryError(ShmbusError, OSError):
+    """/dev/shm is not there, or cannot be written to; the message says what to do."""
+
+
 class AccessError(ShmbusError, PermissionError):
     """Not ours to open: another user's segment, a symlink, or another PID namespace."""
 
 
 class CapacityError(ShmbusError):
     """A table of the bus is full; the message names the table and its size."""
+
+
+class ResourceLimitError(CapacityError, OSError):
+    """A limit of the process, or of the system, is reached.
+
+    `limit` names it, `value` is where it stands (-1: unlimited, -2: unknown).
+
+    The operating system's own error of that number, so that `except OSError` has it too.
+    """
+
+    def __init__(self, errno: int, limit: str, value: int, advice: str) -> None:
+        super().__init__(errno, f"{limit} reached: { {-1: 'unlimited', -2: 'unknown'}.get(value, value) } ({advice})")
+        self.limit = limit
+        self.value = value
+
+    @classmethod
+    def of_descriptors(cls, errno: int) -> ResourceLimitError:
+        """No descriptor left to this process."""
+        return cls(errno, "RLIMIT_NOFILE", _soft("NOFILE"), "this process has no descriptor left: ulimit -n")
+
+    @classmethod
+    def of_processes(cls, errno: int) -> ResourceLimitError:
+        """No process left to this user, or to the cgroup."""
+        advice = "no process can be started: ulimit -u, or pids.max of the cgroup (docker run --pids-limit)"
+        return cls(errno, "RLIMIT_NPROC", _soft("NPROC"), advice)
+
+
+def _soft(name: str) -> int:
+    import resource  # here, for only an error needs it
+
+    return resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
 
 
 class LockTimeoutError(ShmbusError, TimeoutError):

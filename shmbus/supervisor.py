@@ -26,10 +26,9 @@ from shmbus import _core
 from shmbus._handles.session import Session
 from shmbus._ledger import books, departures, reclaim
 from shmbus._ledger.registry import Registry
-from shmbus._shm import processes
+from shmbus._shm import descriptors, place, processes
 from shmbus._shm.failpoint import reach
 from shmbus._shm.rings import Rings
-from shmbus._shm.segment import SHM_DIR
 from shmbus._shm.waker import Sleeper
 from shmbus._shm.watch import Watch
 from shmbus.errors import BusNotFoundError, ClosedError, LockTimeoutError, ShmbusError
@@ -131,8 +130,8 @@ def _open_office(bus: str) -> int:
         with registry.locked():
             if registry.removed:
                 raise ClosedError(f"bus {bus!r} was removed")
-            path = f"{SHM_DIR}/{registry.prefix}office"
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            path = place.path_of(f"{registry.prefix}office")
+            return descriptors.open_file(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     finally:
         registry.close()
 

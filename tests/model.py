@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 RECORD_HEADER, ALIGN = 24, 8
+RECORD_LIMIT = 0xFFFFFFF8
 Loss = tuple[int, int, int]
 """(count, first sequence, last sequence), zeros where nothing was lost."""
 
@@ -78,8 +79,8 @@ def padding(capacity: int, head: int, size: int) -> int:
 
 def maximum(capacity: int) -> int:
     """The largest body: with padding it takes at most half of the ring, so it fits into an empty one wherever
-    it is."""
-    return capacity // 4 - RECORD_HEADER
+    it is; and its length has 32 bits in the record's header."""
+    return min(capacity // 4 - RECORD_HEADER, RECORD_LIMIT)
 
 
 def check_size(capacity: int, headers: bytes, payload: bytes) -> None:

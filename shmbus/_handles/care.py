@@ -58,6 +58,7 @@ class Care:
         if now < self._next_look:
             return
         self._next_look = now + BOUND
+        spawn.reap()
         if self._session.registry.removed:
             raise ClosedError(f"bus {self._session.bus!r} was removed")
         if self._session.registry.lives.lost():
@@ -116,6 +117,9 @@ class Care:
                 return
             _core.store(self._session.map, _core.BUS_SUPERVISOR_SPAWNED, now)
         try:
+            reason = spawn.can_spawn()
+            if reason is not None:
+                raise ShmbusError(reason)
             spawn.spawn_supervisor(self._session.bus)
         except (OSError, ShmbusError) as error:
             if self._next_spawn == 0.0:

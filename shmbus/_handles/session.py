@@ -21,7 +21,7 @@ from shmbus import _core
 from shmbus._handles.care import Care, lost
 from shmbus._ledger import members, reclaim
 from shmbus._ledger.registry import LOCK_TIMEOUT, Registry
-from shmbus._shm import processes
+from shmbus._shm import processes, spawn
 from shmbus._shm.failpoint import reach
 from shmbus._shm.lives import LockHeldError
 from shmbus._shm.rings import Rings
@@ -295,6 +295,7 @@ class Session:
             return
         self.closed = True
         later = False
+        self.tell_supervisor()  # now too: once the bus is removed, its channel has no name to be opened by
         try:
             with self.registry.locked(self._patience()) as change:
                 self._leave(change)
@@ -327,6 +328,7 @@ class Session:
 
     def _let_go(self) -> None:
         self.tell_supervisor()
+        spawn.reap(self.bus if self.registry.removed else "")
         self.posts.close()
         self.rings.clear()  # the bus segment stays mapped until the last handle, maybe in a wait, has let go
         self.registry.lives.close()

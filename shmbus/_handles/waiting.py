@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeV
 from shmbus import _core
 from shmbus._handles.care import BOUND
 from shmbus._handles.session import Session
+from shmbus._shm import descriptors
 from shmbus._shm.waker import Sleeper
 from shmbus.errors import ClosedError, ConfigError, Empty, ForkedError
 
@@ -55,7 +56,8 @@ class Parking:
         """Sleep in an event loop, on the channel's FIFO, until woken, but at most `seconds`; False then."""
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
-        descriptor = os.dup(self.sleeper.fifo())  # ours: the number must not be another's when close() overtakes us
+        # Ours: the number must not be another's when close() overtakes us.
+        descriptor = descriptors.duplicate(self.sleeper.fifo())
         self.sleeper.drain_fifo()
         loop.add_reader(descriptor, lambda: None if woken.done() else woken.set_result(None))
         _core.fetch_or(self._map, self._awaiting, self._bit)  # before the parked bit: a waker reads it after

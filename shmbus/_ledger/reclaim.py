@@ -22,8 +22,6 @@ from shmbus._shm.failpoint import reach
 from shmbus._shm.names import object_prefix, segment_name
 
 if TYPE_CHECKING:
-    import mmap
-
     from shmbus._ledger.document import Document, Participant
     from shmbus._ledger.registry import Change, Registry
     from shmbus._shm.lives import Lives
@@ -69,6 +67,7 @@ def dead_participants(document: Document, lives: Lives) -> list[Participant]:
 def repair(change: Change, rings: Rings) -> None:
     """After a death under the lock: remove the segments that the document does not know."""
     orphans = rings.remove_orphans({r.id for r in change.document.rings})
+    orphans += segment.remove_temporaries(object_prefix(change.bus))
     if orphans:
         _log.warning("removed what a dead process left half-made: %s", ", ".join(orphans))
 
@@ -91,7 +90,7 @@ def remove_bus(change: Change) -> None:
     unlink_all(change.bus, change.registry.uid)
 
 
-def mark_removed(memory: mmap.mmap) -> None:
+def mark_removed(memory: _core.Mapping) -> None:
     """Let every handle of a bus know that it is gone."""
     _core.store(memory, _core.BUS_REMOVED, 1)
     for index in range(_core.MAX_TOPICS):

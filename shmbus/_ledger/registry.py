@@ -38,7 +38,6 @@ from shmbus.errors import (
 )
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Iterator
 
 LOCK_TIMEOUT: Final = 30.0  # seconds; a change takes a millisecond, so this is a holder that was stopped
@@ -262,7 +261,7 @@ def _slot_at(version: int) -> int:
     return _core.DOCUMENTS + (version & 1) * _core.DOCUMENT_BYTES
 
 
-def _raw_document(memory: mmap.mmap, version: int) -> bytes | None:
+def _raw_document(memory: _core.Mapping, version: int) -> bytes | None:
     at = _slot_at(version)
     length = _core.load(memory, at + _core.DOCUMENT_LENGTH)
     if length > _ROOM:
@@ -271,7 +270,7 @@ def _raw_document(memory: mmap.mmap, version: int) -> bytes | None:
     return raw if zlib.crc32(raw) == _core.load(memory, at + _core.DOCUMENT_CHECKSUM) else None
 
 
-def _write_document(memory: mmap.mmap, version: int, body: bytes) -> None:
+def _write_document(memory: _core.Mapping, version: int, body: bytes) -> None:
     at = _slot_at(version)
     memory[at + _core.DOCUMENT_BODY : at + _core.DOCUMENT_BODY + len(body)] = body
     _core.store(memory, at + _core.DOCUMENT_LENGTH, len(body))
@@ -285,7 +284,7 @@ def _decode(raw: bytes) -> Document:
         raise CorruptSegmentError(f"registry document cannot be: {error}") from error
 
 
-def _fill(memory: mmap.mmap, document: Document) -> None:
+def _fill(memory: _core.Mapping, document: Document) -> None:
     boot = struct.unpack("<2Q", processes.boot_id())
     struct.pack_into("<5Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, time.time_ns())
     _write_document(memory, 0, _document.encode(document))

@@ -30,10 +30,35 @@ int encoding_bytes(Producer *self, PyObject *payload, part *out) {
     return 0;
 }
 
+/* The subclass raises EventTooLargeError, which carries the values. */
+static int check_size(Producer *self, uint64_t headers, uint64_t length) {
+    uint64_t maximum = record_maximum(self->ring->view.capacity), size = ((headers + 7) & ~(uint64_t)7) + length;
+    if (size <= maximum)
+        return 0;
+    PyObject *result = PyObject_CallMethod((PyObject *)self, "_too_large", "KK", (unsigned long long)size,
+                                           (unsigned long long)maximum);
+    Py_XDECREF(result);
+    return -1;
+}
+
+/* The bytes of a raw topic's event. What is too large is refused before it is copied: it may be larger than memory. */
+static PyObject *raw_bytes(Producer *self, PyObject *event, uint64_t headers) {
+    Py_buffer view;
+    if (PyBytes_CheckExact(event))
+        return Py_NewRef(event);
+    if (PyObject_GetBuffer(event, &view, PyBUF_FULL_RO) < 0)
+        return NULL;
+    Py_ssize_t length = view.len;
+    PyBuffer_Release(&view);
+    if (guard_check(&self->guard, "publisher") < 0) /* a buffer may be made by Python code */
+        return NULL;
+    return check_size(self, headers, (uint64_t)length) < 0 ? NULL : PyBytes_FromObject(event);
+}
+
 /* Encodes an event into a new bytes object, or into the scratch if that is `mine`; raw topics pass bytes through. */
-static PyObject *encode_as(Producer *self, PyObject *event, bool mine) {
+static PyObject *encode_as(Producer *self, PyObject *event, uint64_t headers, bool mine) {
     if (self->encode == Py_None)
-        return PyBytes_CheckExact(event) ? Py_NewRef(event) : PyBytes_FromObject(event);
+        return raw_bytes(self, event, headers);
     if (!mine)
         return call_one(self->encode, event);
     PyObject *done = call_two(self->into, event, self->scratch);
@@ -44,23 +69,11 @@ static PyObject *encode_as(Producer *self, PyObject *event, bool mine) {
 /* The event's payload; a new reference. The encoder may run Python code, which may close us. */
 PyObject *encoding_one(Producer *self, PyObject *event, uint64_t headers, bool mine) {
     part p;
-    PyObject *payload = check_type(self, event) < 0 ? NULL : encode_as(self, event, mine);
-    if (!payload)
-        return NULL;
-    if (guard_check(&self->guard, "publisher") < 0 || encoding_bytes(self, payload, &p) < 0) {
-        Py_DECREF(payload);
-        return NULL;
-    }
-    uint64_t maximum = record_maximum(self->ring->view.capacity),
-             size = ((headers + 7) & ~(uint64_t)7) + p.payload_length;
-    if (size <= maximum)
-        return payload;
-    /* the subclass raises EventTooLargeError, which carries the values */
-    PyObject *result = PyObject_CallMethod((PyObject *)self, "_too_large", "KK", (unsigned long long)size,
-                                           (unsigned long long)maximum);
-    Py_XDECREF(result);
-    Py_DECREF(payload);
-    return NULL;
+    PyObject *payload = check_type(self, event) < 0 ? NULL : encode_as(self, event, headers, mine);
+    if (payload && (guard_check(&self->guard, "publisher") < 0 || encoding_bytes(self, payload, &p) < 0 ||
+                    check_size(self, headers, p.payload_length) < 0))
+        Py_CLEAR(payload);
+    return payload;
 }
 
 /* The payloads of all events, as a list of bytes objects. */

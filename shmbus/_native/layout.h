@@ -122,6 +122,8 @@ typedef struct bus_segment {
 #define RECORD_EVENT 1u
 #define RECORD_PAD 2u /* fills the ring up to its end; carries the sequence of the record that follows */
 #define MAX_HEADERS 0xffffu
+#define RECORD_LIMIT                                                                                                   \
+    0xfffffff8ull /* what `length` can say, so that it can still be rounded up to a multiple of eight */
 
 typedef struct loss_record { /* events that one consumer will not get, for one cause */
     word count;

@@ -92,7 +92,8 @@ static inline uint64_t record_span(uint64_t length) {
 }
 
 static inline uint64_t record_maximum(uint64_t capacity) { /* bytes of headers and payload; leaves room for padding */
-    return capacity / 4 - RECORD_HEADER;
+    uint64_t quarter = capacity / 4 - RECORD_HEADER;
+    return quarter < RECORD_LIMIT ? quarter : RECORD_LIMIT;
 }
 
 static inline cursor_slot *slot_of(const ring_view *view, unsigned slot) {

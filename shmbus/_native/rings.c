@@ -325,7 +325,7 @@ static void tap_dealloc(PyObject *object) {
 
 static PyObject *tap_record(Tap *self, const record *r) {
     uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
-    PyObject *copy = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)((r->length + 7u) & ~(uint64_t)7));
+    PyObject *copy = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(((uint64_t)r->length + 7) & ~(uint64_t)7));
     if (!copy)
         return NULL;
     const char *body = PyBytes_AsString(copy);

@@ -12,6 +12,9 @@ import signal
 from typing import Final
 
 POINTS: Final = (
+    "segment.begun",
+    "segment.filled",
+    "segment.linked",
     "lock.taken",
     "lock.releasing",
     "commit.written",

@@ -20,18 +20,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import struct
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from shmbus import _core
 from shmbus._core import leave_turn
-from shmbus._shm import segment, signals
+from shmbus._shm import place, segment, signals
 from shmbus.errors import AccessError, ClosedError, LockTimeoutError, NoSpaceError
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class Lives:
         self.writable = writable
         self._descriptor = descriptor
         self._others: list[int] = []  # of the same file, to be closed with it and not before
-        self._map: mmap.mmap | None = None
+        self._map: _core.Mapping | None = None
         self._users = 1
         self._life = 0
         self._turn = threading.Lock()
@@ -89,7 +88,7 @@ class Lives:
     @classmethod
     def _known(cls, name: str) -> Lives | None:
         try:
-            status = os.stat(f"{segment.SHM_DIR}/{name}", follow_symlinks=False)
+            status = os.stat(f"{place.SHM_DIR}/{name}", follow_symlinks=False)
         except FileNotFoundError:
             return None
         return _files.get((status.st_dev, status.st_ino))
@@ -104,7 +103,7 @@ class Lives:
             found._others.append(found._descriptor)
             found._descriptor = descriptor
             if writable and found._map is None:
-                found.writable, found._map = True, mmap.mmap(descriptor, _core.LIVES_BYTES)
+                found.writable, found._map = True, _core.Mapping(descriptor, _core.LIVES_BYTES, True)
             found._users += 1
             return found
         try:
@@ -114,11 +113,11 @@ class Lives:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
             found = cls(name, descriptor, key, writable=writable)
             if writable:
-                found._map = mmap.mmap(descriptor, _core.LIVES_BYTES)
+                found._map = _core.Mapping(descriptor, _core.LIVES_BYTES, True)
         except OSError as error:
             os.close(descriptor)
             if error.errno == errno.ENOSPC:
-                raise NoSpaceError(error.errno, name, _core.LIVES_BYTES, segment.free_bytes()) from None
+                raise NoSpaceError(error.errno, name, _core.LIVES_BYTES, place.free_bytes()) from None
             raise
         _files[key] = found
         return found
@@ -134,8 +133,7 @@ class Lives:
     def _close(self) -> None:
         mapped, self._map = self._map, None
         if mapped is not None:
-            with suppress(BufferError):  # another thread waits for the lock: unmapped when it has let go
-                mapped.close()
+            mapped.close()  # another thread may wait for the lock: unmapped when it has let go
         for descriptor in (self._descriptor, *self._others):
             if _is(descriptor, self.key):  # somebody may have closed it, and the number be another file's by now
                 os.close(descriptor)
@@ -145,7 +143,7 @@ class Lives:
     def linked(self) -> bool:
         """Whether the name still leads to this very file."""
         try:
-            status = os.stat(f"{segment.SHM_DIR}/{self.name}", follow_symlinks=False)
+            status = os.stat(f"{place.SHM_DIR}/{self.name}", follow_symlinks=False)
         except FileNotFoundError:
             return False
         return (status.st_dev, status.st_ino) == self.key
@@ -286,7 +284,7 @@ class Lives:
 
     # -- the kernel
 
-    def _words(self) -> mmap.mmap:
+    def _words(self) -> _core.Mapping:
         if self._map is None:
             raise ClosedError(f"{self.name} is closed")
         return self._map
@@ -332,7 +330,7 @@ def _is(descriptor: int, key: tuple[int, int]) -> bool:
 def _refused(error: OSError, name: str) -> OSError:
     if error.errno in _REFUSED:
         return AccessError(
-            error.errno, f"the file system of {segment.SHM_DIR} refuses record locks: {error.strerror}", name
+            error.errno, f"the file system of {place.SHM_DIR} refuses record locks: {error.strerror}", name
         )
     return error
 

@@ -8,8 +8,9 @@ Python 3.13), a failed attach unlinks the owner's segment, an attacher can see s
 May touch: files of /dev/shm and their maps. Knows nothing of what a segment holds.
 
 Must stay true:
-- A name leads to a segment that is whole: created nameless, its memory reserved, initialised, then linked
-  into place in one step. A kill at any instant leaves either that or nothing.
+- A name leads to a segment that is whole: created under a temporary name, its memory reserved, initialised, then
+  linked into place in one step. A kill at any instant leaves either that, or a temporary file that nobody takes for
+  anything; `remove_temporaries` removes those of the dead, who hold no lock on theirs.
 - Nothing is mapped that is not a regular file of the user that its bus belongs to; no symlink is followed.
 
 Outside the promise: a process of the same user (or root) that truncates a segment by hand; the next access to
@@ -19,30 +20,24 @@ the lost part is SIGBUS.
 from __future__ import annotations
 
 import errno
-import mmap
+import fcntl
 import os
 import stat
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from shmbus.errors import (
-    AccessError,
-    ClosedError,
-    ConfigError,
-    CorruptSegmentError,
-    NoSpaceError,
-)
+from shmbus import _core
+from shmbus._shm import descriptors, place
+from shmbus._shm.failpoint import reach
+from shmbus.errors import AccessError, ClosedError, CorruptSegmentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SHM_DIR: Final = "/dev/shm"
-
-# EFBIG: beyond RLIMIT_FSIZE, or beyond what any file can hold.
-_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG})
 # What open() says of a symlink, a directory, a socket, another user's file.
 _NOT_OURS: Final = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM})
+
+_TEMPORARY: Final = "tmp-"  # behind the colon that ends the name of a bus: neither a ring nor a channel
 
 
 class Segment:
@@ -54,52 +49,65 @@ class Segment:
         self.size: Final = status.st_size
         self.inode: Final = status.st_ino
         self.writable: Final = writable
-        self._map: mmap.mmap | None = _map(fd, self.size, writable=writable)
+        self._map: _core.Mapping | None = None
+        try:
+            self._map = _core.Mapping(fd, self.size, writable)
+        except OSError as error:
+            raise place.unmappable(error, name, self.size) from None
+        place.note_user()
 
     @classmethod
-    def create(cls, name: str, size: int, initialise: Callable[[mmap.mmap], None]) -> Segment:
+    def create(cls, name: str, size: int, initialise: Callable[[_core.Mapping], object]) -> Segment:
         """Create a segment of `size` zero bytes, let `initialise` fill it, and give it its name.
 
         Nobody sees it before `initialise` has returned; of many that create one name at once, one succeeds.
-        Raises FileExistsError when the name is taken and NoSpaceError when /dev/shm cannot hold it.
+        Raises FileExistsError when the name is taken, NoSpaceError when /dev/shm cannot hold it, NoSharedMemoryError,
+        AccessError and ResourceLimitError.
         """
-        path = _path(name)
-        try:
-            fd = os.open(SHM_DIR, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        place.path_of(name)
+        while True:
             try:
-                return cls._fill_and_link(fd, name, size, initialise)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            if error.errno in _NO_SPACE:
-                raise NoSpaceError(error.errno, name, size, free_bytes()) from None
-            if error.errno == errno.EEXIST:
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
-            raise
+                segment = cls._make(name, size, initialise)
+            except OSError as error:
+                raise place.refused(error, name, size) from None
+            if segment is not None:
+                return segment
 
     @classmethod
-    def _fill_and_link(cls, fd: int, name: str, size: int, initialise: Callable[[mmap.mmap], None]) -> Segment:
-        os.posix_fallocate(fd, 0, size)
-        segment = cls(name, fd, writable=True)
-        directory = os.open(SHM_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _make(cls, name: str, size: int, initialise: Callable[[_core.Mapping], object]) -> Segment | None:
+        """None if the temporary file was removed meanwhile, by whoever removes all of the bus."""
+        temporary = _temporary(name)
+        fd = descriptors.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+        segment = None
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # held as long as this process makes it: it is no dead one's
+            reach("segment.begun")
+            os.fchmod(fd, 0o600)  # whatever the umask
+            place.reserve(fd, size)
+            segment = cls(name, fd, writable=True)
             initialise(segment.map)
-            # CPython calls linkat(AT_SYMLINK_FOLLOW), which a nameless file needs, only if a directory is
-            # given.
-            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
+            reach("segment.filled")
+            if not _link(temporary, name):
+                segment.close()
+                return None
+            reach("segment.linked")
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile shares the descriptor
+            return segment
         except BaseException:
-            segment.close()
+            if segment is not None:
+                segment.close()
             raise
         finally:
-            os.close(directory)
-        return segment
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            os.close(fd)
 
     @classmethod
     def attach(cls, name: str, *, writable: bool = True, owner: int | None = None) -> Segment:
         """Map an existing segment, all of it.
 
-        Raises FileNotFoundError; AccessError for a symlink, another kind of file or another user's; and
-        CorruptSegmentError for an empty file, which `create` cannot have made.
+        Raises FileNotFoundError; AccessError for a symlink, another kind of file or another user's; CorruptSegmentError
+        for an empty file, which `create` cannot have made; NoSharedMemoryError and ResourceLimitError.
         """
         fd = open_file(name, os.O_RDWR if writable else os.O_RDONLY, owner=owner)
         try:
@@ -110,7 +118,7 @@ class Segment:
             os.close(fd)
 
     @property
-    def map(self) -> mmap.mmap:
+    def map(self) -> _core.Mapping:
         """The memory, as a buffer; raises ClosedError after `close`."""
         if self._map is None:
             raise ClosedError(f"segment {self.name} is closed")
@@ -119,9 +127,7 @@ class Segment:
     def close(self) -> None:
         """Unmap the memory, or leave that to the last buffer taken from it; the name stays. Idempotent."""
         mapped, self._map = self._map, None
-        if mapped is None:
-            return
-        with suppress(BufferError):  # somebody still looks into it: unmapped when the last of them lets go
+        if mapped is not None:
             mapped.close()
 
     def linked(self) -> bool:
@@ -132,7 +138,7 @@ class Segment:
 def unlink(name: str) -> bool:
     """Remove a name of /dev/shm; False if it was gone. Who has the segment mapped keeps its memory."""
     try:
-        os.unlink(_path(name))
+        os.unlink(place.path_of(name))
     except FileNotFoundError:
         return False
     return True
@@ -145,48 +151,61 @@ def exists(name: str) -> bool:
 
 def names(prefix: str) -> list[str]:
     """The regular files of /dev/shm whose names begin with `prefix`, whoever owns them, sorted."""
-    with os.scandir(SHM_DIR) as entries:
+    with place.listing() as entries:
         return sorted(
             entry.name for entry in entries if entry.name.startswith(prefix) and entry.is_file(follow_symlinks=False)
         )
 
 
-def free_bytes() -> int:
-    """Bytes that /dev/shm can still take."""
-    status = os.statvfs(SHM_DIR)
-    return status.f_bavail * status.f_frsize
+def remove_temporaries(prefix: str) -> list[str]:
+    """Remove the temporary files of the dead whose names begin with `prefix` (of a bus), and return their names.
+
+    Whoever still makes a segment holds a lock on its file.
+    """
+    removed = []
+    for name in names(prefix + _TEMPORARY):
+        with suppress(FileNotFoundError, BlockingIOError, AccessError):
+            fd = open_file(name, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if unlink(name):
+                    removed.append(name)
+            finally:
+                os.close(fd)
+    return removed
 
 
-def _map(fd: int, size: int, *, writable: bool) -> mmap.mmap:
-    prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    if sys.version_info >= (3, 13):
-        return mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=prot, trackfd=False)
-    return mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=prot)  # keeps a duplicate of fd until it is closed
+def _link(temporary: str, name: str) -> bool:
+    """Give the file its name; False if it has lost the temporary one. Raises FileExistsError."""
+    path = place.path_of(name)
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+    except FileNotFoundError:
+        return False
+    return True
 
 
-def _path(name: str) -> str:
-    """The path of a name of /dev/shm; names may come from a segment, so none leads out of the directory."""
-    if not name or name.startswith(".") or "/" in name or "\0" in name:
-        raise ConfigError(f"not a name of {SHM_DIR}: name={name!r}")
-    return f"{SHM_DIR}/{name}"
+def _temporary(name: str) -> str:
+    """A path for what is to be `name`: of its bus, so that whoever removes that finds it; no ring and no channel."""
+    bus = ":".join(name.removeprefix("sem.").split(":")[:2])
+    return place.path_of(f"{bus}:{_TEMPORARY}{os.urandom(8).hex()}")
 
 
 def open_file(name: str, access: int, *, create: bool = False, owner: int | None = None) -> int:
     """Open a regular file of `owner`, by default this effective user, in /dev/shm.
 
-    Raises FileNotFoundError, NoSpaceError and AccessError.
+    Raises FileNotFoundError, NoSpaceError, AccessError, NoSharedMemoryError and ResourceLimitError.
     """
-    path = _path(name)
-    flags = access | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if create else 0)
+    path = place.path_of(name)
     try:
         # Non-blocking, for a FIFO under this name would hold the caller up before it can be refused.
-        fd = os.open(path, flags, 0o600)
+        fd = descriptors.open_file(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0))
     except OSError as error:
-        if error.errno in _NOT_OURS:
-            raise AccessError(error.errno, f"{os.strerror(error.errno)}{_owner(path)}", path) from None
-        if error.errno in _NO_SPACE:
-            raise NoSpaceError(error.errno, name, 0, free_bytes()) from None
-        raise
+        if error.errno in _NOT_OURS and os.path.lexists(path):
+            raise AccessError(error.errno, f"{os.strerror(error.errno)}{place.owner_of(path)}", path) from None
+        raise place.refused(error, name, 0) from None
     try:
         _require_ours(os.fstat(fd), path, owner)
     except BaseException:
@@ -199,22 +218,11 @@ def _require_ours(status: os.stat_result, path: str, owner: int | None) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise AccessError(errno.EACCES, f"not a regular file: mode={status.st_mode:o}", path)
     if status.st_uid != (os.geteuid() if owner is None else owner):
-        raise AccessError(
-            errno.EACCES, f"another user's segment: owner uid={status.st_uid}, own uid={os.geteuid()}", path
-        )
-
-
-def _owner(path: str) -> str:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return ""
-    kind = "symlink, " if stat.S_ISLNK(status.st_mode) else ""
-    return f" ({kind}owner uid={status.st_uid}, own uid={os.geteuid()})"
+        raise AccessError(errno.EACCES, f"another user's segment: {place.uids_of(status)}", path)
 
 
 def _inode(name: str) -> int | None:
     try:
-        return os.lstat(_path(name)).st_ino
+        return os.lstat(place.path_of(name)).st_ino
     except FileNotFoundError:
         return None

@@ -3,8 +3,8 @@
 A channel has a name such as `shmbus-shop:sub-3-12`. Its semaphore is the POSIX semaphore "/" + name, that is,
 the file /dev/shm/sem.<name>; its FIFO, for a sleeper that awaits in an event loop, is /dev/shm/<name>.fifo.
 
-posix_ipc posts. The sleeping end goes to the C library instead (glibc 2.30 or later, where `sem_t` is 32
-bytes), because posix_ipc.Semaphore
+posix_ipc posts. The sleeping end goes to the C library instead (glibc 2.30 or later; `_native/semaphores.c`), because
+posix_ipc.Semaphore
 - waits by the wall clock, so a clock set back prolongs a sleep;
 - drops what a signal handler raises during a wait unless it is KeyboardInterrupt: `sys.exit` in a SIGTERM
   handler would be lost;
@@ -24,45 +24,32 @@ Must stay true:
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
 import threading
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, cast
 
 import posix_ipc
 
+from shmbus import _core
+from shmbus._shm import descriptors, place
 from shmbus._shm import segment as _segment
 from shmbus.errors import AccessError, ClosedError, CorruptSegmentError, ForkedError
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Callable
 
 _SEMAPHORE_PREFIX: Final = "sem."  # where sem_open() looks
 _FIFO_SUFFIX: Final = ".fifo"
-_SEMAPHORE_SIZE: Final = 32  # sizeof(sem_t) on x86-64 and aarch64
 _MAX_SEMAPHORES: Final = 1024  # a page of memory each
 _MAX_FIFOS: Final = 128  # a descriptor each, of the 1,024 that a process has by default
 # Both ends open for reading too: the sleeper's FIFO never reports an end of file, and a write to the FIFO of
 # a dead sleeper is no SIGPIPE, which kills a process that has set it to its default action.
-_FIFO_FLAGS: Final = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+_FIFO_FLAGS: Final = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW
 
 _T = TypeVar("_T")
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
-
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.sem_init.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint)
-_libc.sem_post.argtypes = (ctypes.c_void_p,)
-_libc.sem_trywait.argtypes = (ctypes.c_void_p,)
-_libc.sem_clockwait.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec))
 
 
 class _Semaphore(Protocol):
@@ -85,7 +72,7 @@ class Sleeper:
         self._segment = _open_or_create(_SEMAPHORE_PREFIX + name)
         # Keeps the memory mapped for as long as anybody holds it, so that close() cannot pull it from under a
         # sleep.
-        self._cell: ctypes.c_char | None = ctypes.c_char.from_buffer(self._segment.map)
+        self._cell: memoryview | None = memoryview(self._segment.map)
         self._fifo: int | None = None
         self._lock = threading.Lock()
         self.drain()
@@ -96,31 +83,20 @@ class Sleeper:
         A signal ends the sleep early, so that its handler runs and what it raises goes up. Raises ClosedError
         and ForkedError.
         """
-        cell = self._open_cell()
-        deadline = _Timespec(*divmod(time.monotonic_ns() + int(seconds * 1e9), 1_000_000_000))
-        if _libc.sem_clockwait(ctypes.byref(cell), time.CLOCK_MONOTONIC, deadline) == 0:
-            return True
-        code = ctypes.get_errno()
-        if code not in (errno.ETIMEDOUT, errno.EINTR):
-            raise OSError(code, os.strerror(code), self.name)
-        return False
+        return _core.semaphore_wait(self._open_cell(), seconds)
 
     @property
-    def memory(self) -> mmap.mmap:
+    def memory(self) -> _core.Mapping:
         """The semaphore, for whoever sleeps on it by other means; raises ClosedError."""
         return self._segment.map
 
     def drain(self) -> int:
         """Take every post that has come in, and return how many; never waits."""
-        cell = ctypes.byref(self._open_cell())
-        count = 0
-        while _libc.sem_trywait(cell) == 0:
-            count += 1
-        return count
+        return _core.semaphore_drain(self._open_cell())
 
     def post(self) -> None:
         """Wake this sleeper from within its own process."""
-        _libc.sem_post(ctypes.byref(self._open_cell()))
+        _core.semaphore_post(self._open_cell())
 
     def fifo(self) -> int:
         """The descriptor that becomes readable when the FIFO is posted; made, and drained, at first use.
@@ -148,7 +124,7 @@ class Sleeper:
         if os.getpid() != self._pid:
             self._lock = threading.Lock()  # another thread of the parent may have held it
         else:
-            _libc.sem_post(ctypes.byref(cell))
+            _core.semaphore_post(cell)
         del cell
         with self._lock:
             self._segment.close()
@@ -156,7 +132,7 @@ class Sleeper:
                 os.close(self._fifo)
                 self._fifo = None
 
-    def _open_cell(self) -> ctypes.c_char:
+    def _open_cell(self) -> memoryview:
         if os.getpid() != self._pid:
             raise ForkedError(f"{self.name} was opened by process {self._pid}, this is its fork {os.getpid()}")
         cell = self._cell
@@ -268,7 +244,7 @@ def unlink_all(prefix: str) -> int:
 
 
 def _files(prefix: str) -> list[str]:
-    with os.scandir(_segment.SHM_DIR) as entries:
+    with place.listing() as entries:
         return [entry.name for entry in entries if _is_end(entry, prefix)]
 
 
@@ -279,23 +255,18 @@ def _is_end(entry: os.DirEntry[str], prefix: str) -> bool:
 
 
 def _open_or_create(name: str) -> _segment.Segment:
+    """The semaphore of that name; made only if there is none, for /dev/shm may be full."""
     while True:
-        with suppress(FileExistsError):
-            return _segment.Segment.create(name, _SEMAPHORE_SIZE, _initialise)
         try:
             segment = _segment.Segment.attach(name)
         except FileNotFoundError:
-            continue  # removed in between
-        if segment.size < _SEMAPHORE_SIZE:
-            raise CorruptSegmentError(f"semaphore {name} is too short: size={segment.size}, need {_SEMAPHORE_SIZE}")
+            with suppress(FileExistsError):
+                return _segment.Segment.create(name, _core.SEMAPHORE_BYTES, _core.semaphore_init)
+            continue
+        if segment.size < _core.SEMAPHORE_BYTES:
+            need = _core.SEMAPHORE_BYTES
+            raise CorruptSegmentError(f"semaphore {name} is too short: size={segment.size}, need {need}")
         return segment
-
-
-def _initialise(memory: mmap.mmap) -> None:
-    """Lay out a semaphore shared between processes, at zero, as sem_open() does."""
-    if _libc.sem_init(ctypes.byref(ctypes.c_char.from_buffer(memory)), 1, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 def _open_semaphore(name: str) -> _Semaphore | None:
@@ -310,10 +281,13 @@ def _close_semaphore(semaphore: _Semaphore) -> None:
 
 
 def _open_or_create_fifo(name: str) -> int:
-    path = f"{_segment.SHM_DIR}/{name}"
-    with suppress(FileExistsError):
-        os.mkfifo(path, 0o600)
-    fd = os.open(path, _FIFO_FLAGS)
+    path = place.path_of(name)
+    try:
+        with suppress(FileExistsError):
+            os.mkfifo(path, 0o600)
+        fd = descriptors.open_file(path, _FIFO_FLAGS)
+    except OSError as error:
+        raise place.refused(error, name, 0) from None
     status = os.fstat(fd)
     if stat.S_ISFIFO(status.st_mode) and status.st_uid == os.geteuid():
         return fd
@@ -327,7 +301,7 @@ def _open_or_create_fifo(name: str) -> int:
 
 def _open_fifo(name: str) -> int | None:
     try:
-        fd = os.open(f"{_segment.SHM_DIR}/{name}{_FIFO_SUFFIX}", _FIFO_FLAGS)
+        fd = descriptors.open_file(place.path_of(name + _FIFO_SUFFIX), _FIFO_FLAGS)
     except OSError:
         return None
     if stat.S_ISFIFO(os.fstat(fd).st_mode):

@@ -12,6 +12,8 @@ import select
 import time
 from typing import TYPE_CHECKING, Final, Self
 
+from shmbus._shm import descriptors
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
@@ -118,6 +120,6 @@ class Watch:
 def _open_pidfd(pid: int) -> int | None:
     """A pidfd, or None where the process is gone, the kernel has none to give, or a sandbox forbids it."""
     try:
-        return os.pidfd_open(pid)
+        return descriptors.pidfd(pid)
     except (AttributeError, OSError):
         return None

@@ -13,7 +13,7 @@ import pytest
 from support import Processes, eventually, line
 
 from shmbus import _core
-from shmbus._shm import segment
+from shmbus._shm import place, segment
 from shmbus._shm.lives import Lives, LockHeldError
 from shmbus.errors import AccessError, LockTimeoutError
 
@@ -131,7 +131,7 @@ def test_another_users_file_is_refused(name: str) -> None:
     """A file of somebody else under the name is an error, and is not written."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to make a file of somebody else")
-    path = f"{segment.SHM_DIR}/{name}"
+    path = f"{place.SHM_DIR}/{name}"
     with open(path, "wb"):
         os.chown(path, 12345, -1)
     with pytest.raises(AccessError):

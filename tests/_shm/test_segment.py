@@ -1,18 +1,13 @@
-"""Segments and file locks: atomic creation, refusal of what is not ours, exclusion.
-
-That no dead and no forked process keeps a lock is shown in test_liveness.py.
-"""
+"""Segments: attachment, refusal of what is not ours, names. How they are made: test_making.py."""
 
 from __future__ import annotations
 
-import errno
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import SHM, Processes, entries, line
+from support import SHM, Processes, line
 
 from shmbus._shm import segment as _segment
 from shmbus._shm.segment import Segment
@@ -21,7 +16,6 @@ from shmbus.errors import (
     ClosedError,
     ConfigError,
     CorruptSegmentError,
-    NoSpaceError,
 )
 
 PATIENT = 60.0
@@ -30,10 +24,6 @@ SIZE = 1 << 14
 
 def fill(memory: object) -> None:
     memoryview(memory)[:5] = b"whole"  # type: ignore[arg-type]
-
-
-def nobody() -> str:
-    return "nobody"
 
 
 @pytest.fixture
@@ -69,68 +59,6 @@ def test_created_segment_is_attached_whole(name: str) -> None:
     found.close()
 
 
-def create_each(*names: str) -> None:
-    from shmbus._shm.segment import Segment
-
-    def mark(memory: object) -> None:
-        memoryview(memory)[-4:] = b"done"  # type: ignore[arg-type]
-
-    print("ready")
-    input()
-    for each in names:
-        try:
-            Segment.create(each, 1 << 16, mark)
-            won = 1
-        except FileExistsError:
-            won = 0
-        print(won, Segment.attach(each).map[-4:].decode())
-
-
-def test_one_of_many_creators_wins(name: str, processes: Processes) -> None:
-    """Of 20 processes that create a name at once exactly one wins, and all find it initialised."""
-    wanted = [f"{name}-{i}" for i in range(5)]
-    children = [processes.spawn(create_each, *wanted) for _ in range(20)]
-    for child in children:
-        assert line(child) == "ready"
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    answers = [[line(child).split() for _ in wanted] for child in children]
-    for i in range(len(wanted)):
-        assert sum(int(answer[i][0]) for answer in answers) == 1
-        assert {answer[i][1] for answer in answers} == {"done"}
-    assert entries(name) == wanted
-
-
-def create_and_hang(name: str) -> None:
-    from shmbus._shm.segment import Segment
-
-    def hang(memory: object) -> None:
-        print("inside")
-        input()
-
-    Segment.create(name, 1 << 16, hang)
-
-
-def test_killed_creator_leaves_nothing(name: str, processes: Processes) -> None:
-    """A creator killed before its segment is initialised leaves no file."""
-    child = processes.spawn(create_and_hang, name)
-    assert line(child) == "inside"
-    child.kill()
-    child.wait()
-    assert entries(name) == []
-
-
-def test_failed_initialisation_leaves_nothing(name: str) -> None:
-    """What the initialiser raises goes up, and neither a file nor a descriptor is left."""
-    before = open_files()
-    with pytest.raises(ZeroDivisionError):
-        Segment.create(name, SIZE, lambda memory: memory.seek(1 // 0))
-    assert entries(name) == []
-    assert open_files() == before
-
-
 def attach_by_stdlib(name: str) -> None:
     import sys
     from multiprocessing import resource_tracker, shared_memory
@@ -155,38 +83,6 @@ def test_standard_library_attaches(name: str, processes: Processes) -> None:
     assert segment.map[:5] == b"Whole"
     assert segment.linked()
     segment.close()
-
-
-def test_no_room(name: str) -> None:
-    """A segment that /dev/shm cannot hold is NoSpaceError with the bytes asked and free, and no file."""
-    before = open_files()
-    with pytest.raises(NoSpaceError, match="--shm-size") as caught:
-        Segment.create(name, 1 << 50, fill)
-    assert caught.value.errno == errno.ENOSPC
-    assert (caught.value.name, caught.value.size) == (name, 1 << 50)
-    assert 0 <= caught.value.free < 1 << 50
-    assert entries(name) == []
-    assert open_files() == before
-
-
-def create_without_descriptors(name: str) -> None:
-    import os
-    import resource
-
-    from shmbus._shm.segment import Segment
-
-    used = os.dup(0)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))
-    try:
-        Segment.create(name, 4096, lambda memory: None)
-    except OSError as error:
-        print(type(error).__name__, error.errno)
-
-
-def test_lack_of_descriptors_is_not_lack_of_room(name: str, processes: Processes) -> None:
-    """A creator without descriptors gets the operating system's own error."""
-    assert line(processes.spawn(create_without_descriptors, name)) == f"OSError {errno.EMFILE}"
-    assert entries(name) == []
 
 
 def test_attach_refuses_other_kinds_of_file(file: str) -> None:
@@ -257,14 +153,13 @@ def test_close_leaves_exported_buffers_alone(file: str) -> None:
         _ = segment.map
 
 
-def test_segments_keep_few_descriptors(name: str) -> None:
-    """An open segment costs at most the map's own descriptor (none from 3.13 on), a closed one none."""
+def test_segments_keep_no_descriptors(name: str) -> None:
+    """An open segment costs no descriptor, however many there are."""
     before = open_files()
     segments = [Segment.create(name, SIZE, fill), Segment.attach(name)]
-    assert open_files() == before + (0 if sys.version_info >= (3, 13) else 2)
+    assert open_files() == before
     for segment in segments:
         segment.close()
-    assert open_files() == before
 
 
 def test_linked_follows_the_inode(name: str) -> None:
