@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from shmbus._handles.session import Session
 from shmbus._handles.waiting import IDLE_MODES
-from shmbus._ledger import books, departures, members
+from shmbus._ledger import books, departures, members, topics
 from shmbus.errors import ClosedError, ConfigError, CorruptSegmentError
 from shmbus.publisher import ON_FULL, Publisher
 from shmbus.subscriber import MODES, STARTS, Subscriber
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from shmbus._ledger.document import TopicEntry
     from shmbus._ledger.registry import Change
     from shmbus._schema.codec import Codec
     from shmbus.message import Gap
@@ -136,15 +135,16 @@ class Bus:
     def _open_publisher(
         self, topic: Topic[T], codec: Codec, name: str | None, on_full: OnFull, timeout: float | None
     ) -> Publisher[T]:
-        with self._session.locked() as change:
-            entry = members.ensure_topic(change, topic, codec, "writer")
-            self._free_name(change, entry, "publisher", name)
+        def enter(change: Change) -> Publisher[T]:
+            entry = topics.ensure_topic(change, topic, codec, "writer")
+            members.require_free_name(change.document, entry, "publisher", name)
             me = members.open_publisher(
                 change, self._session.rings, entry, self._session.participant, name, topic.capacity
             )
             with _or(lambda: departures.close_publisher(change, self._session.rings, me.id)):
-                handle = Publisher(self._session, topic, codec, entry, me, on_full, timeout, self._forget)
-        return self._keep(handle)
+                return Publisher(self._session, topic, codec, entry, me, on_full, timeout, self._forget)
+
+        return self._keep(self._session.enter(enter, topic.name))
 
     def subscriber(
         self,
@@ -170,24 +170,29 @@ class Bus:
             raise ConfigError(f"on_gap is None, 'raise' or a callable: on_gap={on_gap!r}")
         if name is not None:
             check_label("subscriber", name)
-        idle = self._checked_idle(idle)
-        with self._session.locked() as change:
-            entry = members.ensure_topic(change, topic, codec_of(topic), "reader")
-            self._free_name(change, entry, "subscriber", name)
+        waits = self._checked_idle(idle)
+
+        def enter(change: Change) -> Subscriber[T]:
+            entry = topics.ensure_topic(change, topic, codec_of(topic), "reader")
+            members.require_free_name(change.document, entry, "subscriber", name)
             me = members.open_subscriber(
                 change, self._session.rings, entry, self._session.participant, name, mode, start
             )
             with _or(lambda: departures.close_subscriber(change, self._session.rings, me.id)):
-                handle = Subscriber(self._session, topic, entry, me, on_gap, idle, self._forget)
-        return self._keep(handle)
+                return Subscriber(self._session, topic, entry, me, on_gap, waits, self._forget)
+
+        return self._keep(self._session.enter(enter, topic.name))
 
     def group(self, topic: Topic[Any], name: str) -> None:
         """Make sure that a group exists: it collects events from now on, also while no worker lives."""
         _check_topic(topic)
         check_label("group", name)
-        with self._session.locked() as change:
-            entry = members.ensure_topic(change, topic, codec_of(topic), "reader")
+
+        def enter(change: Change) -> None:
+            entry = topics.ensure_topic(change, topic, codec_of(topic), "reader")
             members.open_group(change, self._session.rings, entry, name)
+
+        self._session.enter(enter, topic.name)
 
     def worker(
         self,
@@ -213,16 +218,17 @@ class Bus:
             dead_letter_topic(topic)  # its name must be possible before anything is created
         _check_range("max_deliver", max_deliver, MAX_DELIVER)
         _check_range("prefetch", prefetch, MAX_PREFETCH)
-        idle = self._checked_idle(idle)
-        with self._session.locked() as change:
-            entry = members.ensure_topic(change, topic, codec_of(topic), "reader")
+        waits = self._checked_idle(idle)
+
+        def enter(change: Change) -> Worker[T]:
+            entry = topics.ensure_topic(change, topic, codec_of(topic), "reader")
             known, rings = {c.id for c in change.document.consumers}, self._session.rings
             owner = members.open_group(change, rings, entry, group)
             with _or(lambda: None if owner.id in known else departures.remove_group(change, rings, owner.id)):
                 rings.attach(change.document.rings_of(owner))
                 me = members.open_worker(change, owner, self._session.participant, name)
                 with _or(lambda: departures.close_worker(change, rings, me.id)):
-                    handle = Worker(
+                    return Worker(
                         self._session,
                         topic,
                         entry,
@@ -230,22 +236,12 @@ class Bus:
                         me,
                         max_deliver,
                         prefetch,
-                        idle,
+                        waits,
                         lambda: self._dead_letters_of(topic),
                         self._forget,
                     )
-        return self._keep(handle)
 
-    def _free_name(self, change: Change, entry: TopicEntry, kind: str, name: str | None) -> None:
-        """Make sure that no live process has the name; one that is dead and not yet reclaimed gives it up now."""
-        if name is None:
-            return
-        try:
-            members.require_free_name(change.document, entry, kind, name)
-        except ConfigError:
-            if not self._session.reclaim_dead(change):
-                raise
-            members.require_free_name(change.document, entry, kind, name)
+        return self._keep(self._session.enter(enter, topic.name))
 
     def _dead_letters_of(self, topic: Topic[Any]) -> Publisher[DeadLetter] | None:
         """The publisher of a topic's dead letters, opened at first use; None for a dead-letter topic itself."""

@@ -100,11 +100,12 @@ class EventTooLargeError(ShmbusError, ValueError):
 class NoSpaceError(ShmbusError, OSError):
     """/dev/shm cannot hold the segment; nothing was created."""
 
-    def __init__(self, errno: int, name: str, size: int, free: int) -> None:
+    def __init__(self, errno: int, name: str, size: int, free: int, held: str = "") -> None:
         advice = "in a container, raise --shm-size; `shmbus doctor` lists leftovers"
         if errno == EFBIG:
             advice = "more than a file of this process may hold: ulimit -f"
-        super().__init__(errno, f"no room in /dev/shm for {name}: {size} bytes asked, {free} free ({advice})")
+        held_by = f"; rings of this bus: {held}" if held else ""
+        super().__init__(errno, f"no room in /dev/shm for {name}: {size} bytes asked, {free} free{held_by} ({advice})")
         self.name = name
         self.size = size
         self.free = free
@@ -119,7 +120,11 @@ class AccessError(ShmbusError, PermissionError):
 
 
 class CapacityError(ShmbusError):
-    """A table of the bus is full; the message names the table and its size."""
+    """A table of the bus is full; the message names the table, its size, and who holds most of it."""
+
+    def __init__(self, message: str, *, table: str = "", held: str = "") -> None:
+        super().__init__(f"{message}; held by {held}" if held else message)
+        self.table = table
 
 
 class ResourceLimitError(CapacityError, OSError):

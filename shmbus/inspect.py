@@ -16,11 +16,18 @@ from shmbus._ledger import books, reclaim
 from shmbus._ledger.registry import Registry
 from shmbus._schema import compare, description
 from shmbus._schema.codec import Codec
-from shmbus._shm import segment
+from shmbus._shm import schemas, segment
 from shmbus._shm.names import PREFIX, object_prefix, parse, segment_name
 from shmbus._shm.rings import Rings
 from shmbus.bus import Bus
-from shmbus.errors import AccessError, BusNotFoundError, ConfigError, CorruptSegmentError, LayoutMismatchError
+from shmbus.errors import (
+    AccessError,
+    BusNotFoundError,
+    ClosedError,
+    ConfigError,
+    CorruptSegmentError,
+    LayoutMismatchError,
+)
 from shmbus.message import decode_headers
 from shmbus.topic import DEAD_SUFFIX, DeadLetter, Topic, check_name
 
@@ -74,6 +81,8 @@ def stats_of(bus: str, *, uid: int | None = None) -> BusStats:
     registry = Registry.peek(bus, _owner(bus, uid))
     try:
         return books.stats(registry, _rings(registry))
+    except ClosedError:  # removed meanwhile
+        raise BusNotFoundError(bus) from None
     finally:
         registry.close()
 
@@ -83,6 +92,8 @@ def losses_of(bus: str, *, uid: int | None = None) -> list[Loss]:
     registry = Registry.peek(bus, _owner(bus, uid))
     try:
         return books.losses(registry, _rings(registry))
+    except ClosedError:  # removed meanwhile
+        raise BusNotFoundError(bus) from None
     finally:
         registry.close()
 
@@ -169,15 +180,19 @@ class Tailed(msgspec.Struct, frozen=True):
 
 
 class Tail:
-    """Reads a topic without being a consumer: no slot, no books, no trace; read-only."""
+    """Reads a topic without being a consumer: no slot, no books, no trace; read-only.
+
+    A topic that is forgotten and comes back, with another type even, is followed.
+    """
 
     def __init__(self, bus: str, topic: str, *, oldest: bool = False) -> None:
         self._registry: Final = Registry.peek(bus, _owner(bus, None))
         self._rings: Final = _rings(self._registry)
-        self._taps: dict[int, tuple[str, _core.Tap]] = {}
+        self._taps: dict[int, tuple[str, str, _core.Tap]] = {}
         self._oldest = oldest
         try:
-            self._entry: Final = _topic(self._registry, topic)
+            self._entry = _topic(self._registry, topic)
+            self._codec = _wire_codec(self._registry, self._entry)
             self._tap_new()
         except BaseException:
             self.close()
@@ -186,14 +201,22 @@ class Tail:
 
     def _tap_new(self) -> None:
         document = self._registry.read()
-        rings = {r.id: r for r in document.rings if r.topic == self._entry.index and r.group == 0}
+        entry = document.topic_named(self._entry.name)
+        if entry is None:
+            return
+        if entry.id != self._entry.id:
+            try:
+                self._codec, self._entry = _wire_codec(self._registry, entry), entry
+            except TopicNotFoundError:
+                return  # forgotten again; at the next look
+        rings = {r.id: r for r in document.rings if r.topic == entry.index and r.group == 0}
         for id in rings.keys() - self._taps.keys():
             publisher = document.publisher(rings[id].publisher)
             try:
                 tap = _core.Tap(self._rings.broadcast(rings[id]), self._oldest)
             except FileNotFoundError:
                 continue
-            self._taps[id] = (publisher.name if publisher else "(gone)", tap)
+            self._taps[id] = (publisher.name if publisher else "(gone)", self._codec, tap)
 
     @property
     def removed(self) -> bool:
@@ -205,23 +228,10 @@ class Tail:
         if not self.removed:
             self._tap_new()
         found: list[Tailed] = []
-        for publisher, tap in self._taps.values():
+        for publisher, codec, tap in self._taps.values():
             while len(found) < maximum and (record := tap.read()) is not None:
-                found.append(self._tailed(publisher, record))
+                found.append(_tailed(publisher, codec, record))
         return found
-
-    def _tailed(self, publisher: str, record: tuple[int, int, bytes | None, bytes | None]) -> Tailed:
-        first, second, headers, payload = record
-        if payload is None or headers is None:
-            return Tailed(publisher, first, 0, None, None, gap=second - first + 1)
-        try:
-            event = compare.decode_any(payload, self._codec())
-        except msgspec.DecodeError:
-            event = payload
-        return Tailed(publisher, first, second, _headers(headers), event)
-
-    def _codec(self) -> str:
-        return "raw" if _is_raw(self._entry) else self._entry.codec
 
     def close(self) -> None:
         """Let go of the bus. Idempotent."""
@@ -238,8 +248,33 @@ class Tail:
         self.close()
 
 
-def _is_raw(entry: TopicEntry) -> bool:
-    return description.parse(entry.description).codec == "raw"
+def _tailed(publisher: str, codec: str, record: tuple[int, int, bytes | None, bytes | None]) -> Tailed:
+    first, second, headers, payload = record
+    if payload is None or headers is None:
+        return Tailed(publisher, first, 0, None, None, gap=second - first + 1)
+    try:
+        event = compare.decode_any(payload, codec)
+    except msgspec.DecodeError:
+        event = payload
+    return Tailed(publisher, first, second, _headers(headers), event)
+
+
+def _wire_codec(registry: Registry, entry: TopicEntry) -> str:
+    return "raw" if _is_raw(_schema(registry, entry)) else entry.codec
+
+
+def _is_raw(schema: bytes) -> bool:
+    return description.parse(schema).codec == "raw"
+
+
+def _schema(registry: Registry, entry: TopicEntry) -> bytes:
+    """The description of a topic's type."""
+    try:
+        return schemas.read(registry.prefix, entry.id, registry.uid)
+    except FileNotFoundError:
+        raise TopicNotFoundError(
+            f"topic {entry.name!r} of bus {registry.bus!r} is gone, or its schema was removed"
+        ) from None
 
 
 def _headers(data: bytes) -> dict[str, Any] | None:
@@ -266,13 +301,13 @@ class JsonPublisher:
         entry = _topic(bus._session.registry, topic)
         if entry.codec == "pickle":
             raise ConfigError(f"topic {topic!r} carries pickled objects: JSON cannot say what they are")
-        self._entry = entry
+        self._schema = _schema(bus._session.registry, entry)
         self._encode = msgspec.json.encode if entry.codec == "json" else msgspec.msgpack.encode
-        self._raw = _is_raw(entry)
+        self._raw = _is_raw(self._schema)
         carried = DeadLetter if topic.endswith(DEAD_SUFFIX) else bytes
         self._publisher = bus._open_publisher(
             Topic[Any](topic, carried, capacity=entry.capacity, codec=entry.codec),
-            Codec(None, None, (bytes,), entry.description, entry.fingerprint),
+            Codec(None, None, (bytes,), self._schema, entry.fingerprint),
             None,
             "block",
             None,
@@ -284,7 +319,7 @@ class JsonPublisher:
             value = msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"not JSON: {error}") from error
-        value = compare.conform(value, self._entry.description)
+        value = compare.conform(value, self._schema)
         payload = value if self._raw else self._encode(value)
         return self._publisher.publish(payload, headers=headers) or 0
 

@@ -68,7 +68,7 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         self._timeout = timeout
         self._waits = threading.local()  # threads may share a publisher; each waits for its own event
         self._forget = forget
-        ring = next((r for r in session.document().rings if r.publisher == me.id and r.group == 0), None)
+        ring = next((r for r in session.membership(entry.index).rings if r.publisher == me.id and r.group == 0), None)
         if ring is None:
             raise CorruptSegmentError(f"publisher {me.name!r} of topic {topic.name!r} has no ring")
         super().__init__(
@@ -98,11 +98,11 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
     def _refresh(self) -> None:
         """Take over the topic's membership as it is now."""
         self._seen_epoch()
-        document = self._session.document()
+        document = self._session.membership(self._entry.index)
         me = document.publisher(self._id)
         if me is None or me.state != "active":
             raise ReclaimedError(f"publisher {self.name!r} of topic {self.topic.name!r} was taken for dead")
-        consumers = {c.id: c for c in document.consumers if c.topic == self._entry.index}
+        consumers = {c.id: c for c in document.consumers}
         groups = [
             (self._work_ring(ring), consumers[ring.group].slot)
             for ring in document.rings
@@ -164,11 +164,9 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         def blocks(consumer: ConsumerEntry) -> bool:
             if consumer.kind == "group":
                 return consumer.slot in lines
-            return (
-                consumer.state == "active" and consumer.topic == self._entry.index and slots >> consumer.slot & 1 != 0
-            )
+            return consumer.state == "active" and slots >> consumer.slot & 1 != 0
 
-        return [c.name for c in self._session.document().consumers if blocks(c)]
+        return [c.name for c in self._session.membership(self._entry.index).consumers if blocks(c)]
 
     # -- the end
 

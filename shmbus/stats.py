@@ -184,6 +184,8 @@ class BusStats(msgspec.Struct, frozen=True, kw_only=True):
     created_ns: int
     bytes: int
     """Shared memory of the bus segment and its rings."""
+    lost_rings: int = 0
+    """Rings whose files somebody removed by hand; what was in them is on nobody's books."""
     interval: float = 0.0
     """Seconds between the two looks that `rate` comes from, 0.0 when there was one."""
     supervisor: SupervisorStats

@@ -92,7 +92,7 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
     def _refresh(self) -> None:
         """Take over the topic's rings as they are now."""
         self._seen_epoch()
-        document = self._session.document()
+        document = self._session.membership(self._entry.index)
         me = document.consumer(self._id)
         if me is None or me.participant != self._session.participant or me.state != "active":
             raise ReclaimedError(f"subscriber {self.name!r} of topic {self.topic.name!r} was taken for dead")

@@ -63,6 +63,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self.topic: Final = topic
         self.group: Final = group.name
         self.name: Final = me.name
+        self._entry = entry
         self._group_id = group.id
         self._group_line = group.slot
         self._id = me.id
@@ -129,7 +130,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
     def _refresh(self) -> None:
         """Take over the group's rings as they are now."""
         self._seen_epoch()
-        document = self._session.document()
+        document = self._session.membership(self._entry.index)
         group = document.consumer(self._group_id)
         if group is None or all(w.id != self._id for w in document.workers):
             raise ReclaimedError(f"worker {self.name!r} of group {self.group!r} was taken for dead")

@@ -93,8 +93,7 @@ def few_descriptors(name: str) -> None:
         registry = _registry.Registry.peek(name)
         d = registry.read()
         registry.close()
-        open_ = [c for c in d.consumers if c.state != "closed"]  # who was there keeps a line
-        return [len(t) for t in (d.participants, d.publishers, open_, d.workers, d.rings)]
+        return [len(t) for t in (d.participants, d.publishers, d.consumers, d.workers, d.rings)]
 
     def ladder(what: str, opening: Callable[[], Any]) -> None:
         """One descriptor more at a time, until it works."""

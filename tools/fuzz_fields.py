@@ -2,54 +2,21 @@
 
 Knows the layout by itself (layout.h is ABI) and maps the segments by itself, so that no check of the library stands
 between it and the damage. A field is a name and a function that writes; a document is damaged in its structure, with a
-checksum that fits, or in its bytes.
+checksum that fits, or in its bytes (tools/fuzz_document.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import random
 import struct
-import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-
-import msgspec
-
-from shmbus._ledger import document as _document
+from typing import NamedTuple
 
 SHM = "/dev/shm"
 PAGE, LINE = 4096, 64
-TOPICS = PAGE
-GROUPS = TOPICS + 128 * LINE
-CONSUMERS = GROUPS + 64 * LINE
-LATENCIES = CONSUMERS + 512 * LINE
-LATENCY_BYTES, LATENCY_BUCKETS = 16 * LINE, 120
-DOCUMENTS = LATENCIES + 512 * LATENCY_BYTES
-DOCUMENT_BYTES = 1 << 20
-VERSION = 64
-
-BUS_WORDS = {
-    "magic": 0,
-    "layout_version": 8,
-    "boot_id[0]": 16,
-    "boot_id[1]": 24,
-    "created_ns": 32,
-    "supervisor_spawned": 40,
-    "reserved": 48,
-    "version": 64,
-    "holder": 72,
-    "supervisor_pid": 80,
-    "supervisor_life": 88,
-    "supervisor_beat": 96,
-    "supervisor_namespace": 104,
-    "removed": 112,
-}
-TOPIC_WORDS = {"epoch": 0, "parked": 8, "awaiting": 16, "reserved": 24}
-GROUP_WORDS = {f"{name}[{i}]": at + 8 * i for name, at in (("parked", 0), ("awaiting", 32)) for i in range(4)}
-LATENCY_WORDS = {"since_ns": 0, "max_ns": 8, "reserved": 16}
+SCHEMA_WORDS = {"magic": 0, "topic": 8, "checksum": 16}
 LOSS = ("count", "first", "last", "first_ns", "last_ns")
 RING_WORDS = {
     "magic": 0,
@@ -158,58 +125,7 @@ def _damage_word(memory: Memory, base: int, at: int, words: dict[str, int]) -> C
     return damage
 
 
-# -- the bus segment
-
-
-def bus_fields(memory: Memory, document: dict[str, Any]) -> Iterator[Field]:
-    """Every field of the bus segment, of the lines that are in use, and one that is not."""
-    intact[memory] = msgspec.msgpack.encode(document)
-    yield from word("bus header", "bus", memory, 0, BUS_WORDS)
-    for topic in range(len(document["topics"]) + 1):
-        yield from word("lines", "topic line", memory, TOPICS + topic * LINE, TOPIC_WORDS)
-    for group in range(2):
-        yield from word("lines", "group line", memory, GROUPS + group * LINE, GROUP_WORDS)
-    for line in range(len(document["consumers"]) + 1):
-        yield from word("lines", "consumer line", memory, CONSUMERS + line * LINE, {"stalled_since_ns": 0})
-        base = LATENCIES + line * LATENCY_BYTES
-        yield from word("latency lines", "latency line", memory, base, LATENCY_WORDS)
-        yield Field("latency lines", "latency line.weights", _damage_weight(memory, base + LINE))
-    for slot in (0, 1):
-        base = DOCUMENTS + slot * DOCUMENT_BYTES
-        yield from word("document slot", "document", memory, base, {"length": 0, "checksum": 8})
-        yield Field("document slot", "document.bytes", _damage_bytes(memory, base + 16, 2000))
-        yield Field("document slot", "document.noise", _damage_document(memory, _noise))
-    for path in sorted(set(_paths(document))):
-        yield Field("document", f"document.{path}", _damage_document(memory, _changer(path)))
-    for kind in ("delete", "duplicate", "swap", "shuffle"):
-        for table in ("participants", "topics", "publishers", "consumers", "workers", "rings"):
-            yield Field("document", f"document.{table}: {kind}", _damage_document(memory, _rearranger(table, kind)))
-
-
-def _damage_weight(memory: Memory, base: int) -> Callable[[random.Random], str]:
-    def damage(chance: random.Random) -> str:
-        place = base + 8 * chance.randrange(LATENCY_BUCKETS)
-        old = memory.load(place)
-        new = absurd(chance, old, lambda: memory.load(base + 8 * chance.randrange(LATENCY_BUCKETS)))
-        memory.store(place, new)
-        return f"of {(place - base) // 8}: {old:#x} -> {new:#x}"
-
-    return damage
-
-
-def read_document(memory: Memory) -> dict[str, Any] | None:
-    """The document as plain data, None where it cannot be read."""
-    base = DOCUMENTS + (memory.load(VERSION) & 1) * DOCUMENT_BYTES
-    length = memory.load(base)
-    if length > DOCUMENT_BYTES - 16:
-        return None
-    try:
-        return msgspec.msgpack.decode(memory.map[base + 16 : base + 16 + length], type=dict[str, Any])
-    except (ValueError, RecursionError):
-        return None
-
-
-def _damage_bytes(memory: Memory, at: int, span: int) -> Callable[[random.Random], str]:
+def damage_bytes(memory: Memory, at: int, span: int) -> Callable[[random.Random], str]:
     def damage(chance: random.Random) -> str:
         offset, data = chance.randrange(span), chance.randbytes(chance.choice((1, 4, 32)))
         memory.map[at + offset : at + offset + len(data)] = data
@@ -218,120 +134,10 @@ def _damage_bytes(memory: Memory, at: int, span: int) -> Callable[[random.Random
     return damage
 
 
-intact: dict[Memory, bytes] = {}
-"""The last document of a bus that could be one."""
-
-
-def _damage_document(memory: Memory, change: Callable[[random.Random, Any], tuple[str, bytes]]) -> Any:
-    """Write a changed document, with a checksum that fits, into the valid slot or both.
-
-    What is changed is the document as it is, or, where that is beyond repair, the last one that was not.
-    """
-
-    def damage(chance: random.Random) -> str:
-        now = read_document(memory)
-        with contextlib.suppress(ValueError, TypeError):
-            body = msgspec.msgpack.encode(now)
-            _document.decode(body)
-            intact[memory] = body
-        told, body = change(chance, msgspec.msgpack.decode(intact[memory], strict=False))
-        if len(body) > DOCUMENT_BYTES - 16:
-            return "(too large)"
-        version = memory.load(VERSION)
-        for slot in {version & 1, chance.choice((version & 1, ~version & 1))}:
-            base = DOCUMENTS + slot * DOCUMENT_BYTES
-            memory.map[base + 16 : base + 16 + len(body)] = body
-            memory.store(base, len(body))
-            memory.store(base + 8, zlib.crc32(body))
-        memory.store(VERSION, version + chance.choice((0, 2)))  # 2: so that readers with a cached one look
-        for topic in (0, 1):
-            memory.store(TOPICS + topic * LINE, memory.load(TOPICS + topic * LINE) + 1)
-        return told
-
-    return damage
-
-
-def _noise(chance: random.Random, document: Any) -> tuple[str, bytes]:
-    body = bytearray(msgspec.msgpack.encode(document))
-    kind = chance.choice(("cut", "flip", "random", "nested", "other type"))
-    if kind == "cut":
-        body = body[: chance.randrange(len(body))]
-    elif kind == "flip":
-        body[chance.randrange(len(body))] ^= 1 << chance.randrange(8)
-    elif kind == "random":
-        body = bytearray(chance.randbytes(chance.randrange(200)))
-    elif kind == "nested":
-        body = bytearray(b"\x81\xa5extra" + b"\x91" * chance.choice((100, 100_000)))
-    else:
-        body = bytearray(msgspec.msgpack.encode(chance.choice((None, 1, [], "x", {"participants": 3}, {"rings": [1]}))))
-    return kind, bytes(body)
-
-
-def _paths(document: dict[str, Any]) -> Iterator[str]:
-    """`table.field` of every field that the document has, `field` of its own."""
-    for key, value in document.items():
-        yield key
-        if isinstance(value, list):
-            for entry in value:
-                yield from (f"{key}.{field}" for field in entry)
-                yield from (f"{key}.totals.{field}" for field in entry.get("totals", {}))
-
-
-def _changer(path: str) -> Callable[[random.Random, Any], tuple[str, bytes]]:
-    keys = path.split(".")
-
-    def change(chance: random.Random, document: Any) -> tuple[str, bytes]:
-        target = document
-        for key in keys[:-1]:
-            target = target.get(key)
-            if isinstance(target, list) and target:
-                target = chance.choice(target)
-            if not isinstance(target, dict):
-                return "(nothing there)", msgspec.msgpack.encode(document)
-        old = target.get(keys[-1])
-        target[keys[-1]] = _replacement(chance, old, document)
-        return f"{old!r:.40} -> {target[keys[-1]]!r:.60}", msgspec.msgpack.encode(document)
-
-    return change
-
-
-def _replacement(chance: random.Random, old: Any, document: Any) -> Any:
-    """Mostly of the same type, so that it gets past the types."""
-    if chance.random() < 0.1:
-        return chance.choice((None, -1, 1.5, "x", b"\xff", [], {}, True, [None] * 100, {"a": 1}))
-    if isinstance(old, bool):
-        return not old
-    if isinstance(old, int):
-        others = [v for t in document.values() if isinstance(t, list) for e in t for v in e.values() if type(v) is int]
-        return absurd(chance, old, lambda: chance.choice(others or [7]))
-    if isinstance(old, str):
-        states = ("active", "retired", "reclaiming", "joining", "leaving", "closed", "subscriber", "group", "lossy")
-        return chance.choice(("", "../x", "a\0b", "\n\x1b[31m", "x" * 5000, "\u202e\ud7ff", chance.choice(states), old))
-    if isinstance(old, bytes):
-        return chance.choice((b"", b"{", b"[" * 5000, chance.randbytes(50), old[:-1], old.replace(b"kind", b"kinb")))
-    if isinstance(old, dict) and chance.random() < 0.7:
-        return {chance.choice(HUGE[:4]): chance.choice(HUGE), 0: 2**63, 255: 65535}
-    return chance.choice(([], {}, [{}], old))
-
-
-def _rearranger(table: str, kind: str) -> Callable[[random.Random, Any], tuple[str, bytes]]:
-    def change(chance: random.Random, document: Any) -> tuple[str, bytes]:
-        entries = document.get(table)
-        if not entries or not isinstance(entries, list):
-            return "(empty)", msgspec.msgpack.encode(document)
-        at, other = chance.randrange(len(entries)), chance.randrange(len(entries))
-        if kind == "delete":
-            del entries[at]
-        elif kind == "duplicate":
-            entries.extend([entries[at]] * chance.choice((1, 1, 600)))
-        elif kind == "swap":
-            key = chance.choice(list(entries[at]))
-            entries[at][key], entries[other][key] = entries[other].get(key), entries[at][key]
-        else:
-            chance.shuffle(entries)
-        return f"entries {at}, {other}", msgspec.msgpack.encode(document)
-
-    return change
+def schema_fields(memory: Memory) -> Iterator[Field]:
+    """Every field of a topic's schema."""
+    yield from word("schema", "schema", memory, 0, SCHEMA_WORDS)
+    yield Field("schema", "schema.description", damage_bytes(memory, 24, max(1, len(memory.map) - 24 - 32)))
 
 
 # -- ring segments
@@ -353,7 +159,7 @@ def ring_fields(memory: Memory, work: bool, used: list[int]) -> Iterator[Field]:
         data = CURSORS + SLOTS * CURSOR_BYTES
     for name, at in RECORD_WORDS.items():
         yield Field(f"{kind} records", f"{kind} record.{name}", _damage_record(memory, data, capacity, at))
-    yield Field(f"{kind} records", f"{kind} record.noise", _damage_bytes(memory, data, capacity - 32))
+    yield Field(f"{kind} records", f"{kind} record.noise", damage_bytes(memory, data, capacity - 32))
 
 
 def _damage_descriptor(memory: Memory, at: int, slots: int) -> Callable[[random.Random], str]:

@@ -33,7 +33,8 @@ sys.path.insert(0, HERE)  # PYTHONSAFEPATH keeps it out
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH", "")]))
 
 import fuzz_roles  # noqa: E402
-from fuzz_fields import Field, Memory, bus_fields, intact, read_document, ring_fields  # noqa: E402
+from fuzz_document import bus_fields, intact, read_document  # noqa: E402
+from fuzz_fields import Field, Memory, ring_fields, schema_fields  # noqa: E402
 
 from shmbus._shm.names import object_prefix, segment_name  # noqa: E402
 
@@ -146,6 +147,8 @@ class Campaign:
         """Everything that can be damaged, once everybody is there and events flow."""
         memory, document = self.wait(lambda: self.complete(bus), f"bus {bus} to be in use")
         fields = list(bus_fields(memory, document))
+        for topic in document["topics"]:
+            fields += schema_fields(Memory(f"{object_prefix(bus)}schema-{topic['id']}"))
         used = [c["slot"] for c in document["consumers"] if c["kind"] == "subscriber"]
         for ring in document["rings"]:
             with contextlib.suppress(FileNotFoundError):  # drained and removed since

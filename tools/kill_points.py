@@ -35,6 +35,7 @@ class Note(msgspec.Struct, frozen=True):
 
 
 NOTES = shmbus.Topic("notes", Note, capacity=1 << 14)
+SCRATCH = shmbus.Topic("scratch", Note, capacity=1 << 14)
 
 context = multiprocessing.get_context("forkserver")
 
@@ -46,6 +47,7 @@ def one_life(bus: str, point: str, visits: int) -> None:
         with opened.publisher(NOTES, name="mortal") as publisher:
             publisher.publish_many(Note("mortal", count + 1) for count in range(10))
         opened.publisher(NOTES).close()  # its rings are empty, and swept at once
+        opened.subscriber(SCRATCH).close()  # a topic that is made for it, and forgotten with it
         opened.group(NOTES, "late")
         with opened.subscriber(NOTES, name="mortal", start="oldest") as subscriber:
             subscriber.receive_many(5, 0)

@@ -40,16 +40,14 @@ class Care:
         self._session: Final = session
         self._next_look = time.monotonic() + BOUND
         self._next_spawn = 0.0
-        self._crowd_version = -1
+        self._processes = -1
         self._crowded = False
 
     def crowded(self) -> bool:
         """More processes on this bus than cores: a spin would only keep somebody from running."""
-        version = _core.load(self._session.map, _core.BUS_VERSION)
-        if version != self._crowd_version:
-            lives = {p.life for p in self._session.registry.read().participants}
-            self._crowded = len(lives) > len(os.sched_getaffinity(0))
-            self._crowd_version = version
+        processes = _core.load(self._session.map, _core.BUS_PROCESSES)
+        if processes != self._processes:
+            self._processes, self._crowded = processes, processes > len(os.sched_getaffinity(0))
         return self._crowded
 
     def look(self) -> None:

@@ -15,11 +15,11 @@ import threading
 import time
 from collections import deque
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from shmbus import _core
 from shmbus._handles.care import Care, lost
-from shmbus._ledger import members, reclaim
+from shmbus._ledger import members, reclaim, room
 from shmbus._ledger.registry import LOCK_TIMEOUT, Registry
 from shmbus._shm import processes, spawn
 from shmbus._shm.failpoint import reach
@@ -37,8 +37,10 @@ from shmbus.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shmbus._ledger.document import Document
+    from shmbus._ledger.document import Document, Membership, Participant
     from shmbus._ledger.registry import Change
+
+R = TypeVar("R")
 
 LEAVE_TIMEOUT: Final = 1.0
 """Seconds that leaving waits for the bus lock, whatever is left; what was not done then is done later."""
@@ -90,17 +92,22 @@ class Session:
     def _enter(cls, registry: Registry, change: Change, identity: tuple[int, int, str], *, supervise: bool) -> Session:
         lives = registry.lives
         begun = not lives.life
-        if begun:
-            lives.begin(change.document.new_id())
-            reach("life.begun")
-        try:
-            me = members.attach(change, lives.life, *identity)
-        except BaseException:
-            if begun:  # its number is not on the books: it will be another one's
-                lives.end()
-            raise
+        nobody = cls(registry, 0, supervise=False)  # to reclaim the dead, for want of room
+        nobody._repair(change)
+
+        def attempt(change: Change) -> Participant:
+            if begun:
+                lives.begin(change.document.new_id())
+                reach("life.begun")
+            try:
+                return members.attach(change, lives.life, *identity)
+            except BaseException:
+                if begun:  # its number is not on the books: it will be another one's
+                    lives.end()
+                raise
+
+        me = room.enter(change, nobody.rings, nobody.reclaim_dead, attempt)
         session = cls(registry, me.id, supervise=supervise)
-        session._repair(change)
         if not session._care.heard():
             session.reclaim_dead(change)
         return session
@@ -131,6 +138,22 @@ class Session:
         if self.registry.lives.lost():
             return f"{who} was taken for dead: {lost(self.registry.lives)}"
         return f"{who} was taken for dead on bus {self.bus!r}"
+
+    def membership(self, topic: int) -> Membership:
+        """Who publishes and consumes a topic. Raises ClosedError once the bus is removed, ReclaimedError where whoever
+        asks cannot be among them any more, for the topic is forgotten.
+        """
+        if self.registry.removed:
+            raise ClosedError(f"bus {self.bus!r} was removed")
+        found = self.registry.membership(topic)
+        if found is None:
+            raise ReclaimedError(self.why_reclaimed(f"process {self.pid}"))
+        return found
+
+    def enter(self, attempt: Callable[[Change], R], topic: str) -> R:
+        """Under the bus lock, what `attempt` returns, which enters somebody into a topic (`room.enter`)."""
+        with self.locked() as change:
+            return room.enter(change, self.rings, self.reclaim_dead, attempt, topic)
 
     @property
     def usable(self) -> bool:
@@ -192,11 +215,11 @@ class Session:
         at = _core.GROUP_LINES + group * _core.LINE + _core.GROUP_AWAITING + slot // 64 * 8
         return self._post(f"{self.prefix}work-{group}-{slot}", _core.load(self.map, at) >> slot % 64 & 1 != 0)
 
-    def wake_publisher(self, ring_id: int) -> Callable[[], object] | None:
+    def wake_publisher(self, topic: int, ring_id: int) -> Callable[[], object] | None:
         """Post the publisher of a ring, whose waiting flag the caller has cleared; returns what posts it again."""
-        document = self.registry.read()
-        ring = document.ring(ring_id)
-        publisher = document.publisher(ring.publisher) if ring else None
+        members = self.registry.membership(topic)
+        ring = members.ring(ring_id) if members else None
+        publisher = members.publisher(ring.publisher) if members and ring else None
         return None if publisher is None else self.posts.post(f"{self.prefix}pub-{publisher.slot}")
 
     def wake_everybody(self, document: Document) -> None:

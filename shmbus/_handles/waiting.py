@@ -26,7 +26,7 @@ from shmbus.errors import ClosedError, ConfigError, Empty, ForkedError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from shmbus._ledger.document import Document, RingEntry
+    from shmbus._ledger.document import Membership, RingEntry, TopicEntry
     from shmbus.topic import Topic
 
 T = TypeVar("T")
@@ -117,6 +117,7 @@ class Receiver(Generic[T]):
     """The waiting half of a subscriber or worker; the other half is its C type, which `_core` is."""
 
     _session: Session
+    _entry: TopicEntry
     _parking: Parking
     _sources: set[int]
     _run = 0
@@ -180,9 +181,11 @@ class Receiver(Generic[T]):
         raise Empty(f"nothing on topic {core.topic.name!r} within the timeout: timeout={timeout}")
 
     def _wake_publisher(self, ring_id: int) -> Callable[[], object] | None:
-        return self._session.wake_publisher(ring_id)
+        return self._session.wake_publisher(self._entry.index, ring_id)
 
-    def _follow(self, document: Document, entries: Iterable[RingEntry], add: Callable[[RingEntry, str], bool]) -> None:
+    def _follow(
+        self, document: Membership, entries: Iterable[RingEntry], add: Callable[[RingEntry, str], bool]
+    ) -> None:
         """Let go of the rings that the document no longer has, and `add` those that are new, with their publisher."""
         wanted = {entry.id: entry for entry in entries}
         for id in self._sources - wanted.keys():

@@ -5,7 +5,8 @@ May touch: nothing; it reads segments, also ones that are attached read-only.
 Must stay true:
 - For each consumer, offered == delivered + depth + overrun + refused + abandoned + undecodable + rejected: the terms of
   a ring come from one reading of its words (reader.c, work.c), those of rings that are gone from the totals.
-- A ring that is removed while we look has put its books into the totals: then we look again.
+- Each consumer and each publisher is as at one moment, those of a bus not all as at the same: others come and go
+  meanwhile (`_ledger/look.py`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from __future__ import annotations
 import functools
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 
 from shmbus import _core
 from shmbus._ledger.departures import with_pending
-from shmbus._schema import description as _description
+from shmbus._ledger.look import Look
 from shmbus._shm import processes
 from shmbus.errors import CorruptSegmentError
 from shmbus.stats import (
@@ -36,23 +37,20 @@ from shmbus.stats import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from shmbus._ledger.document import ConsumerEntry, Document, Participant, PublisherEntry, RingEntry
+    from shmbus._ledger.document import ClosedEntry, ConsumerEntry, Participant, PublisherEntry, RingEntry
     from shmbus._ledger.registry import Registry
     from shmbus._shm.rings import Rings
     from shmbus.stats import Health
 
-R = TypeVar("R")
-
 _TERMS: Final = ("offered", "delivered", "depth", "overrun", "refused", "abandoned", "undecodable", "rejected")
-_PATIENCE: Final = 5.0  # seconds for a look between two changes; it takes about a millisecond
 _BEAT_NS: Final = 5_000_000_000  # a supervisor looks once a second
 
 
 def stats(registry: Registry, rings: Rings) -> BusStats:
     """The bus at this moment."""
-    return _settled(registry, lambda: _Look(registry, rings).bus())
+    return _Books(registry, rings).bus()
 
 
 class Progress(NamedTuple):
@@ -67,37 +65,19 @@ class Progress(NamedTuple):
 
 def progress(registry: Registry, rings: Rings) -> list[Progress]:
     """How far every active consumer is: a few words of each, a small part of what `stats` reads."""
-    return _settled(registry, lambda: _Look(registry, rings).progress())
+    return _Books(registry, rings).progress()
 
 
 def losses(registry: Registry, rings: Rings) -> list[Loss]:
     """Every loss on the books, the oldest first: of rings that are gone, and of those that are there."""
-    return sorted(_settled(registry, lambda: _Look(registry, rings).losses()), key=lambda loss: loss.first_ns)
+    return sorted(_Books(registry, rings).losses(), key=lambda loss: loss.first_ns)
 
 
-def _settled(registry: Registry, look: Callable[[], R]) -> R:
-    """What `look` finds while the document stays as it is."""
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        version = _core.load(registry.map, _core.BUS_VERSION)
-        try:
-            found = look()
-        except FileNotFoundError:
-            continue  # a ring was removed meanwhile
-        if _core.load(registry.map, _core.BUS_VERSION) == version:
-            return found
-        time.sleep(0)  # whoever changes it may need our core
-    raise CorruptSegmentError(f"bus {registry.bus!r} names rings that are not there, or changes all the time")
-
-
-class _Look:
+class _Books(Look):
     """One reading of everything."""
 
     def __init__(self, registry: Registry, rings: Rings) -> None:
-        self.registry = registry
-        self.rings = rings
-        self.document: Document = registry.read()
-        rings.keep({r.id for r in self.document.rings})
+        super().__init__(registry, rings)
         self.now = time.time_ns()
         self.namespace = processes.pid_namespace()
         self.topics = {t.index: t for t in self.document.topics}
@@ -106,6 +86,7 @@ class _Look:
         self.blocks: defaultdict[int, set[str]] = defaultdict(set)
         self.blocked_by: defaultdict[int, set[str]] = defaultdict(set)
         self.process_health = functools.cache(self.look_at)  # one word of a process in all of this look
+        self.bytes = _core.BUS_BYTES + _core.LIVES_BYTES + sum(map(rings.bytes, self.document.rings))
 
     # -- the whole
 
@@ -113,20 +94,19 @@ class _Look:
         document = self.document
         for entry in document.rings:
             self.find_blocking(entry)
-        total = _core.BUS_BYTES + _core.LIVES_BYTES + sum(self.rings.bytes(r) for r in document.rings)
         return BusStats(
             bus=self.registry.bus,
             time_ns=self.now,
             created_ns=_core.load(self.registry.map, _core.BUS_CREATED),
-            bytes=total,
+            bytes=self.bytes,
+            lost_rings=len(self.lost),
             supervisor=self.supervisor(),
             topics=tuple(
-                TopicStats(name=t.name, capacity=t.capacity, codec=t.codec, type=_type_name(t.description))
-                for t in document.topics
+                TopicStats(name=t.name, capacity=t.capacity, codec=t.codec, type=t.type) for t in document.topics
             ),
             participants=tuple(map(self.participant, document.participants)),
             publishers=tuple(self.publisher(p) for p in document.publishers),
-            consumers=tuple(self.consumer(c) for c in document.consumers if c.state != "joining"),
+            consumers=tuple(self.consumers()),
         )
 
     def health(self, participant: int) -> Health:
@@ -173,12 +153,14 @@ class _Look:
         """Note who keeps a ring's publisher from writing what it wants, or an eighth of the ring."""
         if entry.state != "active":
             return
-        if entry.group:
-            terms = self.rings.work(entry).terms()
+        if entry.id in self.work:
+            terms = self.work[entry.id].terms()
             if terms["room"] < max(terms["need"], entry.capacity // 8):
                 self.note_blocking(entry, self.document.consumer(entry.group))
             return
-        ring = self.rings.broadcast(entry)
+        ring = self.broadcast.get(entry.id)
+        if ring is None:
+            return
         bits = ring.blocking(max(ring.info()["need"], entry.capacity // 8))
         for consumer in self.document.consumers:
             here = consumer.topic == entry.topic and consumer.kind == "subscriber" and consumer.state == "active"
@@ -199,12 +181,12 @@ class _Look:
             if entry.publisher != publisher.id:
                 continue
             capacity = entry.capacity
-            if entry.group:
-                terms = self.rings.work(entry).terms()
+            if entry.id in self.work:
+                terms = self.work[entry.id].terms()
                 refused += terms["refused"]
                 used = max(used, capacity - terms["room"])
-            else:
-                ring = self.rings.broadcast(entry)
+            elif entry.id in self.broadcast:
+                ring = self.broadcast[entry.id]
                 info = ring.info()
                 published, unrouted = info["sequence"] - 1, info["unrouted"]
                 waiting = active and info["need"] != 0
@@ -229,8 +211,39 @@ class _Look:
 
     # -- consumers
 
+    def consumers(self) -> Iterator[ConsumerStats]:
+        left = set()
+        for consumer in self.document.consumers:
+            if consumer.state != "joining":
+                found = self.consumer(consumer)
+                if self.still_there(consumer):
+                    yield found
+                else:
+                    left.add(consumer.id)
+        for closed in self.document.closed:
+            yield self.closed(closed)
+        for closed in self.registry.read().closed if left else ():
+            if closed.id in left:
+                yield self.closed(closed)
+
+    def closed(self, closed: ClosedEntry) -> ConsumerStats:
+        return ConsumerStats(
+            name=closed.name,
+            topic=self.topics[closed.topic].name,
+            kind="subscriber",
+            mode=closed.mode,
+            state="dead" if closed.dead else "closed",
+            pid=0,
+            lag_ns=0,
+            blocks=(),
+            latency=None,
+            workers=(),
+            publishers=(),
+            **_sums(closed, ()),
+        )
+
     def consumer(self, consumer: ConsumerEntry) -> ConsumerStats:
-        entries = list(self.sources(consumer))
+        entries = self.sources(consumer)
         found = [self.terms(consumer, entry) for entry in entries]
         sources = [self.source(entry, terms) for entry, terms in zip(entries, found, strict=True)]
         sums = _sums(consumer, found)
@@ -255,14 +268,6 @@ class _Look:
         terms = _core.latency_terms(self.registry.map, consumer.line)
         return None if terms is None else Latency(**terms)
 
-    def sources(self, consumer: ConsumerEntry) -> Iterable[RingEntry]:
-        """The rings that have books of this consumer."""
-        for entry in self.document.rings_of(consumer):
-            if consumer.kind == "group" or (
-                consumer.state == "active" and self.rings.broadcast(entry).info()["members"] >> consumer.slot & 1
-            ):
-                yield entry
-
     def source(self, entry: RingEntry, terms: Mapping[str, int]) -> SourceStats:
         publisher = self.publishers.get(entry.publisher)
         oldest = terms["oldest_ns"]
@@ -272,14 +277,9 @@ class _Look:
             **{t: terms[t] for t in _TERMS if t in terms},
         )
 
-    def terms(self, consumer: ConsumerEntry, entry: RingEntry) -> Mapping[str, int]:
-        if consumer.kind == "group":
-            return cast("Mapping[str, int]", self.rings.work(entry).terms())
-        return cast("Mapping[str, int]", self.rings.broadcast(entry).terms(consumer.slot))
-
     def workers(self, group: ConsumerEntry) -> tuple[WorkerStats, ...]:
         entries = [w for w in self.document.workers if w.group == group.id]
-        rings = [self.rings.work(entry) for entry in self.document.rings_of(group)] if entries else []
+        rings = [self.work[entry.id] for entry in self.sources(group)] if entries else []
         return tuple(
             WorkerStats(
                 name=w.name,
@@ -291,7 +291,7 @@ class _Look:
         )
 
     def consumer_health(self, consumer: ConsumerEntry, workers: tuple[WorkerStats, ...], depth: int) -> Health:
-        if consumer.state in ("closed", "leaving"):
+        if consumer.state == "leaving":
             return "dead" if consumer.dead else "closed"
         if consumer.kind == "group":
             if not workers:
@@ -313,9 +313,9 @@ class _Look:
         for entry in self.sources(consumer):
             quarter = entry.capacity // 4
             if consumer.kind == "group":
-                if self.rings.work(entry).terms()["room"] < entry.capacity - quarter:
+                if self.work[entry.id].terms()["room"] < entry.capacity - quarter:
                     return True
-            elif self.rings.broadcast(entry).blocking(entry.capacity - quarter) >> consumer.slot & 1:
+            elif self.broadcast[entry.id].blocking(entry.capacity - quarter) >> consumer.slot & 1:
                 return True
         return False
 
@@ -326,6 +326,8 @@ class _Look:
         for consumer in self.document.consumers:
             if consumer.state == "active":
                 sums = _sums(consumer, [self.terms(consumer, entry) for entry in self.sources(consumer)])
+                if not self.still_there(consumer):
+                    continue
                 done = tuple(sums[t] for t in _TERMS if t not in ("offered", "depth"))
                 found.append(Progress(consumer, done, sums["depth"], sum(done) - sums["delivered"]))
         return found
@@ -333,17 +335,19 @@ class _Look:
     # -- losses
 
     def losses(self) -> list[Loss]:
-        found = [Loss(**msgspec.structs.asdict(loss)) for loss in self.document.losses]
+        settled = list(self.document.losses)
+        found: list[Loss] = []
         for consumer in self.document.consumers:
-            for entry in self.sources(consumer):
-                found.extend(self.ring_losses(consumer, entry))
-        return found
+            live = [loss for entry in self.sources(consumer) for loss in self.ring_losses(consumer, entry)]
+            if self.still_there(consumer):
+                found += live
+            else:
+                settled += self.losses_since(consumer)
+        return found + [Loss(**msgspec.structs.asdict(loss)) for loss in settled]
 
     def ring_losses(self, consumer: ConsumerEntry, entry: RingEntry) -> Iterable[Loss]:
         details: Mapping[str, _core.LossTuple] = (
-            self.rings.work(entry).losses()
-            if consumer.kind == "group"
-            else self.rings.broadcast(entry).losses(consumer.slot)
+            self.work[entry.id].losses() if entry.group else self.broadcast[entry.id].losses(consumer.slot)
         )
         terms = self.terms(consumer, entry)
         publisher = self.publishers.get(entry.publisher)
@@ -363,7 +367,7 @@ class _Look:
                 )
 
 
-def _sums(consumer: ConsumerEntry, found: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def _sums(consumer: ConsumerEntry | ClosedEntry, found: Sequence[Mapping[str, int]]) -> dict[str, int]:
     """The books of a consumer over all of its rings. While it leaves, what those say is in the totals already."""
     totals = msgspec.structs.asdict(consumer.totals)
     sums = {t: sum(terms.get(t, 0) for terms in found) + totals.get(t, 0) for t in _TERMS}
@@ -375,11 +379,3 @@ def _require_plausible(counts: Iterable[int], what: str) -> None:
     """Each word of a segment is 64 bits of anything; what is told of them must be too."""
     if any(not 0 <= count < 2**63 for count in counts):
         raise CorruptSegmentError(f"{what} cannot be: {list(counts)}")
-
-
-def _type_name(description: bytes) -> str:
-    try:
-        schema = _description.parse(description)
-        return _description.words(schema, schema.root)
-    except CorruptSegmentError:
-        return "?"

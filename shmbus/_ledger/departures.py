@@ -18,7 +18,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, cast
 
 from shmbus import _core
-from shmbus._ledger.document import Cause, LossEntry, Totals
+from shmbus._ledger import topics
+from shmbus._ledger.document import Cause, ClosedEntry, LossEntry, Totals
+from shmbus._ledger.slots import MAX_LOSSES
 from shmbus._shm.failpoint import reach
 from shmbus.errors import AccessError, CorruptSegmentError, LayoutMismatchError
 
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
 HISTORY: Final = 4
 """Drained rings of gone publishers that a topic keeps for `start="oldest"`; each costs its capacity in memory."""
-MAX_LOSSES: Final = 256
-"""Entries of the loss table; past it the oldest make room, and only their details are forgotten."""
 MAX_CLOSED: Final = 32
 """Closed subscribers that a topic keeps by name; past it the oldest are merged into one."""
 DEPARTED: Final = "(departed)"
@@ -60,19 +60,19 @@ def close_subscriber(change: Change, rings: Rings, id: int, *, dead: bool = Fals
     """Take a subscriber off every ring; what it had not received is on the books as abandoned."""
     document = change.document
     consumer = document.consumer(id)
-    if consumer is None or consumer.state == "closed":
+    if consumer is None:
         return
     bit = 1 << consumer.slot
     members: list[tuple[RingEntry, _core.BroadcastRing]] = []
     for entry in document.rings_of(consumer):
-        with _unless_unreadable(entry):
+        with unless_unreadable(entry):
             ring = rings.broadcast(entry)
             if ring.info()["members"] & bit:
                 members.append((entry, ring))
     if consumer.state != "leaving":
         if consumer.state == "active":  # a join that was cut short received nothing, and its slots may be half-made
             for entry, ring in members:
-                with _unless_unreadable(entry):
+                with unless_unreadable(entry):
                     _settle_slot(document, consumer, entry, ring, abandoned=True)
         consumer.state, consumer.dead = "leaving", dead
         change.commit()
@@ -80,8 +80,11 @@ def close_subscriber(change: Change, rings: Rings, id: int, *, dead: bool = Fals
     for _, ring in members:
         ring.leave(consumer.slot)
         reach("close.ring")
-    consumer.state, consumer.participant = "closed", 0
-    _merge_closed(document, consumer.topic)
+    document.consumers.remove(consumer)
+    document.closed.append(
+        ClosedEntry(consumer.id, consumer.topic, consumer.name, consumer.mode, consumer.dead, consumer.totals)
+    )
+    merge_closed(document, consumer.topic, MAX_CLOSED)
     change.commit(consumer.topic)
     sweep(change, rings)
 
@@ -96,7 +99,7 @@ def close_worker(change: Change, rings: Rings, id: int) -> int:
     given_back = 0
     if group is not None:
         for entry in document.rings_of(group):
-            with _unless_unreadable(entry):
+            with unless_unreadable(entry):
                 given_back += rings.work(entry).reclaim(worker.slot, worker.generation)
     reach("close.worker")
     document.workers.remove(worker)
@@ -112,10 +115,12 @@ def remove_group(change: Change, rings: Rings, id: int) -> None:
         return
     gone = [r.id for r in document.rings if r.group == id]
     document.consumers.remove(group)
+    document.workers = [w for w in document.workers if w.group != id]
     document.rings = [r for r in document.rings if r.group != id]
     change.commit(group.topic)
     for ring in gone:
         rings.remove(ring)
+    topics.forget_unused(change)
 
 
 def drained(document: Document, rings: Rings) -> list[RingEntry]:
@@ -135,13 +140,18 @@ def drained(document: Document, rings: Rings) -> list[RingEntry]:
 
 
 def sweep(change: Change, rings: Rings) -> None:
-    """Put the books of the drained rings into their consumers' totals, and remove the rings."""
-    document = change.document
-    entries = drained(document, rings)
+    """Take the drained rings out of the document, and the topics that nobody needs then."""
+    release(change, rings, drained(change.document, rings))
+    topics.forget_unused(change)
+
+
+def release(change: Change, rings: Rings, entries: list[RingEntry]) -> None:
+    """Put the books of rings without events to receive into their consumers' totals, and remove the rings."""
     if not entries:
         return
+    document = change.document
     for entry in entries:
-        with _unless_unreadable(entry):
+        with unless_unreadable(entry):
             _settle_ring(document, rings, entry)
     gone = {entry.id for entry in entries}
     document.rings = [r for r in document.rings if r.id not in gone]
@@ -153,8 +163,14 @@ def sweep(change: Change, rings: Rings) -> None:
         rings.remove(entry.id)
 
 
+def history(document: Document, rings: Rings) -> list[RingEntry]:
+    """Rings that are kept for `start="oldest"` alone, the oldest first."""
+    retired = [entry for entry in document.rings if entry.state == "retired"]
+    return sorted((e for e in retired if not _rest(document, rings, e)[0]), key=lambda entry: entry.id)
+
+
 @contextmanager
-def _unless_unreadable(entry: RingEntry) -> Iterator[None]:
+def unless_unreadable(entry: RingEntry) -> Iterator[None]:
     """A ring that cannot be read must not keep the dead from being buried: its books are lost, and that is said."""
     try:
         yield
@@ -164,7 +180,7 @@ def _unless_unreadable(entry: RingEntry) -> Iterator[None]:
 
 def _rest(document: Document, rings: Rings, entry: RingEntry) -> tuple[int, bool]:
     """What is left in a ring: events to receive, and whether it is worth keeping as history."""
-    with _unless_unreadable(entry):
+    with unless_unreadable(entry):
         if entry.group:
             return rings.work(entry).terms()["depth"], False
         ring = rings.broadcast(entry)
@@ -264,16 +280,17 @@ def _name_of(publisher: PublisherEntry | None) -> str:
     return publisher.name if publisher is not None else "(gone)"
 
 
-def _merge_closed(document: Document, topic: int) -> None:
-    """Keep the document small where thousands of subscribers come and go: none of their totals is lost."""
-    closed = [c for c in document.consumers if c.topic == topic and c.kind == "subscriber" and c.state == "closed"]
-    if len(closed) <= MAX_CLOSED:
-        return
-    into = next((c for c in closed if c.name == DEPARTED), None)
-    if into is None:
-        into = closed[0]
-        into.name = DEPARTED
-    victim = next(c for c in closed if c is not into)
-    for field in Totals.__struct_fields__:
-        setattr(into.totals, field, getattr(into.totals, field) + getattr(victim.totals, field))
-    document.consumers.remove(victim)
+def merge_closed(document: Document, topic: int, most: int) -> bool:
+    """Keep at most `most` entries of subscribers that are gone: the oldest become one, and none of their totals is
+    lost. False if there are no more.
+    """
+    closed = [c for c in document.closed if c.topic == topic]
+    if len(closed) <= most:
+        return False
+    into = next((c for c in closed if c.name == DEPARTED), closed[0])
+    into.name = DEPARTED
+    for victim in [c for c in closed if c is not into][: len(closed) - most]:
+        for field in Totals.__struct_fields__:
+            setattr(into.totals, field, getattr(into.totals, field) + getattr(victim.totals, field))
+        document.closed.remove(victim)
+    return True

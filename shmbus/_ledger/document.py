@@ -1,13 +1,14 @@
-"""The registry document: who takes part in a bus, and what each holds. Data only.
+"""The registry document: who takes part in a bus, and what each holds. Data only; `_ledger/slots.py` says how it lies
+in the bus segment.
 
-One document is kept twice in the bus segment (`_ledger/registry.py`); it is encoded with msgspec and decoded with full
-validation, for whatever comes out of a segment is untrusted: every number is bounded by its type, and `decode` checks
-what entries say of each other. Ids count up from 1 and are never used twice on a bus; slots and indices are those of
-the fixed tables of layout.h, and are.
+Whatever comes out of a segment is untrusted: every number and every string is bounded by its type, and the checks of
+this module say what entries must not say of each other. Ids count up from 1 and are never used twice on a bus; slots
+and indices are those of the fixed tables of layout.h, and are.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from shmbus import _core
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Hashable, Sequence
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
@@ -30,7 +31,15 @@ ConsumerSlot = Annotated[int, msgspec.Meta(ge=0, lt=min(_core.MAX_SUBSCRIBERS, _
 PublisherSlot = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 WorkerSlot = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_WORKERS)]
 Generation = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+Name = Annotated[str, msgspec.Meta(max_length=64)]
+"""Of a topic, publisher, consumer or worker; `check_name` and `check_label` admit 63 bytes."""
 Cause = Literal["overrun", "refused", "abandoned", "undecodable", "rejected"]
+
+
+COMMAND: Final = 80
+"""Characters of a command line that the document keeps."""
+TYPE_NAME: Final = 80
+"""Characters of the name of an event type; the schema itself lies in a segment of its own (`_shm/schemas.py`)."""
 
 
 class Totals(msgspec.Struct):
@@ -55,17 +64,21 @@ class Participant(msgspec.Struct):
     """In its own PID namespace; for people."""
     namespace: Natural
     """The inode of that; 0 where it is not known."""
-    command: str
+    command: Annotated[str, msgspec.Meta(max_length=COMMAND)]
     state: Literal["active", "reclaiming"] = "active"
 
 
 class TopicEntry(msgspec.Struct):
+    """A topic, for as long as anybody publishes or consumes it, or a ring of it is there."""
+
     index: TopicIndex
-    name: str
+    id: Count
+    """Its schema's segment is named by it; the index is another topic's once this one is forgotten."""
+    name: Name
     capacity: Capacity
     codec: Literal["msgpack", "json", "pickle"]
     fingerprint: Natural
-    description: bytes
+    type: Annotated[str, msgspec.Meta(max_length=TYPE_NAME)]
 
 
 class PublisherEntry(msgspec.Struct):
@@ -75,31 +88,42 @@ class PublisherEntry(msgspec.Struct):
     slot: PublisherSlot
     """Which `pub-<slot>` channel it sleeps on; free again once it is retired."""
     topic: TopicIndex
-    name: str
+    name: Name
     participant: Natural
     state: Literal["active", "retired"] = "active"
     dead: bool = False
 
 
 class ConsumerEntry(msgspec.Struct):
-    """A subscriber or a group; kept, closed, for its totals."""
+    """A subscriber or a group. A subscriber that comes back under its name gets an entry and an id of its own."""
 
     id: Count
     line: Line
     """Its line in the bus segment's consumer table."""
     topic: TopicIndex
     kind: Literal["subscriber", "group"]
-    name: str
+    name: Name
     slot: ConsumerSlot
     """A subscriber's bit in its topic, a group's line in the group table."""
     mode: Literal["reliable", "lossy"] = "reliable"
     participant: Natural = 0
-    """0: a group, or closed."""
-    state: Literal["joining", "active", "leaving", "closed"] = "joining"
+    """0: a group."""
+    state: Literal["joining", "active", "leaving"] = "joining"
     dead: bool = False
     totals: Totals = msgspec.field(default_factory=Totals)
     generations: dict[WorkerSlot, Generation] = {}
     """Group: the last generation of each worker slot."""
+
+
+class ClosedEntry(msgspec.Struct):
+    """A subscriber that is gone: it holds nothing, and is here for its totals."""
+
+    id: Count
+    topic: TopicIndex
+    name: Name
+    mode: Literal["reliable", "lossy"]
+    dead: bool
+    totals: Totals
 
 
 class WorkerEntry(msgspec.Struct):
@@ -108,7 +132,7 @@ class WorkerEntry(msgspec.Struct):
     slot: WorkerSlot
     generation: Generation
     participant: Natural
-    name: str
+    name: Name
 
 
 class RingEntry(msgspec.Struct):
@@ -125,9 +149,9 @@ class RingEntry(msgspec.Struct):
 class LossEntry(msgspec.Struct, frozen=True):
     """What one consumer lost from one publisher's ring that is gone, for one cause."""
 
-    consumer: str
-    topic: str
-    publisher: str
+    consumer: Name
+    topic: Name
+    publisher: Name
     cause: Cause
     count: Count
     first: Natural
@@ -136,31 +160,13 @@ class LossEntry(msgspec.Struct, frozen=True):
     last_ns: Natural
 
 
-class Document(msgspec.Struct):
-    next_id: Count = 1
-    stall_ns: Natural = 10_000_000_000
-    participants: list[Participant] = []
-    topics: list[TopicEntry] = []
-    publishers: list[PublisherEntry] = []
-    consumers: list[ConsumerEntry] = []
-    workers: list[WorkerEntry] = []
-    rings: list[RingEntry] = []
-    losses: list[LossEntry] = []
-    losses_forgotten: Count = 0
-    """Entries that no longer fit into `losses`; their counts are in the totals all the same."""
+class _Lookups:
+    """What can be asked of the entries of one topic, and of those of all."""
 
-    def new_id(self) -> int:
-        self.next_id += 1
-        return self.next_id - 1
-
-    def participant(self, id: int) -> Participant | None:
-        return next((p for p in self.participants if p.id == id), None)
-
-    def topic_named(self, name: str) -> TopicEntry | None:
-        return next((t for t in self.topics if t.name == name), None)
-
-    def topic_at(self, index: int) -> TopicEntry:
-        return next(t for t in self.topics if t.index == index)
+    __slots__ = ()
+    publishers: list[PublisherEntry]
+    consumers: list[ConsumerEntry]
+    rings: list[RingEntry]
 
     def publisher(self, id: int) -> PublisherEntry | None:
         return next((p for p in self.publishers if p.id == id), None)
@@ -177,33 +183,92 @@ class Document(msgspec.Struct):
         return [r for r in self.rings if r.topic == consumer.topic and r.group == group]
 
 
-encode: Final = msgspec.msgpack.Encoder().encode
-_decoder: Final = msgspec.msgpack.Decoder(Document)
+class Membership(msgspec.Struct, _Lookups):
+    """What the handles of one topic go by."""
+
+    topic: TopicEntry
+    publishers: list[PublisherEntry] = []
+    consumers: list[ConsumerEntry] = []
+    workers: list[WorkerEntry] = []
+    rings: list[RingEntry] = []
 
 
-def decode(raw: bytes) -> Document:
-    """The document, if it can be one. Raises msgspec.DecodeError, and ValueError for entries that contradict others."""
-    document = _decoder.decode(raw)
-    topics = [t.index for t in document.topics]
-    entries: list[PublisherEntry | ConsumerEntry | RingEntry] = [*document.publishers, *document.consumers]
-    for entry in [*entries, *document.rings]:
-        if entry.topic not in topics:
-            raise ValueError(f"an entry names topic {entry.topic}, which is not there: id={entry.id}")
-    for ring in document.rings:
+class Section(Membership):
+    """All that the document has of one topic. Who is gone is for the books alone: handles do not decode it."""
+
+    closed: list[ClosedEntry] = []
+
+
+class Head(msgspec.Struct):
+    """What the document has that belongs to no topic."""
+
+    next_id: Count = 1
+    stall_ns: Natural = 10_000_000_000
+    participants: list[Participant] = []
+    losses: list[LossEntry] = []
+    losses_forgotten: Count = 0
+    """Entries that no longer fit into `losses`; their counts are in the totals all the same."""
+
+
+class Document(Head, _Lookups):
+    """All of it."""
+
+    topics: list[TopicEntry] = []
+    publishers: list[PublisherEntry] = []
+    consumers: list[ConsumerEntry] = []
+    workers: list[WorkerEntry] = []
+    rings: list[RingEntry] = []
+    closed: list[ClosedEntry] = []
+
+    def new_id(self) -> int:
+        self.next_id += 1
+        return self.next_id - 1
+
+    def participant(self, id: int) -> Participant | None:
+        return next((p for p in self.participants if p.id == id), None)
+
+    def topic_named(self, name: str) -> TopicEntry | None:
+        return next((t for t in self.topics if t.name == name), None)
+
+    def topic_at(self, index: int) -> TopicEntry:
+        return next(t for t in self.topics if t.index == index)
+
+
+def check_membership(found: Membership, index: int) -> None:
+    """Raise ValueError where the entries of the topic at `index` contradict each other."""
+    if found.topic.index != index:
+        raise ValueError(f"topic {index} says that it is topic {found.topic.index}")
+    entries: list[PublisherEntry | ConsumerEntry | RingEntry] = [*found.publishers, *found.consumers, *found.rings]
+    for entry in entries:
+        if entry.topic != index:
+            raise ValueError(f"an entry of topic {index} names topic {entry.topic}: id={entry.id}")
+    for ring in found.rings:
         if ring.capacity & (ring.capacity - 1):
             raise ValueError(f"the capacity of ring {ring.id} is no power of two: capacity={ring.capacity}")
-    _require_unique("topic index", topics)
-    _require_unique("topic name", (t.name for t in document.topics))
+    groups = {c.id for c in found.consumers if c.kind == "group"}
+    for group in [w.group for w in found.workers] + [r.group for r in found.rings if r.group]:
+        if group not in groups:
+            raise ValueError(f"an entry of topic {index} names group {group}, which is not there")
+    _require_unique("publisher and group of a ring", [(r.publisher, r.group) for r in found.rings])
+    _require_unique("subscriber slot", [c.slot for c in found.consumers if c.kind == "subscriber"])
+    for table in (found.publishers, found.consumers, found.workers, found.rings):
+        _require_unique("id", [entry.id for entry in table])
+
+
+def check_document(document: Document) -> None:
+    """Raise ValueError where sections, each of which is right, contradict each other."""
+    _require_unique("topic name", [t.name for t in document.topics])
+    _require_unique("topic id", [t.id for t in document.topics])
+    _require_unique("group slot", [c.slot for c in document.consumers if c.kind == "group"])
+    _require_unique("consumer line", [c.line for c in document.consumers])
+    for closed in document.closed:
+        if all(closed.topic != t.index for t in document.topics):
+            raise ValueError(f"a closed subscriber names topic {closed.topic}, which is not there: id={closed.id}")
     for table in (document.participants, document.publishers, document.consumers, document.workers, document.rings):
-        _require_unique("id", (entry.id for entry in table))
-    _require_unique("group slot", (c.slot for c in document.consumers if c.kind == "group"))
-    _require_unique("publisher and group of a ring", ((r.publisher, r.group) for r in document.rings))
-    return document
+        _require_unique("id", [entry.id for entry in table])
 
 
-def _require_unique(what: str, values: Iterable[object]) -> None:
-    seen: set[object] = set()
-    for value in values:
-        if value in seen:
-            raise ValueError(f"{what} occurs twice: {value!r}")
-        seen.add(value)
+def _require_unique(what: str, values: Sequence[Hashable]) -> None:
+    if len(set(values)) != len(values):
+        twice = next(value for value, count in Counter(values).items() if count > 1)
+        raise ValueError(f"{what} occurs twice: {twice!r}")

@@ -12,24 +12,21 @@ Must stay true:
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shmbus import _core
 from shmbus._ledger import departures
-from shmbus._ledger.document import ConsumerEntry, Participant, PublisherEntry, RingEntry, TopicEntry, WorkerEntry
-from shmbus._schema import compare
+from shmbus._ledger.document import COMMAND, ConsumerEntry, Participant, PublisherEntry, RingEntry, WorkerEntry
 from shmbus._shm.failpoint import reach
-from shmbus.errors import CapacityError, ConfigError, SchemaMismatchError
+from shmbus.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Literal
 
-    from shmbus._ledger.document import Document
+    from shmbus._ledger.document import Document, TopicEntry
     from shmbus._ledger.registry import Change
-    from shmbus._schema.codec import Codec
     from shmbus._shm.rings import Rings
-    from shmbus.topic import Topic
 
 MAX_PARTICIPANTS = 512
 """Open Bus objects on one bus; keeps the document far within its slot."""
@@ -39,45 +36,11 @@ def attach(change: Change, life: int, pid: int, namespace: int, command: str) ->
     """Enter a process, whose life is locked."""
     document = change.document
     _require_room("participants", len(document.participants), MAX_PARTICIPANTS)
-    participant = Participant(id=document.new_id(), life=life, pid=pid, namespace=namespace, command=command)
+    participant = Participant(document.new_id(), life, pid, namespace, command[:COMMAND])
     document.participants.append(participant)
-    change.commit()
+    change.commit(entering=True)
     reach("attach.committed")
     return participant
-
-
-def ensure_topic(change: Change, topic: Topic[Any], codec: Codec, role: Literal["reader", "writer"]) -> TopicEntry:
-    """The topic's entry, made if need be: the commit of who joins it makes it real.
-
-    Raises SchemaMismatchError, and ConfigError for another codec.
-    """
-    document = change.document
-    entry = document.topic_named(topic.name)
-    if entry is None:
-        index = _lowest_free((t.index for t in document.topics), _core.MAX_TOPICS, "topics")
-        entry = TopicEntry(
-            index=index,
-            name=topic.name,
-            capacity=topic.capacity,
-            codec=topic.codec,
-            fingerprint=codec.fingerprint,
-            description=codec.description,
-        )
-        document.topics.append(entry)
-        return entry
-    if entry.codec != topic.codec:
-        raise ConfigError(f"topic {topic.name!r} exists with codec {entry.codec!r}, not {topic.codec!r}")
-    if entry.fingerprint != codec.fingerprint:
-        _require_compatible(topic, entry.description, codec.description, role)
-    return entry
-
-
-def _require_compatible(topic: Topic[Any], theirs: bytes, ours: bytes, role: str) -> None:
-    if topic.schema == "strict":
-        raise SchemaMismatchError(topic.name, compare.difference(ours, theirs))
-    reasons = compare.admits(ours, theirs) if role == "reader" else compare.admits(theirs, ours)
-    if reasons:
-        raise SchemaMismatchError(topic.name, reasons)
 
 
 def open_publisher(
@@ -109,7 +72,7 @@ def open_publisher(
         reach("publisher.rings")
         document.publishers.append(publisher)
         document.rings.extend(entries)
-        change.commit(topic.index)
+        change.commit(topic.index, entering=True)
         reach("publisher.committed")
     except BaseException:
         if change.version == version:
@@ -126,12 +89,12 @@ def _new_ring(document: Document, publisher: PublisherEntry, group: int, capacit
 
 
 def require_free_name(document: Document, topic: TopicEntry, kind: str, name: str | None) -> None:
-    """Raise ConfigError if a live subscriber or publisher of the topic has this name."""
+    """Raise ConfigError if a subscriber or publisher of the topic has this name."""
     entries: Iterable[ConsumerEntry | PublisherEntry]
     if kind == "publisher":
         entries = [p for p in document.publishers if p.state == "active"]
     else:
-        entries = [c for c in document.consumers if c.kind == "subscriber" and c.state != "closed"]
+        entries = [c for c in document.consumers if c.kind == "subscriber"]
     for entry in entries:
         holder = document.participant(entry.participant)
         if entry.topic == topic.index and entry.name == name and holder is not None:
@@ -152,21 +115,21 @@ def open_subscriber(
     """Enter a subscriber, and its cursor into every ring. One that comes back under its name keeps its totals."""
     document = change.document
     slot = _lowest_free(
-        (c.slot for c in _live_subscribers(document, topic)),
+        (c.slot for c in document.consumers if c.kind == "subscriber" and c.topic == topic.index),
         _core.MAX_SUBSCRIBERS,
-        f"subscribers of topic {topic.name!r}",
+        "subscribers",
+        f" of topic {topic.name!r}",
     )
-    consumer = next(
-        (c for c in document.consumers if c.kind == "subscriber" and c.topic == topic.index and c.name == name), None
-    )
-    if consumer is None:
-        consumer = _new_consumer(document, topic, "subscriber", name or "", slot)
-        consumer.name = name or f"sub-{consumer.id}"
-    consumer.slot, consumer.mode, consumer.participant = slot, mode, participant
-    consumer.state, consumer.dead = "joining", False
+    consumer = _new_consumer(change, topic, "subscriber", name or "", slot)
+    consumer.name = name or f"sub-{consumer.id}"
+    consumer.mode, consumer.participant = mode, participant
+    before = next((c for c in document.closed if c.topic == topic.index and c.name == name), None)
+    if before is not None:
+        consumer.totals = before.totals
+        document.closed.remove(before)
     # All are attached before anything is entered: what may fail for want of descriptors or memory fails here.
     joined = [rings.broadcast(r) for r in document.rings_of(consumer) if r.state == "active" or start == "oldest"]
-    change.commit()
+    change.commit(entering=True)
     reach("subscriber.joining")
     _begin_latency(change, consumer, time.time_ns() if start == "oldest" else 0)
     line = _core.TOPIC_LINES + topic.index * _core.LINE
@@ -186,14 +149,12 @@ def open_subscriber(
     return consumer
 
 
-def _live_subscribers(document: Document, topic: TopicEntry) -> list[ConsumerEntry]:
-    return [c for c in document.consumers if c.kind == "subscriber" and c.topic == topic.index and c.state != "closed"]
-
-
 def _new_consumer(
-    document: Document, topic: TopicEntry, kind: Literal["subscriber", "group"], name: str, slot: int
+    change: Change, topic: TopicEntry, kind: Literal["subscriber", "group"], name: str, slot: int
 ) -> ConsumerEntry:
+    document = change.document
     line = _lowest_free((c.line for c in document.consumers), _core.MAX_CONSUMERS, "consumers")
+    _core.store(change.registry.map, _core.CONSUMER_LINES + line * _core.LINE + _core.CONSUMER_STALLED, 0)
     consumer = ConsumerEntry(id=document.new_id(), line=line, topic=topic.index, kind=kind, name=name, slot=slot)
     document.consumers.append(consumer)
     return consumer
@@ -215,7 +176,7 @@ def open_group(change: Change, rings: Rings, topic: TopicEntry, name: str) -> Co
         if group.topic == topic.index and group.name == name:
             return group
     slot = _lowest_free((g.slot for g in groups), _core.MAX_GROUPS, "groups")
-    group = _new_consumer(document, topic, "group", name, slot)
+    group = _new_consumer(change, topic, "group", name, slot)
     group.state = "active"
     _begin_latency(change, group, 0)
     active = {p.id: p for p in document.publishers if p.topic == topic.index and p.state == "active"}
@@ -229,7 +190,7 @@ def open_group(change: Change, rings: Rings, topic: TopicEntry, name: str) -> Co
             created.append(entry)
         reach("group.rings")
         document.rings.extend(entries)
-        change.commit(topic.index)
+        change.commit(topic.index, entering=True)
     except BaseException:
         if change.version == version:
             for entry in created:
@@ -242,7 +203,10 @@ def open_worker(change: Change, group: ConsumerEntry, participant: int, name: st
     """Enter a worker of a group, under a generation that its slot has not had."""
     document = change.document
     slot = _lowest_free(
-        (w.slot for w in document.workers if w.group == group.id), _core.MAX_WORKERS, f"workers of group {group.name!r}"
+        (w.slot for w in document.workers if w.group == group.id),
+        _core.MAX_WORKERS,
+        "workers",
+        f" of group {group.name!r}",
     )
     generation = group.generations.get(slot, 0) % 0xFFFF + 1
     group.generations = {**group.generations, slot: generation}
@@ -252,7 +216,7 @@ def open_worker(change: Change, group: ConsumerEntry, participant: int, name: st
     worker.name = name or f"worker-{worker.id}"
     document.workers.append(worker)
     clear_worker_bits(change, group, slot)
-    change.commit()
+    change.commit(entering=True)
     reach("worker.committed")
     return worker
 
@@ -264,12 +228,12 @@ def clear_worker_bits(change: Change, group: ConsumerEntry, slot: int) -> None:
         _core.fetch_and(change.registry.map, line + word, ~(1 << slot % 64) & (2**64 - 1))
 
 
-def _lowest_free(taken: Iterable[int], size: int, what: str) -> int:
+def _lowest_free(taken: Iterable[int], size: int, table: str, of: str = "") -> int:
     used = set(taken)
-    _require_room(what, len(used), size)
+    _require_room(table, len(used), size, of)
     return next(i for i in range(size) if i not in used)
 
 
-def _require_room(what: str, used: int, size: int) -> None:
+def _require_room(table: str, used: int, size: int, of: str = "") -> None:
     if used >= size:
-        raise CapacityError(f"no room for more {what}: {used} of {size} in use")
+        raise CapacityError(f"no room for more {table}{of}: {used} of {size} in use", table=table)

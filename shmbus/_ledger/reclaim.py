@@ -16,8 +16,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from shmbus import _core
-from shmbus._ledger import departures
-from shmbus._shm import segment, waker
+from shmbus._ledger import departures, topics
+from shmbus._shm import schemas, segment, waker
 from shmbus._shm.failpoint import reach
 from shmbus._shm.names import object_prefix, segment_name
 
@@ -65,9 +65,12 @@ def dead_participants(document: Document, lives: Lives) -> list[Participant]:
 
 
 def repair(change: Change, rings: Rings) -> None:
-    """After a death under the lock: remove the segments that the document does not know."""
-    orphans = rings.remove_orphans({r.id for r in change.document.rings})
-    orphans += segment.remove_temporaries(object_prefix(change.bus))
+    """After a death under the lock: remove the segments that the document does not know, and finish what was begun."""
+    document = change.document
+    orphans = rings.remove_orphans({r.id for r in document.rings})
+    orphans += segment.remove_temporaries(change.registry.prefix)
+    orphans += schemas.remove_orphans(change.registry.prefix, {t.id for t in document.topics})
+    topics.forget_unused(change)
     if orphans:
         _log.warning("removed what a dead process left half-made: %s", ", ".join(orphans))
 
@@ -77,7 +80,10 @@ def owed(document: Document, rings: Rings) -> dict[str, int]:
     result: dict[str, int] = {}
     for group in document.consumers:
         if group.kind == "group":
-            depth = sum(rings.work(entry).terms()["depth"] for entry in document.rings_of(group))
+            depth = 0
+            for entry in document.rings_of(group):
+                with departures.unless_unreadable(entry):
+                    depth += rings.work(entry).terms()["depth"]
             if depth:
                 result[f"{document.topic_at(group.topic).name}/{group.name}"] = depth
     return result
@@ -127,7 +133,9 @@ def remove_if_unused(change: Change, rings: Rings) -> bool:
     if document.participants or owed(document, rings):
         return False
     for entry in document.rings:
-        if not entry.group:
+        if entry.group:
+            continue
+        with departures.unless_unreadable(entry):
             unrouted = rings.broadcast(entry).info()["unrouted"]
             if unrouted:
                 _log.info(

@@ -16,12 +16,11 @@ from __future__ import annotations
 import os
 import struct
 import time
-import zlib
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from shmbus import _core
-from shmbus._ledger import document as _document
+from shmbus._ledger import slots
 from shmbus._ledger.document import Document
 from shmbus._shm import processes
 from shmbus._shm.failpoint import reach
@@ -40,9 +39,10 @@ from shmbus.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shmbus._ledger.document import Membership, Section
+
 LOCK_TIMEOUT: Final = 30.0  # seconds; a change takes a millisecond, so this is a holder that was stopped
 
-_ROOM: Final = _core.DOCUMENT_BYTES - _core.DOCUMENT_BODY
 _READ_TRIES: Final = 1000  # of a document that keeps changing; each change takes longer than a look
 
 
@@ -58,6 +58,10 @@ class Registry:
         self.lives: Final = lives
         self._closed = False
         self._cached = (-1, Document())  # one object, so that threads see a version with its own document
+        self._known: dict[int, tuple[bytes, Section]] = {}  # sections by topic, for those that did not change
+        self.lost_rings: Final[set[int]] = set()
+        """Rings that were found to be named and not there; each is reported once."""
+        self._memberships: dict[int, tuple[int, bytes, Membership]] = {}
 
     @classmethod
     def open(cls, bus: str, *, create: bool, stall_ns: int | None = None, uid: int | None = None) -> Registry:
@@ -148,12 +152,41 @@ class Registry:
             cached = self._cached
             if version == cached[0]:
                 return cached[1]
-            raw = _raw_document(self.map, version)
+            raw = slots.read(self.map, version)
             if raw is None or _core.load(self.map, _core.BUS_VERSION) != version:
                 continue  # overtaken while we copied
-            document = _decode(raw)
+            document = _decode(raw, self._known)
             self._cached = (version, document)
             return document
+        raise CorruptSegmentError(f"bus {self.bus!r}: no valid registry document in {_READ_TRIES} looks")
+
+    def membership(self, topic: int) -> Membership | None:
+        """What the document has of one topic now, None if it has no such topic: a part of what `read` costs, however
+        much else changes. Not to be changed.
+        """
+        version, raw, found = self._memberships.get(topic, (-1, b"", None))
+        for _ in range(_READ_TRIES):
+            now = _core.load(self.map, _core.BUS_VERSION)
+            if now == version:
+                return found
+            try:
+                section, error = slots.read_section(self.map, now, topic), None
+            except ValueError as reason:
+                section, error = None, reason
+            if _core.load(self.map, _core.BUS_VERSION) != now:
+                continue  # overtaken while we copied
+            if error is not None:
+                raise CorruptSegmentError(f"registry document cannot be: {error}") from error
+            if section is None:
+                self._memberships.pop(topic, None)
+                return None
+            if found is None or section != raw:
+                try:
+                    found = slots.decode_membership(section, topic)
+                except (ValueError, RecursionError) as reason:
+                    raise CorruptSegmentError(f"registry document cannot be: {reason}") from reason
+            self._memberships[topic] = (now, section, found)
+            return found
         raise CorruptSegmentError(f"bus {self.bus!r}: no valid registry document in {_READ_TRIES} looks")
 
     # -- changing
@@ -217,11 +250,8 @@ class Change:
         self.died_inside: Final = died_inside
         """The last holder of the lock died with it: it may have left segments that the document does not have."""
         self.bus: Final = registry.bus
-        version = _core.load(registry.map, _core.BUS_VERSION)
-        raw = _raw_document(registry.map, version)
-        if raw is None:
-            raise CorruptSegmentError(f"bus {registry.bus!r}: registry document {version} fails its checksum")
-        self.document: Final = _decode(raw)
+        self.document: Document
+        self.revert()
         if died_inside:
             self._bump()
 
@@ -230,20 +260,32 @@ class Change:
         """Of the valid document: it tells whether a commit that was cut short has come about."""
         return _core.load(self.registry.map, _core.BUS_VERSION)
 
-    def commit(self, *topics: int) -> None:
+    def revert(self) -> None:
+        """Take `document` as it was last committed; what was changed since, and its entries, are nobody's."""
+        raw = slots.read(self.registry.map, self.version)
+        if raw is None:
+            raise CorruptSegmentError(f"bus {self.bus!r}: registry document {self.version} fails its checksum")
+        self.document = _decode(raw)
+
+    def commit(self, *topics: int, entering: bool = False) -> None:
         """Make the document as it is now the valid one, and let the participants of `topics` notice.
 
-        Raises CapacityError, with nothing changed, when it has outgrown its slot.
+        Raises CapacityError, with nothing changed, when somebody enters for whom there is no room; what that leaves
+        (`slots.reserve`) is enough for all that may be committed until everybody is gone.
         """
         memory = self.registry.map
-        body = _document.encode(self.document)
-        if len(body) > _ROOM:
-            raise CapacityError(f"the registry of bus {self.bus!r} is full: {len(body)} bytes, room for {_ROOM}")
-        version = _core.load(memory, _core.BUS_VERSION) + 1
-        _write_document(memory, version, body)
+        body = slots.encode(self.document)
+        room = slots.ROOM - (slots.reserve(self.document) if entering else 0)
+        if len(body) > room:
+            raise CapacityError(
+                f"the registry of bus {self.bus!r} is full: {len(body)} bytes, room for {room}", table="registry"
+            )
+        version = self.version + 1
+        slots.write(memory, version, body)
         reach("commit.written")
         _core.store(memory, _core.BUS_VERSION, version)
         reach("commit.stored")
+        _core.store(memory, _core.BUS_PROCESSES, len({p.life for p in self.document.participants}))
         for topic in topics:
             _core.fetch_add(memory, _epoch_at(topic), 1)
 
@@ -257,29 +299,9 @@ def _epoch_at(topic: int) -> int:
     return _core.TOPIC_LINES + topic * _core.LINE + _core.TOPIC_EPOCH
 
 
-def _slot_at(version: int) -> int:
-    return _core.DOCUMENTS + (version & 1) * _core.DOCUMENT_BYTES
-
-
-def _raw_document(memory: _core.Mapping, version: int) -> bytes | None:
-    at = _slot_at(version)
-    length = _core.load(memory, at + _core.DOCUMENT_LENGTH)
-    if length > _ROOM:
-        return None
-    raw = memory[at + _core.DOCUMENT_BODY : at + _core.DOCUMENT_BODY + length]
-    return raw if zlib.crc32(raw) == _core.load(memory, at + _core.DOCUMENT_CHECKSUM) else None
-
-
-def _write_document(memory: _core.Mapping, version: int, body: bytes) -> None:
-    at = _slot_at(version)
-    memory[at + _core.DOCUMENT_BODY : at + _core.DOCUMENT_BODY + len(body)] = body
-    _core.store(memory, at + _core.DOCUMENT_LENGTH, len(body))
-    _core.store(memory, at + _core.DOCUMENT_CHECKSUM, zlib.crc32(body))
-
-
-def _decode(raw: bytes) -> Document:
+def _decode(raw: bytes, known: dict[int, tuple[bytes, Section]] | None = None) -> Document:
     try:
-        return _document.decode(raw)
+        return slots.decode(raw, known)
     except (ValueError, RecursionError) as error:  # DecodeError is a ValueError
         raise CorruptSegmentError(f"registry document cannot be: {error}") from error
 
@@ -287,7 +309,7 @@ def _decode(raw: bytes) -> Document:
 def _fill(memory: _core.Mapping, document: Document) -> None:
     boot = struct.unpack("<2Q", processes.boot_id())
     struct.pack_into("<5Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, time.time_ns())
-    _write_document(memory, 0, _document.encode(document))
+    slots.write(memory, 0, slots.encode(document))
     struct.pack_into("<Q", memory, 0, _core.BUS_MAGIC)
 
 

@@ -50,6 +50,7 @@ typedef struct bus_header {
     word supervisor_beat;      /* 96   V  ns of its last round */
     word supervisor_namespace; /* 104  V  inode of its PID namespace */
     word removed;              /* 112  L  1 once the bus is unlinked: handles that still map it must let go */
+    word processes;            /* 120  L  how many processes take part, after the version; a hint for those who spin */
 } bus_header;
 
 #define LIVES_LOCK 0           /* the byte that is the bus lock */
@@ -95,7 +96,7 @@ typedef struct latency_line { /* sampled, from publish to hand-out: latency.h */
 typedef struct document_slot {
     word length;   /*  0  L */
     word checksum; /*  8  L  crc32 of the bytes */
-    unsigned char bytes[DOCUMENT_BYTES - 16];
+    unsigned char bytes[DOCUMENT_BYTES - 16]; /* a directory, a head, a section for each topic: _ledger/slots.py */
 } document_slot;
 
 typedef struct bus_segment {

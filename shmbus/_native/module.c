@@ -29,6 +29,7 @@ static int add_constants(PyObject *module) {
         {"BUS_SUPERVISOR_SPAWNED", offsetof(bus_header, supervisor_spawned)},
         {"BUS_SUPERVISOR_NAMESPACE", offsetof(bus_header, supervisor_namespace)},
         {"BUS_REMOVED", offsetof(bus_header, removed)},
+        {"BUS_PROCESSES", offsetof(bus_header, processes)},
         {"TOPIC_LINES", offsetof(bus_segment, topics)},
         {"TOPIC_EPOCH", offsetof(topic_line, epoch)},
         {"TOPIC_PARKED", offsetof(topic_line, parked)},

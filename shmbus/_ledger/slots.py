@@ -1,0 +1,162 @@
+"""How the registry document lies in the bus segment: twice, each time as a head and a section for each topic.
+
+Layout of the bytes of a slot: a directory, then its parts. Part 0 is the head, part 1 + i the section of the topic at
+index i, both msgpack; the directory says of each its place, its length (0: no such topic) and its checksum. So a handle
+reads what its own topic weighs, whatever the rest of the bus does.
+
+May touch: the document slots of a bus segment.
+
+Must stay true:
+- Slot `version & 1` is valid. It is written again only after `version` has moved on, so whoever finds `version` as it
+  was before the copy has copied a whole document, or whole parts of one (SYNC document, `_ledger/registry.py`).
+- Nothing is believed: places and lengths are checked against the slot, checksums against the bytes, entries against
+  each other.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from shmbus import _core
+from shmbus._ledger.document import Document, Head, Membership, Section, check_document, check_membership
+
+if TYPE_CHECKING:
+    pass
+
+M = TypeVar("M", Membership, Section)
+
+ROOM: Final = _core.DOCUMENT_BYTES - _core.DOCUMENT_BODY
+MAX_LOSSES: Final = 256
+"""Entries of the loss table; past it the oldest make room, and only their details are forgotten."""
+
+_PART: Final = struct.Struct("<3I")  # place, length, crc32
+_DIRECTORY: Final = _PART.size * (1 + _core.MAX_TOPICS)
+_LOSS: Final = 384  # bytes of a loss entry at most: three names of 64, six numbers of nine, the names of its fields
+_TOTALS: Final = 7 * 8  # bytes by which seven numbers can grow
+_STATE: Final = 8  # bytes by which a state, or a name that becomes `(departed)`, can grow
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_head_decoder: Final = msgspec.msgpack.Decoder(Head)
+_section_decoder: Final = msgspec.msgpack.Decoder(Section)
+_membership_decoder: Final = msgspec.msgpack.Decoder(Membership)
+
+
+def reserve(document: Document) -> int:
+    """Bytes that it takes at most until everybody has left: entering leaves them free, so leaving needs no room."""
+    growing = len(document.consumers) + len(document.closed)
+    changing = len(document.participants) + len(document.publishers) + len(document.rings) + growing
+    return MAX_LOSSES * _LOSS + growing * _TOTALS + changing * _STATE
+
+
+def encode(document: Document) -> bytes:
+    """A document as the bytes of a slot."""
+    sections: dict[int, Section] = {t.index: Section(topic=t) for t in document.topics}
+    groups: dict[int, int] = {}
+    for consumer in document.consumers:
+        sections[consumer.topic].consumers.append(consumer)
+        groups[consumer.id] = consumer.topic
+    for publisher in document.publishers:
+        sections[publisher.topic].publishers.append(publisher)
+    for ring in document.rings:
+        sections[ring.topic].rings.append(ring)
+    for worker in document.workers:
+        sections[groups[worker.group]].workers.append(worker)
+    for closed in document.closed:
+        sections[closed.topic].closed.append(closed)
+    head = Head(**{name: getattr(document, name) for name in Head.__struct_fields__})
+    parts = {0: _encode(head)} | {1 + index: _encode(section) for index, section in sections.items()}
+    directory, place = bytearray(_DIRECTORY), _DIRECTORY
+    for number, part in parts.items():
+        _PART.pack_into(directory, number * _PART.size, place, len(part), zlib.crc32(part))
+        place += len(part)
+    return b"".join((directory, *parts.values()))
+
+
+def decode(body: bytes, known: dict[int, tuple[bytes, Section]] | None = None) -> Document:
+    """The document that lies in the bytes of a slot. Raises ValueError, as msgspec.DecodeError is.
+
+    `known` keeps sections, and those that did not change are taken from there; the document is not to be changed then.
+    """
+    raw_head = _part(body, 0)
+    if raw_head is None:
+        raise ValueError("it has no head")
+    head = _head_decoder.decode(raw_head)
+    document = Document(**{name: getattr(head, name) for name in Head.__struct_fields__})
+    for index in range(_core.MAX_TOPICS):
+        raw = _part(body, 1 + index)
+        if raw is None:
+            if known is not None:
+                known.pop(index, None)
+            continue
+        before = known.get(index) if known is not None else None
+        section = before[1] if before is not None and before[0] == raw else _checked(_section_decoder, raw, index)
+        if known is not None:
+            known[index] = (raw, section)
+        document.topics.append(section.topic)
+        document.publishers += section.publishers
+        document.consumers += section.consumers
+        document.workers += section.workers
+        document.rings += section.rings
+        document.closed += section.closed
+    check_document(document)
+    return document
+
+
+def decode_membership(raw: bytes, index: int) -> Membership:
+    """A section, as far as handles need it. Raises ValueError."""
+    return _checked(_membership_decoder, raw, index)
+
+
+def _checked(decoder: msgspec.msgpack.Decoder[M], raw: bytes, index: int) -> M:
+    found = decoder.decode(raw)
+    check_membership(found, index)
+    return found
+
+
+def _part(body: bytes | memoryview, number: int) -> bytes | None:
+    """The bytes of a part, None where there is no such part. Raises ValueError for one that cannot be."""
+    if len(body) < _DIRECTORY:
+        raise ValueError(f"it is shorter than its directory: {len(body)} bytes")
+    place, length, checksum = _PART.unpack_from(body, number * _PART.size)
+    if length == 0:
+        return None
+    raw = bytes(body[place : place + length])
+    if len(raw) != length or zlib.crc32(raw) != checksum:
+        raise ValueError(f"part {number} fails its checksum: {length} bytes at {place} of {len(body)}")
+    return raw
+
+
+# -- the two slots
+
+
+def read(memory: _core.Mapping, version: int) -> bytes | None:
+    """The bytes of the document of a version; None if they fail the checksum, as those that are overwritten do."""
+    at = _slot_at(version)
+    length = _core.load(memory, at + _core.DOCUMENT_LENGTH)
+    if length > ROOM:
+        return None
+    body = memory[at + _core.DOCUMENT_BODY : at + _core.DOCUMENT_BODY + length]
+    return body if zlib.crc32(body) == _core.load(memory, at + _core.DOCUMENT_CHECKSUM) else None
+
+
+def read_section(memory: _core.Mapping, version: int, index: int) -> bytes | None:
+    """The bytes of a topic's section alone, None where there is none. Raises ValueError as `decode` does."""
+    at = _slot_at(version) + _core.DOCUMENT_BODY
+    with memoryview(memory) as whole, whole[at : at + ROOM] as body:
+        return _part(body, 1 + index)
+
+
+def write(memory: _core.Mapping, version: int, body: bytes) -> None:
+    """Put a document where that of a version lies, which is not the valid one yet."""
+    at = _slot_at(version)
+    memory[at + _core.DOCUMENT_BODY : at + _core.DOCUMENT_BODY + len(body)] = body
+    _core.store(memory, at + _core.DOCUMENT_LENGTH, len(body))
+    _core.store(memory, at + _core.DOCUMENT_CHECKSUM, zlib.crc32(body))
+
+
+def _slot_at(version: int) -> int:
+    return _core.DOCUMENTS + (version & 1) * _core.DOCUMENT_BYTES

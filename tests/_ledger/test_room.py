@@ -1,0 +1,478 @@
+"""Who is gone costs nothing: closed subscribers, topics and the dead give way to whoever enters, and leaving needs no
+room."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from events import ORDERS, PATIENT, RAW, SMALL, Order, Renamed, books, consumer, drain, opened, orders, take
+from support import SHM, Processes, entries, line
+
+import shmbus
+from shmbus import Bus, Topic, inspect
+from shmbus._ledger import members, slots
+from shmbus._ledger.document import Document
+from shmbus._ledger.registry import Registry
+from shmbus._shm.segment import Segment
+
+HOLD = """
+    import signal, sys
+    from events import *
+    from shmbus import Bus
+    from shmbus._ledger import slots
+    slots.ROOM = int(sys.argv[3])
+    bus = Bus(sys.argv[1], supervise=False)
+    exec(sys.argv[2])
+    print("ready")
+    while True:
+        signal.pause()
+"""
+"""Does what its second argument says, says "ready", and stays as it is."""
+
+
+@pytest.fixture
+def bus(bus_name: str) -> Iterator[Bus]:
+    with opened(bus_name) as bus:
+        yield bus
+
+
+def die_with(processes: Processes, bus: str, code: str, room: int = slots.ROOM) -> None:
+    """Have a process that holds something die with it."""
+    child = processes.spawn(HOLD, bus, code, room)
+    assert line(child) == "ready"
+    child.kill()
+    child.wait()
+
+
+def close(handles: list[Any]) -> None:
+    for handle in handles:
+        if handle is not None:
+            handle.close()
+
+
+def endlessly(handles: list[Any], opening: Callable[[int], Any]) -> None:
+    for number in itertools.count():
+        handles.append(opening(number))
+
+
+def document(bus: Bus) -> Document:
+    return bus._session.registry.read()
+
+
+def schema_files(bus: Bus) -> list[str]:
+    return [name for name in entries(bus.name) if ":schema-" in name]
+
+
+# -- subscribers that are gone
+
+
+def test_closed_subscribers_hold_no_line(bus: Bus) -> None:
+    """However many subscribers have come and gone, nobody is refused for it, and none of their totals is lost."""
+    with bus.publisher(ORDERS) as pub:
+        for number in range(600):
+            with bus.subscriber(ORDERS) as sub:
+                pub.publish(Order(number))
+                assert sub.receive(PATIENT) == Order(number)
+        assert not document(bus).consumers
+        found = bus.stats().consumers
+        assert len(found) == 32
+        assert sum(c.delivered for c in found) == 600
+        assert {c.state for c in found} == {"closed"}
+
+
+def test_totals_wait_for_a_name(bus: Bus) -> None:
+    """A subscriber that comes back under its name goes on with its totals, and is on the books once."""
+    with bus.publisher(ORDERS) as pub:
+        for round in range(1, 4):
+            with bus.subscriber(ORDERS, name="s") as sub:
+                pub.publish_many(orders(3))
+                take(sub, 2)
+            assert books(bus, "s") == {"offered": 3 * round, "delivered": 2 * round, "abandoned": round}
+    assert [c.name for c in bus.stats().consumers] == ["s"]
+
+
+# -- topics that nobody needs
+
+
+@pytest.mark.parametrize("opening", ["publisher", "subscriber", "lossy", "removed group"])
+def test_topic_is_forgotten(bus: Bus, opening: str) -> None:
+    """A topic is gone with the last handle on it that leaves no event behind: its name may carry another type, and its
+    schema has left /dev/shm."""
+    with bus.publisher(RAW):
+        kept = schema_files(bus)
+        if opening == "publisher":
+            bus.publisher(ORDERS).close()
+        elif opening == "subscriber":
+            bus.subscriber(ORDERS).close()
+        elif opening == "lossy":
+            bus.subscriber(ORDERS, mode="lossy").close()
+        else:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("shmbus._core.MAX_WORKERS", 0)
+                with pytest.raises(shmbus.CapacityError):
+                    bus.worker(ORDERS, group="g")
+        assert [t.name for t in document(bus).topics] == ["raw"]
+        assert schema_files(bus) == kept
+        with bus.subscriber(Topic("orders", Renamed, codec="json")) as sub:
+            with bus.publisher(Topic("orders", Renamed, codec="json")) as pub:
+                pub.publish(Renamed(1))
+            assert take(sub, 1) == [Renamed(1)]
+
+
+def test_topics_come_and_go(bus: Bus) -> None:
+    """Ten times as many topics as a bus has room for may follow one another, their events in history or not."""
+    for number in range(10 * 128):
+        with bus.publisher(Topic(f"t{number}", Order, capacity=4096)) as pub:
+            if number % 2:
+                pub.publish(Order(number))
+    found = document(bus)
+    assert len(found.topics) <= 128
+    assert len(schema_files(bus)) == len(found.topics)
+
+
+def test_topics_in_use_are_not_given_away(bus: Bus) -> None:
+    """Where every topic has a handle, the next one is refused, with who holds them."""
+    handles = [bus.publisher(Topic(f"t{number}", bytes, capacity=4096)) for number in range(128)]
+    with pytest.raises(shmbus.CapacityError, match=rf"128 of 128 in use; held by process {os.getpid()} .*\(128\)"):
+        bus.subscriber(RAW)
+    handles[5].close()
+    bus.subscriber(RAW).close()
+    close(handles)
+
+
+def test_another_type_ends_history(bus: Bus) -> None:
+    """History of publishers that are gone does not keep a topic's name from a new definition."""
+    with bus.publisher(ORDERS) as pub, bus.subscriber(ORDERS) as sub:
+        pub.publish_many(orders(3))
+        drain(sub)
+    with Bus.attach(bus.name, supervise=False) as other:
+        with other.subscriber(ORDERS, start="oldest") as sub:
+            assert take(sub, 3) == orders(3)
+        with other.publisher(Topic("orders", Renamed)) as new:
+            new.publish(Renamed(1))
+            with pytest.raises(shmbus.SchemaMismatchError):
+                bus.publisher(ORDERS)
+
+
+def test_owed_events_keep_a_topic(bus: Bus) -> None:
+    """A group that is there, with or without events or workers, keeps the type of its topic."""
+    bus.group(ORDERS, "g")
+    for _ in range(2):
+        different: list[Topic[Any]] = [Topic("orders", Renamed), Topic("orders", Order, codec="json")]
+        for topic in different:
+            with pytest.raises((shmbus.SchemaMismatchError, shmbus.ConfigError)):
+                bus.publisher(topic)
+        with bus.publisher(ORDERS) as pub:
+            pub.publish_many(orders(3))
+    with bus.worker(ORDERS, group="g") as worker:
+        assert sorted(take(worker, 6)) == sorted(orders(3) * 2)
+
+
+def test_losses_outlive_their_topic(bus: Bus) -> None:
+    """What subscribers of a forgotten topic lost stays in the table of losses."""
+    with bus.publisher(SMALL, name="p") as pub, bus.subscriber(SMALL, name="s"):
+        pub.publish_many(orders(3))
+    bus.subscriber(Topic("small", Renamed)).close()
+    assert not document(bus).topics
+    (lost,) = bus.losses()
+    assert (lost.consumer, lost.publisher, lost.cause, lost.count) == ("s", "p", "abandoned", 3)
+
+
+def test_tail_follows_a_topic(bus: Bus) -> None:
+    """A reader from outside goes on with a topic that was forgotten and has come back with another type."""
+    with bus.publisher(RAW) as pub, inspect.Tail(bus.name, "raw") as tail:
+        pub.publish(b"x")
+        assert [t.event for t in tail.read()] == [b"x"]
+        pub.close()
+        bus.subscriber(Topic("raw", Order)).close()
+        with bus.publisher(Topic("other", Order)), bus.publisher(Topic("raw", Order)) as again:
+            again.publish(Order(1))
+            assert [t.event for t in tail.read()] == [{"id": 1, "cents": 0}]
+
+
+# -- schemas
+
+
+def big_type(fields: int) -> Any:
+    return msgspec.defstruct("Big", [(f"a_field_with_a_name_of_its_own_{number}", int) for number in range(fields)])
+
+
+def test_a_schema_weighs_nothing_in_the_document(bus: Bus) -> None:
+    """What the document says of a topic does not grow with its type, and readers find the whole type all the same."""
+    big = Topic("big", big_type(5000))
+    with bus.publisher(big), bus.publisher(Topic("small", big_type(1))):
+        sizes = [len(msgspec.msgpack.encode(topic)) for topic in document(bus).topics]
+        assert max(sizes) < 200
+        with pytest.raises(shmbus.SchemaMismatchError, match="_4999"):
+            bus.subscriber(Topic("big", big_type(4999)))
+        with pytest.raises(shmbus.ConfigError, match="_own_0: required"):
+            inspect.publish_json(bus.name, "big", '{"a_field_with_a_name_of_its_own_7": "x"}')
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "magic", "bytes", "symlink"])
+def test_hostile_schema(bus: Bus, damage: str) -> None:
+    """A schema that somebody damaged gives errors of ours to who needs it; events pass all the same."""
+    with bus.publisher(ORDERS) as pub, bus.subscriber(ORDERS) as sub:
+        (name,) = schema_files(bus)
+        path = SHM / name
+        content = path.read_bytes()
+        if damage in ("gone", "symlink"):
+            path.unlink()
+        if damage == "symlink":
+            path.symlink_to("/etc/hostname")
+        if damage == "cut":
+            path.write_bytes(content[:10])
+        if damage == "magic":
+            path.write_bytes(b"x" + content[1:])
+        if damage == "bytes":
+            path.write_bytes(content[:-1] + b"x")
+        expected = (shmbus.SchemaMismatchError, shmbus.CorruptSegmentError, shmbus.AccessError)
+        with pytest.raises(expected):
+            bus.publisher(Topic("orders", Renamed))
+        for reader in (lambda: inspect.Tail(bus.name, "orders"), lambda: inspect.publish_json(bus.name, "orders", "1")):
+            with pytest.raises((*expected, shmbus.BusNotFoundError)):
+                reader()
+        with bus.publisher(ORDERS) as second:
+            pub.publish(Order(1))
+            second.publish(Order(2))
+        assert sorted(take(sub, 2)) == orders(2)
+        assert bus.stats().topics[0].type == "Order"
+        path.unlink(missing_ok=True)
+
+
+# -- what the dead hold goes to who enters
+
+
+def fill_participants(bus: Bus) -> None:
+    Bus.attach(bus.name, supervise=False).close()
+
+
+DEAD_HOLD: dict[str, tuple[str, Callable[[Bus], object]]] = {
+    "participants": ("more = [Bus(sys.argv[1], supervise=False) for _ in range(18)]", fill_participants),
+    "topics": (
+        "h = [bus.publisher(shmbus.Topic(f't{n}', bytes, capacity=4096)) for n in range(128)]",
+        lambda bus: bus.subscriber(ORDERS).close(),
+    ),
+    "consumers": (
+        "h = [bus.subscriber(shmbus.Topic(f't{n % 8}', bytes)) for n in range(512)]",
+        lambda bus: bus.group(ORDERS, "g"),
+    ),
+    "subscribers": (
+        "h = [bus.subscriber(ORDERS) for _ in range(64)]",
+        lambda bus: bus.subscriber(ORDERS).close(),
+    ),
+    "workers": (
+        "h = [bus.worker(ORDERS, group='g') for _ in range(256)]",
+        lambda bus: bus.worker(ORDERS, group="g").close(),
+    ),
+    "type": (
+        "h = bus.subscriber(ORDERS)",
+        lambda bus: bus.subscriber(Topic("orders", Renamed)).close(),
+    ),
+    "name": (
+        "h = bus.subscriber(ORDERS, name='s'), bus.publisher(ORDERS, name='s')",
+        lambda bus: close([bus.subscriber(ORDERS, name="s"), bus.publisher(ORDERS, name="s")]),
+    ),
+}
+
+
+@pytest.mark.parametrize("table", DEAD_HOLD)
+def test_reclaim_precedes_entering(bus: Bus, table: str, processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is refused for what the dead hold, whatever that is, and nobody else needs to have looked after them."""
+    monkeypatch.setattr(members, "MAX_PARTICIPANTS", 20)
+    code, enter = DEAD_HOLD[table]
+    die_with(processes, bus.name, "import shmbus; " + code)
+    enter(bus)
+    assert len(document(bus).participants) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "refused", "who"),
+    [
+        ("[bus.subscriber(ORDERS) for _ in range(64)]", lambda b: b.subscriber(ORDERS), r"64 of 64 in use; .*\(64\)"),
+        (
+            "[bus.group(shmbus.Topic(f't{n}', bytes), 'g') for n in range(64)]",
+            lambda b: b.group(ORDERS, "g"),
+            r"groups: 64 of 64 in use; held by group t\d+/g \(1\), .*, 61 others",
+        ),
+        (
+            "[bus.worker(ORDERS, group='g') for _ in range(256)]",
+            lambda b: b.worker(ORDERS, group="g"),
+            r"256 of 256 in use; held by process \d+ .*\(256\)",
+        ),
+    ],
+)
+def test_refused_by_the_living(
+    bus: Bus, code: str, refused: Callable[[Bus], object], who: str, processes: Processes
+) -> None:
+    """Where the living hold a table, its error says who, and nothing of the attempt stays."""
+    child = processes.spawn(HOLD, bus.name, "import shmbus; h = " + code, slots.ROOM)
+    assert line(child) == "ready"
+    before, files = len(slots.encode(document(bus))), len(entries(bus.name))
+    with pytest.raises(shmbus.CapacityError, match=who):
+        refused(bus)
+    assert (len(slots.encode(document(bus))), len(entries(bus.name))) == (before, files)
+
+
+def test_full_shm_takes_history(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where /dev/shm has no room for a newcomer's rings, history goes, the oldest first and no more than needed; where
+    that is not enough, the error says whose the rings are."""
+    room = 6
+    create = Segment.create.__func__  # type: ignore[attr-defined]
+
+    def limited(cls: Any, name: str, size: int, initialise: Any) -> Segment:
+        if ":ring-" in name and sum(":ring-" in entry for entry in entries(bus.name)) >= room:
+            raise shmbus.NoSpaceError(28, name, size, 0)
+        made: Segment = create(cls, name, size, initialise)
+        return made
+
+    monkeypatch.setattr(Segment, "create", classmethod(limited))
+    for number in range(6):
+        with bus.publisher(Topic(f"t{number % 2}", Order)) as pub:
+            pub.publish(Order(number))
+    kept = len(document(bus).rings)
+    handles = []
+    for number in range(room):
+        handles.append(bus.publisher(Topic(f"u{number}", Order)))
+        assert len(document(bus).rings) == min(kept + number + 1, room)
+    with pytest.raises(shmbus.NoSpaceError, match=rf"rings of this bus: process {os.getpid()} "):
+        bus.publisher(Topic("one.more", Order))
+    assert len(schema_files(bus)) == room
+    close(handles)
+
+
+# -- leaving needs no room
+
+
+ROOM = 170_000
+"""Of the document, so that it is soon full."""
+
+
+OPENINGS: tuple[Callable[[Bus, int], object], ...] = (
+    lambda bus, _: bus.publisher(SMALL),
+    lambda bus, n: bus.group(SMALL, f"g{n}"),
+    lambda bus, _: bus.worker(SMALL, group="g0"),
+    lambda bus, _: Bus.attach(bus.name, supervise=False),
+)
+
+
+def test_full_document(bus_name: str, processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds the document full is told who fills it; everybody can leave, and the dead be reclaimed."""
+    monkeypatch.setattr(slots, "ROOM", ROOM)
+    with opened(bus_name) as bus:
+        child = processes.spawn(HOLD, bus_name, "h = bus.subscriber(SMALL, name='victim'), bus.publisher(ORDERS)", ROOM)
+        assert line(child) == "ready"
+        handles: list[Any] = [bus.publisher(SMALL, timeout=PATIENT), bus.subscriber(ORDERS, name="mine")]
+        handles[0].publish_many(orders(3))
+        with pytest.raises(shmbus.CapacityError, match=rf"is full: .*; held by process {os.getpid()} ") as caught:
+            endlessly(
+                handles,
+                lambda n: bus.subscriber(Topic(f"t{n // 60}", bytes, capacity=4096), name=f"{n}".ljust(63, "x")),
+            )
+        assert caught.value.table == "registry"
+        for opening in OPENINGS:
+            with pytest.raises(shmbus.CapacityError):
+                endlessly(handles, functools.partial(opening, bus))
+        child.kill()
+        child.wait()
+        with Bus.attach(bus_name, supervise=False) as other:  # for want of room the dead are reclaimed
+            assert consumer(other, "victim").state == "dead"
+        close(handles)
+        assert not document(bus).consumers
+
+
+def test_reserve() -> None:
+    """What entering leaves free is enough for all that leaving may add: states, totals, a table of losses."""
+    from shmbus._ledger import document as d
+
+    long, most = "\u20ac" * 21, 1 << 62  # 63 bytes
+    full = Document()
+    full.topics = [d.TopicEntry(0, 1, long, 4096, "msgpack", 1, "x")]
+    for id in range(1, 513):
+        full.participants.append(d.Participant(id, 1, 1, 1, "x"))
+        full.publishers.append(d.PublisherEntry(id, id, 0, long, id))
+        full.consumers.append(d.ConsumerEntry(id, id - 1, 0, "subscriber", long, id % 64, participant=id))
+        full.closed.append(d.ClosedEntry(id, 0, "x", "reliable", False, d.Totals()))
+        full.rings.append(d.RingEntry(id, 0, id, 0, 4096))
+    size, reserve = len(slots.encode(full)), slots.reserve(full)
+    totals = d.Totals(*[most] * 7)
+    for participant in full.participants:
+        participant.state = "reclaiming"
+    for publisher in full.publishers:
+        publisher.state, publisher.dead = "retired", True
+    for ring in full.rings:
+        ring.state = "retired"
+    for entry in full.consumers:
+        entry.state, entry.dead, entry.totals = "leaving", True, totals
+    for closed in full.closed:
+        closed.name, closed.totals = "(departed)", totals
+    full.losses = [d.LossEntry(long, long, long, "undecodable", most, *[most * 2] * 4)] * slots.MAX_LOSSES
+    full.losses_forgotten = most
+    assert len(slots.encode(full)) <= size + reserve
+
+
+CYCLES = 250
+
+
+def churn(name: str, cycles: str) -> None:
+    import sys
+
+    from events import ORDERS, Order
+
+    import shmbus
+
+    with shmbus.Bus(name, supervise=False) as bus:
+        print("ready", flush=True)
+        for number in range(int(cycles)):
+            topic = shmbus.Topic(f"t{number % 7}", Order, capacity=4096)
+            with bus.publisher(topic) as pub, bus.subscriber(topic), bus.subscriber(topic, mode="lossy"):
+                pub.publish(Order(number))
+            with bus.worker(ORDERS, group="g"), bus.publisher(ORDERS):
+                pass
+        print("done", flush=True)
+        sys.stdin.read()
+
+
+def test_churn_leaves_nothing(bus: Bus, processes: Processes) -> None:
+    """Two processes that open and close every kind of handle 2,500 times leave lines and files as they were, and a
+    document that is no longer for it."""
+    with bus.worker(ORDERS, group="g"):
+        lengths = []
+        for _ in range(2):
+            children = [processes.spawn(churn, bus.name, CYCLES) for _ in range(2)]
+            for child in children:
+                assert [line(child), line(child)] == ["ready", "done"]
+            found = document(bus)
+            assert [len(t) for t in (found.participants, found.consumers, found.workers)] == [3, 1, 1]
+            lengths.append(len(slots.encode(found)))
+            for child in children:
+                child.communicate()
+        assert lengths[1] <= lengths[0] + 2000, "names and numbers grow by a digit, nothing else does"
+
+
+# -- a part of the document
+
+
+def test_membership(bus: Bus) -> None:
+    """What a handle reads of its topic is what the whole document says of it, and is read anew when it changes."""
+    registry: Registry = bus._session.registry
+    assert registry.membership(0) is None
+    with bus.publisher(ORDERS), bus.subscriber(ORDERS), bus.subscriber(RAW), bus.worker(ORDERS, group="g"):
+        found, whole = registry.membership(0), document(bus)
+        assert found is not None
+        assert found.topic == whole.topic_named("orders")
+        assert found.consumers == [c for c in whole.consumers if c.topic == 0]
+        assert (found.publishers, found.workers, found.rings) == (whole.publishers, whole.workers, whole.rings)
+        with bus.subscriber(RAW):
+            assert registry.membership(0) is found, "nothing was decoded for somebody else's change"
+        with bus.subscriber(ORDERS):
+            assert len(registry.membership(0).consumers) == 3  # type: ignore[union-attr]
+    assert registry.membership(0) is not None, "a group is there"
+    assert registry.membership(1) is None
+    assert registry.membership(2) is None
