@@ -136,8 +136,11 @@ class ResourceLimitError(CapacityError, OSError):
     """
 
     def __init__(self, errno: int, limit: str, value: int, advice: str) -> None:
-        super().__init__(errno, f"{limit} reached: { {-1: 'unlimited', -2: 'unknown'}.get(value, value) } ({advice})")
-        self.limit = limit
+        OSError.__init__(
+            self, errno, f"{limit} reached: { {-1: 'unlimited', -2: 'unknown'}.get(value, value) } ({advice})"
+        )
+        self.table = self.limit = limit
+        self.held = ""
         self.value = value
 
     @classmethod

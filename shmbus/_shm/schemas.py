@@ -15,13 +15,13 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, Final
 
+from shmbus import _core
 from shmbus._shm import segment
 from shmbus._shm.failpoint import reach
 from shmbus._shm.segment import Segment
 from shmbus.errors import CorruptSegmentError
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Container
 
 _MAGIC: Final = 0x316D656863736D68  # "hmschem1" in memory
@@ -31,7 +31,7 @@ _HEADER: Final = struct.Struct("<3Q")
 def create(prefix: str, topic: int, description: bytes) -> None:
     """Make the segment of a topic that the document does not have yet. Raises NoSpaceError."""
 
-    def fill(memory: mmap.mmap) -> None:
+    def fill(memory: _core.Mapping) -> None:
         memory[: _HEADER.size] = _HEADER.pack(_MAGIC, topic, zlib.crc32(description))
         memory[_HEADER.size :] = description
 
