@@ -9,20 +9,18 @@ Must stay true:
 
 from __future__ import annotations
 
-import atexit
-import functools
 import os
-import sys
 import threading
 import warnings
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
+from shmbus._handles.exit import leave_at_exit, open_buses
 from shmbus._handles.session import Session
 from shmbus._handles.waiting import IDLE_MODES
 from shmbus._ledger import books, departures, members, topics
-from shmbus.errors import ClosedError, ConfigError, CorruptSegmentError
+from shmbus.errors import ConfigError, CorruptSegmentError
 from shmbus.publisher import ON_FULL, Publisher
 from shmbus.subscriber import MODES, STARTS, Subscriber
 from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, codec_of, dead_letter_topic
@@ -47,8 +45,6 @@ Idle = Literal["adaptive", "park", "spin"]
 MAX_DELIVER: Final = 4000
 """The claim word counts to 4,095."""
 _DEFAULT_STALL: Final = 10.0
-
-_open_buses: Final[weakref.WeakSet[Bus]] = weakref.WeakSet()
 
 
 class Bus:
@@ -93,9 +89,10 @@ class Bus:
         self._handles: weakref.WeakSet[Publisher[Any] | Subscriber[Any] | Worker[Any]] = weakref.WeakSet()
         self._dead_letters: dict[str, Publisher[DeadLetter]] = {}
         self._lock = threading.RLock()
+        self._leaving = False
         self._session = Session.open(name, create=create, supervise=supervise, stall_ns=int(stall_timeout * 1e9))
-        _open_buses.add(self)
-        _leave_at_exit(os.getpid())
+        open_buses.add(self)
+        leave_at_exit(os.getpid())
         try:
             self._session.ensure_supervisor()
             self._session.tell_supervisor()
@@ -262,6 +259,8 @@ class Bus:
     def _forget(self, handle: Any) -> None:
         with self._lock:
             self._handles.discard(handle)
+        if self._leaving:
+            self._leave()
 
     def _checked_idle(self, idle: Idle | None) -> Idle:
         if idle is None:
@@ -286,23 +285,31 @@ class Bus:
     @property
     def closed(self) -> bool:
         """True after close()."""
-        return self._session.closed
+        return self._session.closed or self._leaving
 
     def close(self) -> None:
         """Close what this Bus made, and leave. Idempotent; in a forked child it only lets go.
 
-        Takes a second at most: where the bus lock is not to be had by then, others reclaim what is left.
+        From any thread: ends the calls that wait, and waits for those that run, as the handles do; from within one it
+        leaves when that ends. Waits for the bus lock a second at most: then others reclaim what is left.
         """
         if self._session.closed:
             return
         with ExitStack() as stack:  # all of it, also where a corrupt segment does not let one of them go
-            stack.callback(self._session.close)
+            stack.callback(self._leave)
             if os.getpid() == self._session.pid:
                 with self._lock:
                     handles = list(self._handles)
                 for handle in handles:
                     stack.callback(handle.end)
-        _open_buses.discard(self)
+
+    def _leave(self) -> None:
+        """Leave the bus, unless a call runs that could not be waited for: then its end leads here again."""
+        with self._lock:
+            self._leaving = any(handle._put_off for handle in self._handles)
+        if not self._leaving:
+            self._session.close()
+            open_buses.discard(self)
 
     def __enter__(self) -> Self:
         return self
@@ -353,29 +360,3 @@ def _or(undo: Callable[[], object]) -> Iterator[None]:
     except BaseException:
         undo()
         raise
-
-
-def _close_all() -> None:
-    """At interpreter exit: leave in good order, so that nothing is on the books as a death."""
-    for bus in list(_open_buses):
-        with suppress(ClosedError, CorruptSegmentError):  # there is nobody left to tell
-            bus.close()
-
-
-@functools.lru_cache(maxsize=1)
-def _leave_at_exit(pid: int) -> None:
-    """Once in each process. Forked children of multiprocessing run none of `atexit`, but their finalizers; those that
-    were registered while the child's arguments were unpickled are thrown away, and after-fork hooks run next.
-    """
-    atexit.register(_close_all)
-    if "multiprocessing" in sys.modules:
-        from multiprocessing import util
-
-        util.register_after_fork(_close_all, _finalize)
-        _finalize(None)
-
-
-def _finalize(_: object) -> None:
-    from multiprocessing import util
-
-    util.Finalize(None, _close_all, exitpriority=-100)

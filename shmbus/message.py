@@ -70,13 +70,20 @@ class Settles(Protocol):
         """Settle a message; False if it is no longer this worker's."""
         ...
 
+    async def areject(self, message: ClaimedMessage[Any], reason: str) -> bool:
+        """The same for a rejection, without blocking the event loop."""
+        ...
+
 
 ACK, NACK, REJECT, UNDECODABLE = range(4)
 """As in claimer.c."""
 
 
 class ClaimedMessage(Message[T_co]):
-    """An event that a worker holds until it settles it: once, with `ack`, `nack` or `reject`."""
+    """An event that a worker holds until it settles it: once, with `ack`, `nack` or `reject`, in any thread.
+
+    `aack`, `anack` and `areject` are for event loops: a rejection may have to wait for room for the dead letter.
+    """
 
     __slots__ = ("_worker", "attempt", "ring_id", "settled", "word")
 
@@ -112,9 +119,28 @@ class ClaimedMessage(Message[T_co]):
         """Send it to the dead-letter topic, with a reason of at most 1,000 characters, and be done with it."""
         self._settle(REJECT, reason)
 
+    async def aack(self) -> None:
+        """`ack` in an event loop."""
+        self.ack()
+
+    async def anack(self) -> None:
+        """`nack` in an event loop."""
+        self.nack()
+
+    async def areject(self, reason: str = "rejected") -> None:
+        """`reject` in an event loop, which goes on meanwhile. If it is cancelled the message is open as before."""
+        if not self.settled:
+            self._told(await self._worker.areject(self, reason))
+
+    @property
+    def claim(self) -> tuple[int, int, int]:
+        """What `_core` knows the claim by: ring, sequence, claim word."""
+        return self.ring_id, self.sequence, self.word
+
     def _settle(self, how: int, reason: str = "") -> None:
-        if self.settled:
-            return
-        if not self._worker.settle(self, how, reason):
+        if not self.settled:
+            self._told(self._worker.settle(self, how, reason))
+
+    def _told(self, done: bool) -> None:
+        if not done:
             raise ReclaimedError(f"event {self.sequence} of {self.publisher!r} was given to another worker")
-        self.settled = True

@@ -9,25 +9,29 @@ Must stay true:
 
 from __future__ import annotations
 
-import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, cast
 
 from shmbus import _core
+from shmbus._handles.awaiting import Awaiting, interpreter_ends
+from shmbus._handles.care import BOUND
 from shmbus._handles.handle import Handle
 from shmbus._ledger import departures
 from shmbus._shm.waker import Sleeper
 from shmbus.errors import (
+    ClosedError,
     ConfigError,
     CorruptSegmentError,
     EventTooLargeError,
+    ForkedError,
     Full,
     ReclaimedError,
 )
 from shmbus.message import encode_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from shmbus._handles.session import Session
     from shmbus._ledger.document import ConsumerEntry, PublisherEntry, RingEntry, TopicEntry
@@ -45,7 +49,7 @@ _NAP: Final = 0.02  # seconds; what a wake-up lost with a dead consumer costs
 class Publisher(Handle, _core.Producer[T], Generic[T]):
     """Publishes events of one topic. Made by `Bus.publisher`.
 
-    Per-publisher order holds for every consumer. Threads may share a publisher.
+    Per-publisher order holds for every consumer. Threads and tasks may share a publisher.
     """
 
     def __init__(
@@ -66,7 +70,6 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         self._id = me.id
         self._on_full = on_full
         self._timeout = timeout
-        self._waits = threading.local()  # threads may share a publisher; each waits for its own event
         self._forget = forget
         ring = next((r for r in session.membership(entry.index).rings if r.publisher == me.id and r.group == 0), None)
         if ring is None:
@@ -81,6 +84,7 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
             codec.encode_into,
         )
         self._sleeper = Sleeper(f"{session.prefix}pub-{me.slot}")
+        self._tasks = Awaiting(self._sleeper, _nothing, _nothing)  # who waits says so with the need, in every ring
         self._left = False
 
     if TYPE_CHECKING:
@@ -92,6 +96,73 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
             EventTypeError, EventTooLargeError and what the encoder raises before anything is written; Full,
             ClosedError, ForkedError, CorruptSegmentError.
             """
+
+    async def apublish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None:
+        """`publish` that waits for room without blocking the event loop. Any number of tasks may wait at once.
+
+        The event is encoded at once. A cancelled call has published it whole or not at all; where it raises
+        CancelledError, not at all.
+        """
+        if self.closed and _core.exiting():
+            await interpreter_ends()
+        record = payload, encoded = self._encode(event, headers)
+        length = len(payload) + (len(encoded or b"") + 7) // 8 * 8
+        return cast(
+            "int | None", await self._in_room(lambda: self._put(record, self._on_full == "drop"), lambda: length)
+        )
+
+    async def apublish_many(self, events: Iterable[T]) -> int:
+        """`publish_many` that waits for room without blocking the event loop.
+
+        Everything is encoded at once. A cancelled call has published the first of the events, and no part of one.
+        """
+        if self.closed and _core.exiting():
+            await interpreter_ends()
+        payloads = self._encode_many(events)
+        done = missed = 0
+
+        def put() -> object:
+            nonlocal done, missed
+            more, less = self._put_many(payloads, done, self._on_full == "drop")
+            done, missed = done + more, missed + less
+            return done - missed if done == len(payloads) else _core.NOTHING
+
+        return cast("int", await self._in_room(put, lambda: len(payloads[done]), lambda: done))
+
+    async def _in_room(
+        self, put: Callable[[], object], length: Callable[[], int], committed: Callable[[], int] = int
+    ) -> object:
+        """What `put` returns once it finds room for the `length` that it needs next; raises Full."""
+        found = put()
+        if found is not _core.NOTHING:
+            return found
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        again = False
+        self._block(True)
+        try:
+            while True:
+                left = BOUND if deadline is None else min(BOUND, deadline - time.monotonic())
+                room, slots, lines = self._full(length())
+                if (not room or lines) and (self._on_full == "raise" or left <= 0):
+                    raise Full(self.topic.name, self._blocking(slots, lines), committed())
+                await self._tasks.wait(lambda: self._has_room(length()), left, again=again)
+                again = True
+                if self.closed and _core.exiting():
+                    await interpreter_ends()
+                self._session.care()
+                found = put()
+                if found is not _core.NOTHING:
+                    return found
+        finally:
+            self._unblock(True)
+            self._tasks.pass_on(lambda: True)
+
+    def _has_room(self, length: int) -> bool:
+        """Raises the flag that a consumer looks at, then looks; true as well at the end."""
+        if self.closed:
+            return True
+        room, _, lines = self._full(length)
+        return room and not lines
 
     # -- hooks of the C type
 
@@ -134,29 +205,27 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
     def _too_large(self, size: int, maximum: int) -> NoReturn:
         raise EventTooLargeError(self.topic.name, size, maximum)
 
-    def _make_room(self, length: int, first: bool, committed: int) -> bool:
+    def _make_room(self, length: int, since: int, committed: int) -> bool:
         """A ring is full: True to try again, False to write where there is room.
 
-        `first` begins the timeout: one for each call of publish or publish_many, however often that has to wait;
-        `committed` events of that call are in.
+        `since` is when this call of publish or publish_many found that first: it has one timeout, however often it has
+        to wait. `committed` events of it are in.
         """
         if self._on_full == "drop":
             return False
-        if first and self._timeout is not None:
-            self._waits.deadline = time.monotonic() + self._timeout
+        self._block(False)
         try:
             fits, slots, lines = self._full(length)
             if fits and not lines:
                 return True
-            left = _NAP if self._timeout is None else min(_NAP, self._waits.deadline - time.monotonic())
+            left = _NAP if self._timeout is None else min(_NAP, since / 1e9 + self._timeout - time.monotonic())
             if self._on_full == "raise" or left <= 0:
                 raise Full(self.topic.name, self._blocking(slots, lines), committed)
             self._sleeper.sleep(left)
             self._session.care()
             return True
         finally:
-            if not self.closed:
-                self._unblock()
+            self._unblock(False)
 
     def _blocking(self, slots: int, lines: list[int]) -> list[str]:
         """Names of the consumers that hold the room."""
@@ -169,6 +238,11 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         return [c.name for c in self._session.membership(self._entry.index).consumers if blocks(c)]
 
     # -- the end
+
+    def _interrupt(self) -> None:
+        with suppress(ClosedError, ForkedError):
+            self._sleeper.post()
+            self._session.posts.post_fifo(self._sleeper.name)
 
     def _let_go(self) -> None:
         self._release()
@@ -186,3 +260,6 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
 
 def _words(type: Any) -> str:
     return type.__qualname__ if hasattr(type, "__qualname__") else str(type)
+
+
+def _nothing() -> None: ...

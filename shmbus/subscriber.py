@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVa
 
 from shmbus import _core
 from shmbus._handles.handle import Handle
+from shmbus._handles.messages import Messages
 from shmbus._handles.waiting import Parking, Receiver
 from shmbus._ledger import departures
 from shmbus.errors import DecodeError, GapError, ReclaimedError
@@ -22,7 +23,7 @@ from shmbus.message import Gap, Message
 from shmbus.topic import codec_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from shmbus._handles.session import Session
     from shmbus._ledger.document import ConsumerEntry, RingEntry, TopicEntry
@@ -43,7 +44,10 @@ _log = logging.getLogger("shmbus.loss")
 
 
 class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
-    """Receives every event of a topic. Made by `Bus.subscriber`; one thread at a time uses it."""
+    """Receives every event of a topic. Made by `Bus.subscriber`.
+
+    One thread at a time receives, or any number of tasks of an event loop; any thread may close or cancel it.
+    """
 
     def __init__(
         self,
@@ -79,13 +83,9 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         self._parking.bind(self, idle)
         self._left = False
 
-    def messages(self) -> Iterator[Message[T]]:
+    def messages(self) -> Messages[Message[T]]:
         """Iterate as over the subscriber itself, but over Messages: event, sequence, publisher, time_ns, headers."""
-        while not (self.closed or self.cancelled):
-            found = self._next_message()
-            if found is _core.NOTHING:
-                return
-            yield Message(*found)
+        return Messages(self, lambda found: Message(*found))
 
     # -- hooks of the C type
 
@@ -136,6 +136,9 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
 
     def _depart(self, change: Change) -> None:
         departures.close_subscriber(change, self._session.rings, self._id)
+
+    def _departed(self) -> None:
+        self._session.wake_publishers(self._entry.index)
 
     def __repr__(self) -> str:
         return f"<Subscriber {self.name!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"

@@ -11,10 +11,12 @@ Must stay true:
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from shmbus import _core
 from shmbus._handles.handle import Handle
+from shmbus._handles.messages import Messages
 from shmbus._handles.waiting import Parking, Receiver
 from shmbus._ledger import departures
 from shmbus._shm.failpoint import reach
@@ -40,10 +42,13 @@ _log = logging.getLogger("shmbus.loss")
 
 
 class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
-    """One of the workers of a group. Made by `Bus.worker`; one thread at a time uses it.
+    """One of the workers of a group. Made by `Bus.worker`.
 
-    Asking for the next event acks the last one: by iteration, `receive`, `try_receive` and `receive_many`. `messages`
-    leaves that to each message. What was not acked when the worker closes goes back to the group.
+    Asking for the next event acks the last one that the same thread or task was handed: by iteration, `receive`,
+    `try_receive`, `receive_many` and `areceive`. `messages` leaves that to each message. What was not acked when the
+    worker closes goes back to the group.
+
+    One thread at a time receives, or any number of tasks of an event loop; any thread may settle, close and cancel.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._forget = forget
         self._sources = set()
         self._open: dict[tuple[int, int], ClaimedMessage[T]] = {}
+        self._settling: dict[tuple[int, int], object] = {}
         _core.Claimer.__init__(
             self,
             session.map,
@@ -94,34 +100,63 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._parking.bind(self, idle)
         self._left = False
 
-    def messages(self) -> Iterator[ClaimedMessage[T]]:
-        """Iterate over messages, each of which is held until its `ack`, `nack` or `reject` is called.
+    if TYPE_CHECKING:
+
+        def ack(self) -> None:
+            """Ack what this thread or task was handed, without asking for more.
+
+            And what threads were handed that have ended, and tasks that have returned: nobody works on it any more.
+
+            Raises ReclaimedError if any of it has been given to another worker.
+            """
+
+    def messages(self) -> Messages[ClaimedMessage[T]]:
+        """Iterate over messages, each of which is held until its `ack`, `nack` or `reject` is called, by any thread.
 
         As many may be open as the ring has room for; open ones hold up the publisher once it is full.
         """
-        while not (self.closed or self.cancelled):
-            found = self._next_message()
-            if found is _core.NOTHING:
-                return
-            message: ClaimedMessage[T] = ClaimedMessage(self, *found)
-            self._open[message.ring_id, message.sequence] = message
-            yield message
+        return Messages(self, self._hold)
+
+    def _hold(self, found: tuple[Any, ...]) -> ClaimedMessage[T]:
+        message: ClaimedMessage[T] = ClaimedMessage(self, *found)
+        self._open[message.ring_id, message.sequence] = message
+        return message
 
     def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "") -> bool:
         """Settle a message of this worker; False if it is no longer this worker's. `ClaimedMessage` calls it."""
-        if how == REJECT:
-            done = self._bury(
-                message.ring_id,
-                message.sequence,
-                message.word,
-                message.attempt,
-                message.time_ns,
-                message.publisher,
-                reason,
-                REJECT,
-            )
-        else:
-            done = self._settle(message.ring_id, message.sequence, message.word, how)
+        with self._settling_alone(message) as alone:
+            if not alone:
+                return True
+            if how == REJECT:
+                done = self._within(
+                    self._bury, *message.claim, message.attempt, message.time_ns, message.publisher, reason, REJECT
+                )
+            else:
+                done = self._settle(*message.claim, how)
+            return self._settled(message, done)
+
+    async def areject(self, message: ClaimedMessage[Any], reason: str) -> bool:
+        """`settle` by REJECT that waits for room in an event loop; the message stays open if it is cancelled."""
+        with self._settling_alone(message) as alone:
+            if not alone:
+                return True
+            done = await self._abury(message, reason)
+            return self._settled(message, done)
+
+    @contextmanager
+    def _settling_alone(self, message: ClaimedMessage[Any]) -> Iterator[bool]:
+        """False if another thread or task settles this message right now, or has."""
+        key, me = (message.ring_id, message.sequence), object()
+        if self._settling.setdefault(key, me) is not me:
+            yield False
+            return
+        try:
+            yield not message.settled
+        finally:
+            del self._settling[key]
+
+    def _settled(self, message: ClaimedMessage[Any], done: bool) -> bool:
+        message.settled = done
         self._open.pop((message.ring_id, message.sequence), None)
         return done
 
@@ -166,27 +201,48 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         how: int,
     ) -> bool:
         """Publish a dead letter, then mark the event done; on an error it goes back. False: it is not ours any more."""
-        payload = self._payload(ring_id, sequence, word)
-        if payload is None:
+        letter = self._letter(ring_id, sequence, word, attempt, time_ns, publisher, reason)
+        if letter is None:
             return False
         try:
             letters = self._dead_letters()
             if letters is not None:
-                letters.publish(
-                    DeadLetter(
-                        reason=reason[:MAX_REASON],
-                        attempts=attempt,
-                        publisher=publisher,
-                        sequence=sequence,
-                        payload=payload,
-                        topic=self.topic.name,
-                        group=self.group,
-                        time_ns=time_ns,
-                    )
-                )
+                letters.publish(letter)
         except BaseException:
             self._settle(ring_id, sequence, word, NACK)
             raise
+        return self._buried(ring_id, sequence, word, publisher, reason, how)
+
+    async def _abury(self, message: ClaimedMessage[Any], reason: str) -> bool:
+        """The same in an event loop; on an error the message stays with who has it."""
+        letter = self._letter(*message.claim, message.attempt, message.time_ns, message.publisher, reason)
+        if letter is None:
+            return False
+        letters = self._dead_letters()
+        if letters is not None:
+            await letters.apublish(letter)
+        return self._buried(*message.claim, message.publisher, reason, REJECT)
+
+    def _letter(
+        self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, reason: str
+    ) -> DeadLetter | None:
+        """The dead letter of an event that this worker holds; None: it is not ours any more."""
+        payload = self._payload(ring_id, sequence, word)
+        if payload is None:
+            return None
+        return DeadLetter(
+            reason=reason[:MAX_REASON],
+            attempts=attempt,
+            publisher=publisher,
+            sequence=sequence,
+            payload=payload,
+            topic=self.topic.name,
+            group=self.group,
+            time_ns=time_ns,
+        )
+
+    def _buried(self, ring_id: int, sequence: int, word: int, publisher: str, reason: str, how: int) -> bool:
+        """The letter is out: mark the event done."""
         reach("bury.published")
         _log.warning(
             "group %s of topic %s dead-lettered event %d of %s: %s",
@@ -202,10 +258,9 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
     # -- the end
 
     def _let_go(self) -> None:
-        if not self.closed and not self._session.inherited:
-            for message in list(self._open.values()):
-                if not message.settled:
-                    self._settle(message.ring_id, message.sequence, message.word, NACK)
+        for message in list(self._open.values()):
+            if not message.settled:
+                self._give_back(*message.claim)
         self._open.clear()
         self._release()
         self._parking.let_go()

@@ -157,7 +157,7 @@ def _next(o: Orders) -> list[Thread]:
 
 
 def _chain(o: Orders) -> list[Thread]:
-    """P commits record 0 and wakes W, then commits record 1; B parks. As producer.c, claims.c and wait.c do it:
+    """P commits record 0 and wakes W, then commits record 1; B parks. As publish.c, claims.c and wait.c do it:
     P wakes one more if `next` has come up to record 1, W claims record 0 and passes on, B sleeps unless one is ready.
     """
 
@@ -376,7 +376,7 @@ PATTERNS = [
         {
             "L version": WORD_STORE,
             "L epoch": ADD,
-            "P epoch": ("producer.c", "bool stale = LOAD_{}(&self->lines.topic->epoch) != self->lines.epoch"),
+            "P epoch": ("publish.c", "bool stale = LOAD_{}(&self->lines.topic->epoch) != self->lines.epoch"),
             "P version": WORD_LOAD,
         },
         _notice,

@@ -24,11 +24,20 @@ if TYPE_CHECKING:
 
 
 class Handle:
-    """What the three handles have in common; each brings `_let_go` and `_depart`."""
+    """What the three handles have in common; each brings `_interrupt`, `_let_go` and `_depart`, and a guard in C."""
 
     _session: Session
     _forget: Callable[[Any], None]
     _left = True  # until __init__ has come to its end
+    _put_off = False
+    """A call of this handle runs that close() cannot wait for: the departure follows it."""
+
+    if TYPE_CHECKING:  # of the C type, and of each handle
+
+        def _shut(self) -> None: ...
+        def _quiet(self) -> bool: ...
+        def _interrupt(self) -> None:
+            """End what sleeps in this handle."""
 
     def _let_go(self) -> None:
         """Release memory and channels; no event passes any more. Called again after a close() that was cut short."""
@@ -44,11 +53,12 @@ class Handle:
     def close(self) -> None:
         """Leave the topic. Idempotent, callable from any thread; in a forked child it only lets go.
 
-        A publisher's events stay for their consumers; what a subscriber had not received is counted as abandoned; what
-        a worker had not settled goes back to its group. Takes a second at most: where the bus lock is not to be had by
-        then, the departure is made as soon as it is.
+        Ends the calls that wait, and waits for those that run; called from within one, by a decoder or a signal
+        handler, it is carried out when that ends. A publisher's events stay for their consumers; what a subscriber
+        had not received is counted as abandoned; what a worker had not settled goes back to its group. Waits for the
+        bus lock a second at most: where that is not to be had by then, the departure is made as soon as it is.
         """
-        if self._left:
+        if self._left or not self._ended():
             return
         self._let_go()
         if not self._session.inherited:
@@ -59,9 +69,22 @@ class Handle:
 
     def end(self) -> None:
         """Let go, and leave the departure to the session, which leaves with all that it has."""
+        if self._left or not self._ended():
+            return
         self._let_go()
         self._left = True
         self._forget(self)
+
+    def _ended(self) -> bool:
+        """Let no call begin, and wait until none runs; False: one runs that cannot be waited for."""
+        self._shut()
+        self._interrupt()
+        self._put_off = not self._quiet()
+        return not self._put_off
+
+    def _close_late(self) -> None:
+        """The calls that could not be waited for have ended."""
+        self.close()
 
     def __enter__(self) -> Self:
         return self

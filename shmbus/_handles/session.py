@@ -167,6 +167,8 @@ class Session:
                 f"bus {self.bus!r} was opened by process {self.pid} before fork(): open Bus({self.bus!r}) here"
             )
         if self.closed:
+            if _core.exiting():
+                raise SystemExit  # ends a thread that outlives its interpreter without a word
             raise ClosedError(f"bus {self.bus!r} is closed")
 
     @property
@@ -222,6 +224,24 @@ class Session:
         publisher = members.publisher(ring.publisher) if members and ring else None
         return None if publisher is None else self.posts.post(f"{self.prefix}pub-{publisher.slot}")
 
+    def call_publisher(self, topic: int, ring_id: int) -> None:
+        """The same for its tasks, which await its FIFO."""
+        members = self.registry.membership(topic)
+        ring = members.ring(ring_id) if members else None
+        publisher = members.publisher(ring.publisher) if members and ring else None
+        if publisher is not None:
+            self.posts.post_fifo(f"{self.prefix}pub-{publisher.slot}")
+
+    def wake_publishers(self, topic: int) -> None:
+        """A consumer of the topic is gone: whoever waited for it looks again."""
+        for publisher in self.registry.read().publishers:
+            if publisher.topic == topic and publisher.state == "active":
+                self._wake_both(publisher.slot)
+
+    def _wake_both(self, slot: int) -> None:
+        self.posts.post(f"{self.prefix}pub-{slot}")
+        self.posts.post_fifo(f"{self.prefix}pub-{slot}")
+
     def wake_everybody(self, document: Document) -> None:
         """After a death: whoever it had woken, or should have, looks again.
 
@@ -236,7 +256,7 @@ class Session:
                 self.post_worker(lines[worker.group], worker.slot)
         for publisher in document.publishers:
             if publisher.state == "active":
-                self.posts.post(f"{self.prefix}pub-{publisher.slot}")
+                self._wake_both(publisher.slot)
 
     def _post(self, channel: str, awaiting: bool) -> Callable[[], object] | None:
         if not awaiting:
@@ -336,9 +356,12 @@ class Session:
 
     def _leave(self, change: Change) -> None:
         if not self.registry.removed:
+            mine = [c for c in change.document.consumers if c.participant == self.participant]
             reclaim.reclaim(change, self.rings, self.participant, dead=False)
             if not self._care.heard():
                 self.reclaim_dead(change)
+            for topic in {consumer.topic for consumer in mine}:
+                self.wake_publishers(topic)
             reclaim.remove_if_unused(change, self.rings)
 
     def _leave_late(self) -> None:

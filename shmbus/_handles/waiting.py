@@ -11,20 +11,19 @@ Must stay true (SYNC park):
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar, cast
 
 from shmbus import _core
+from shmbus._handles.awaiting import Awaiting, interpreter_ends
 from shmbus._handles.care import BOUND
 from shmbus._handles.session import Session
-from shmbus._shm import descriptors
 from shmbus._shm.waker import Sleeper
 from shmbus.errors import ClosedError, ConfigError, Empty, ForkedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 
     from shmbus._ledger.document import Membership, RingEntry, TopicEntry
     from shmbus.topic import Topic
@@ -47,32 +46,11 @@ class Parking:
         self._awaiting: Final = line + awaiting + slot // 64 * 8
         self._bit: Final = 1 << slot % 64
         self.sleeper: Final = Sleeper(session.prefix + channel)
+        self.tasks: Final = Awaiting(self.sleeper, self._set_bits, self._clear_bits)
 
     def bind(self, core: Core, idle: str) -> None:
         """Have a handle sleep here; `_core` does it."""
         core._bind(self.sleeper.memory, self._parked, self._bit, idle)
-
-    async def apark(self, ready: Callable[[], bool], seconds: float) -> bool:
-        """Sleep in an event loop, on the channel's FIFO, until woken, but at most `seconds`; False then."""
-        loop = asyncio.get_running_loop()
-        woken: asyncio.Future[None] = loop.create_future()
-        # Ours: the number must not be another's when close() overtakes us.
-        descriptor = descriptors.duplicate(self.sleeper.fifo())
-        self.sleeper.drain_fifo()
-        loop.add_reader(descriptor, lambda: None if woken.done() else woken.set_result(None))
-        _core.fetch_or(self._map, self._awaiting, self._bit)  # before the parked bit: a waker reads it after
-        _core.fetch_or(self._map, self._parked, self._bit)
-        try:
-            if ready():
-                return True
-            await asyncio.wait_for(woken, seconds)
-        except TimeoutError:
-            return False
-        finally:
-            self._clear_bits()
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-        return True
 
     def interrupt(self) -> None:
         """End a sleep of this handle from another thread or a signal handler; nothing happens once it is closed."""
@@ -88,6 +66,10 @@ class Parking:
         self.interrupt()
         self._clear_bits()
         self.sleeper.close()
+
+    def _set_bits(self) -> None:
+        for at in (self._awaiting, self._parked):  # a waker reads the awaiting bit after the parked one
+            _core.fetch_or(self._map, at, self._bit)
 
     def _clear_bits(self) -> None:
         for at in (self._parked, self._awaiting):
@@ -105,7 +87,11 @@ class Core(Protocol):
     def topic(self) -> Topic[Any]: ...
 
     def _bind(self, semaphore: Any, offset: int, bit: int, idle: str, /) -> None: ...
-    def _poll(self) -> Any: ...
+    def _ask(self) -> Any: ...
+    def _finish(self, ask: Any, /) -> Any: ...
+    def _poll(self, ask: Any = None, /) -> Any: ...
+    def _poll_message(self, ask: Any = None, /) -> Any: ...
+    def _next_message(self) -> Any: ...
     def _take(self, maximum: int, timeout: float | None, /) -> list[Any]: ...
     def _ready(self) -> bool: ...
     def _pass_on(self) -> None: ...
@@ -131,40 +117,64 @@ class Receiver(Generic[T]):
             raise ConfigError(f"receive_many takes at least one event: maximum={maximum}")
         return self._as_core()._take(maximum, timeout)
 
-    async def areceive(self, timeout: float | None = None) -> T:
-        """`receive` without blocking the event loop."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def areceive(self, timeout: float | None = None) -> Coroutine[Any, Any, T]:
+        """`receive` without blocking the event loop. Any number of tasks may wait at once; each event goes to one.
+
+        Whoever calls this asks, also when it is another task that awaits the result.
+        """
         core = self._as_core()
-        try:
-            while True:
-                event = core._poll()
-                if event is not _core.NOTHING:
-                    return cast("T", event)
-                if not await self._await(deadline):
-                    self._nothing(timeout)
-        except BaseException:
-            with suppress(ClosedError, ForkedError, RuntimeError):  # RuntimeError: another thread has the handle
-                core._pass_on()
-            raise
+        return self._obtain(core._poll, core._ask(), timeout)
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
-    async def __anext__(self) -> T:
+    def __anext__(self) -> Coroutine[Any, Any, T]:
+        core = self._as_core()
+        return self._anext(core._poll, core._ask())
+
+    async def _anext(self, poll: Callable[[Any], Any], ask: Any) -> Any:
         self._run += 1
         if self._run % FAIR == 0:
             await asyncio.sleep(0)
         core = self._as_core()
         try:
-            if not core.closed and not core.cancelled:
-                return await self.areceive()
+            if not core.closed or _core.exiting():
+                return await self._obtain(poll, ask, None)
         except ClosedError:
             if not (core.closed or core.cancelled):
                 raise
         raise StopAsyncIteration
 
+    async def _obtain(self, poll: Callable[[Any], Any], ask: Any, timeout: float | None) -> Any:
+        """What `poll` finds, for who asks; raises Empty at the timeout, ClosedError at the handle's end."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        core, again = self._as_core(), False
+        try:
+            while True:
+                if core.closed and _core.exiting():
+                    await interpreter_ends()
+                if core.cancelled and (timeout is None or timeout > 0):
+                    core._finish(ask)
+                    self._nothing(timeout)
+                found = poll(ask)
+                if found is not _core.NOTHING:
+                    return found
+                if not await self._await(deadline, again) and not _core.exiting() and not core.cancelled:
+                    self._nothing(timeout)
+                again = True
+        except BaseException:
+            with suppress(ClosedError, ForkedError, SystemExit):
+                core._pass_on()
+            raise
+        finally:
+            self._parking.tasks.pass_on(self._look)
+
     def cancel(self) -> None:
-        """End the iteration and any wait of this handle, for good; callable from signal handlers and other threads."""
+        """End the iteration and any wait of this handle, for good; callable from signal handlers and other threads.
+
+        A worker's loop that asks for the next event acks the one in its hands as ever, and ends; what was claimed ahead
+        goes back to the group. What is there can still be had without waiting: `try_receive`, `timeout=0`.
+        """
         self._as_core()._cancel()
         self._parking.interrupt()
 
@@ -182,6 +192,9 @@ class Receiver(Generic[T]):
 
     def _wake_publisher(self, ring_id: int) -> Callable[[], object] | None:
         return self._session.wake_publisher(self._entry.index, ring_id)
+
+    def _call_publisher(self, ring_id: int) -> None:
+        self._session.call_publisher(self._entry.index, ring_id)
 
     def _follow(
         self, document: Membership, entries: Iterable[RingEntry], add: Callable[[RingEntry, str], bool]
@@ -205,16 +218,22 @@ class Receiver(Generic[T]):
     def _as_core(self) -> Core:
         return cast("Core", self)
 
-    async def _await(self, deadline: float | None) -> bool:
+    async def _await(self, deadline: float | None, again: bool) -> bool:
         """Sleep until there may be something: True; False at the deadline, and once closed or cancelled."""
         core = self._as_core()
         seconds = BOUND if deadline is None else min(BOUND, deadline - time.monotonic())
         if core.closed or core.cancelled or seconds <= 0:
             return False
         self._session.care()
-        await self._parking.apark(self._look, seconds)
+        await self._parking.tasks.wait(self._look, seconds, again=again)
         return not (core.closed or core.cancelled)
 
     def _look(self) -> bool:
+        """Something may be there, be it the end."""
         core = self._as_core()
-        return core.closed or core.cancelled or core._ready()
+        with suppress(ClosedError, ForkedError, SystemExit):
+            return core.cancelled or core._ready()
+        return True
+
+    def _interrupt(self) -> None:
+        self._parking.interrupt()

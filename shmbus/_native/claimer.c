@@ -8,8 +8,11 @@
  *   _post(group, slot)                                    a sibling sleeps: see wake.c
  *   _care(), _nothing(timeout)                            see wait.c; raises Empty or ClosedError
  *
- * `held` lists what this worker claimed and did not pass on to a Message: first what was handed out, then what was
- * prefetched. A kill at any point leaves claim words with our slot and generation, which reclaim gives back. */
+ * What this worker claimed and did not pass on to a Message is in `held`, claimed ahead, or in `out`, handed out. A kill at
+ * any point leaves claim words with our slot and generation, which reclaim gives back.
+ *
+ * One call at a time takes events, while any thread may settle: that uses no pointer into a list of the handle after Python
+ * code has run, and a ring by a reference. */
 #include "claimer.h"
 
 static PyObject *claimer_add_source(PyObject *object, PyObject *args) {
@@ -45,39 +48,60 @@ static claim claim_of(unsigned long long sequence, unsigned long long claim_word
     return (claim){.word = claim_word, .record = {.sequence = sequence}};
 }
 
-/* _settle(ring_id, sequence, word, how): false if the claim is not ours any more. */
+static int settle_claim(Claimer *self, Ring *ring, const claim *c, int how) {
+    claim probe = *c;
+    if (work_read(&ring->view, &probe) == RING_LOST)
+        return 0;
+    if (how == HOW_REJECT || how == HOW_UNDECODABLE)
+        work_count_loss(&ring->view, how == HOW_REJECT, c->record.sequence, realtime_ns());
+    int status = how == HOW_NACK ? work_give_back(&ring->view, c) : work_done(&ring->view, c);
+    if (status != RING_OK)
+        return 0;
+    if (how == HOW_NACK)
+        return claims_pass_on(self) < 0 ? -1 : 1;
+    ring->acked++;
+    return claims_settle(self, ring, false) < 0 ? -1 : 1;
+}
+
+/* _settle(ring_id, sequence, word, how): false if the claim is not ours any more. From any thread. */
 static PyObject *claimer_settle(PyObject *object, PyObject *args) {
     Claimer *self = (Claimer *)object;
     unsigned long long ring_id, sequence, claim_word;
     int how;
     if (!PyArg_ParseTuple(args, "KKKi:_settle", &ring_id, &sequence, &claim_word, &how) ||
-        receiver_check(&self->base) < 0)
+        guard_enter_inside(&self->base.guard, "worker") < 0)
         return NULL;
     source *s = claims_source(self, ring_id);
-    if (!s)
-        Py_RETURN_FALSE;
-    claim c = claim_of(sequence, claim_word);
-    claim probe = c;
-    if (work_read(&s->ring->view, &probe) == RING_LOST)
-        Py_RETURN_FALSE;
-    if (how == HOW_REJECT || how == HOW_UNDECODABLE)
-        work_count_loss(&s->ring->view, how == HOW_REJECT, sequence, realtime_ns());
-    int status = how == HOW_NACK ? work_give_back(&s->ring->view, &c) : work_done(&s->ring->view, &c);
-    if (status == RING_OK && how == HOW_NACK && claims_pass_on(self) < 0)
-        return NULL;
-    if (status == RING_OK && how != HOW_NACK) {
-        s->acked++;
-        if (claims_settle(self, s, false) < 0)
-            return NULL;
+    int status = 0;
+    if (s) {
+        Ring *ring = (Ring *)Py_NewRef((PyObject *)s->ring);
+        claim c = claim_of(sequence, claim_word);
+        status = settle_claim(self, ring, &c, how);
+        Py_DECREF((PyObject *)ring);
     }
-    return PyBool_FromLong(status == RING_OK);
+    return guard_leave(&self->base.guard, object, status < 0 ? NULL : PyBool_FromLong(status));
+}
+
+/* _give_back(ring_id, sequence, word): for close(), when no call runs any more and before the rings are let go of. */
+static PyObject *claimer_give_back(PyObject *object, PyObject *args) {
+    Claimer *self = (Claimer *)object;
+    unsigned long long ring_id, sequence, claim_word;
+    if (!PyArg_ParseTuple(args, "KKK:_give_back", &ring_id, &sequence, &claim_word))
+        return NULL;
+    source *s = claims_source(self, ring_id);
+    if (s && self->base.guard.fork_generation == fork_generation) {
+        claim c = claim_of(sequence, claim_word);
+        work_give_back(&s->ring->view, &c);
+    }
+    Py_RETURN_NONE;
 }
 
 /* _payload(ring_id, sequence, word): the payload of a record that we hold, as bytes; None if it is not ours any more. */
 static PyObject *claimer_payload(PyObject *object, PyObject *args) {
     Claimer *self = (Claimer *)object;
     unsigned long long ring_id, sequence, claim_word;
-    if (!PyArg_ParseTuple(args, "KKK:_payload", &ring_id, &sequence, &claim_word) || receiver_check(&self->base) < 0)
+    if (!PyArg_ParseTuple(args, "KKK:_payload", &ring_id, &sequence, &claim_word) ||
+        guard_check_inside(&self->base.guard, "worker") < 0)
         return NULL;
     source *s = claims_source(self, ring_id);
     claim c = claim_of(sequence, claim_word);
@@ -87,27 +111,52 @@ static PyObject *claimer_payload(PyObject *object, PyObject *args) {
     return PyBytes_FromStringAndSize((const char *)c.record.body + padded, (Py_ssize_t)(c.record.length - padded));
 }
 
-/* ack(): acks what was handed out, without asking for more. */
-static PyObject *ack_only(Receiver *base) { return claims_ack((Claimer *)base) < 0 ? NULL : Py_NewRef(Py_None); }
-
+/* ack(): acks what this thread or task was handed, and what those were that have ended, without asking for more. */
 static PyObject *claimer_ack(PyObject *object, PyObject *unused) {
     (void)unused;
-    return receiver_enter((Receiver *)object, ack_only);
+    Claimer *self = (Claimer *)object;
+    asker by;
+    if (guard_enter(&self->base.guard, "worker") < 0)
+        return NULL;
+    int status = asker_now(&by);
+    if (status == 0) {
+        status = claims_ack(self, &by, UINT64_MAX);
+        status = status == 0 ? claims_ack_ended(self) : status;
+        asker_drop(&by);
+    }
+    return guard_leave(&self->base.guard, object, status < 0 ? NULL : Py_NewRef(Py_None));
+}
+
+/* _ask(): who asks, and when: for _poll. */
+static PyObject *claimer_ask(PyObject *object, PyObject *unused) {
+    (void)unused;
+    asker by;
+    if (asker_now(&by) < 0)
+        return NULL;
+    PyObject *ask = asker_ask(&by, ((Claimer *)object)->handed_out);
+    asker_drop(&by);
+    return ask;
 }
 
 /* ---- the kind ---- */
 
-static int prepare(Receiver *base) { return claims_ack((Claimer *)base); }
+static int prepare(Receiver *base) {
+    Claimer *self = (Claimer *)base;
+    call *c = base->call;
+    if ((c->ask ? asker_of(c->ask, c) : asker_now(&c->by)) < 0)
+        return -1;
+    return self->out_count ? claims_ack(self, &c->by, c->ask ? c->asked : UINT64_MAX) : 0;
+}
 
 static PyObject *take(Receiver *base) {
     Claimer *self = (Claimer *)base;
     int status = claims_next(self);
     if (status <= 0)
         return status < 0 ? NULL : Py_NewRef(Nothing);
-    PyObject *event = claims_decode(self);
+    PyObject *event = claims_hand_room(self) < 0 ? NULL : claims_decode(self);
     if (event) {
         claims_sample(self);
-        self->handed++;
+        claims_hand_out(self);
     }
     return event;
 }
@@ -124,10 +173,10 @@ static PyObject *take_message(Receiver *base) {
         return NULL;
     const held *h = &self->held[self->handed];
     const record *r = &h->claim.record;
-    source *s = claims_source(self, h->ring_id);
+    source *s = claims_source(self, h->ring->id);
     result = Py_BuildValue("(NKOKy#IKK)", event, (unsigned long long)r->sequence, s ? s->publisher : Py_None,
                            (unsigned long long)r->time_ns, r->body, (Py_ssize_t)r->headers, h->claim.attempt,
-                           (unsigned long long)h->ring_id, (unsigned long long)h->claim.word);
+                           (unsigned long long)h->ring->id, (unsigned long long)h->claim.word);
     if (result) {
         claims_sample(self);
         claims_take_off(self);
@@ -137,11 +186,13 @@ static PyObject *take_message(Receiver *base) {
 
 static bool ready(Receiver *base) { return claims_ready((Claimer *)base) || receiver_stale(base); }
 
+static int end(Receiver *base) { return claims_end((Claimer *)base); }
+
 static int pass_on(Receiver *base) { return claims_pass_on((Claimer *)base); }
 
 static void drop_all(Receiver *base) { claims_drop_all((Claimer *)base); }
 
-static const receiver_kind kind = {"worker", prepare, take, take_message, ready, pass_on, drop_all};
+static const receiver_kind kind = {"worker", prepare, take, take_message, ready, end, pass_on, drop_all};
 
 static int claimer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"segment",    "topic",       "decode",   "group", "owner",
@@ -170,23 +221,35 @@ static int claimer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
 }
 
 static PyMethodDef methods[] = {
-    {"ack", claimer_ack, METH_NOARGS, "ack(): acks what was handed out, without asking for more."},
+    {"ack", claimer_ack, METH_NOARGS, "ack(): acks what this thread or task was handed, without asking for more."},
     {"_settle", claimer_settle, METH_VARARGS, NULL},
+    {"_ask", claimer_ask, METH_NOARGS, NULL},
+    {"_give_back", claimer_give_back, METH_VARARGS, NULL},
     {"_payload", claimer_payload, METH_VARARGS, NULL},
     {"_add_source", claimer_add_source, METH_VARARGS, NULL},
     {"_drop_source", claimer_drop_source, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
+/* A task that was handed an event refers to whatever its coroutine does, maybe to us. */
+static int claimer_traverse(PyObject *object, visitproc visit, void *arg) {
+    Claimer *self = (Claimer *)object;
+    for (Py_ssize_t i = 0; i < self->out_count; i++)
+        Py_VISIT(self->out[i].by.task);
+    return receiver_traverse(object, visit, arg);
+}
+
 static PyType_Slot slots[] = {{Py_tp_init, claimer_init},
                               {Py_tp_new, PyType_GenericNew},
+                              {Py_tp_traverse, claimer_traverse},
+                              {Py_tp_clear, receiver_clear},
                               {Py_tp_methods, methods},
                               {Py_tp_doc, "The path of an event to one of a group's workers."},
                               {0, NULL}};
 
 static PyType_Spec spec = {.name = "shmbus._core.Claimer",
                            .basicsize = sizeof(Claimer),
-                           .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, /* garbage collection as in Receiver */
+                           .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
                            .slots = slots};
 
 int claimer_add(PyObject *module) { return type_add(module, &spec, receiver_base) ? 0 : -1; }

@@ -7,14 +7,18 @@
 typedef struct source {
     Ring *ring;
     PyObject *publisher;
-    PyObject *post; /* posts it */
-    uint64_t acked; /* since the last look at a waiting publisher */
 } source;
 
-typedef struct held {
-    uint64_t ring_id;
+typedef struct held { /* a claim, and its ring, which it keeps whatever becomes of the source */
+    Ring *ring;
     claim claim;
 } held;
+
+typedef struct handed { /* a claim that was handed out, and will be acked when `by` asks again */
+    held held;
+    asker by;
+    uint64_t number;
+} handed;
 
 typedef struct Claimer {
     Receiver base;
@@ -23,15 +27,22 @@ typedef struct Claimer {
     unsigned owner, generation, max_deliver, prefetch;
     group_line *line;
     wakers siblings;
-    held *held;
+    held *held; /* [handed, held_count): claimed ahead; changed by the call that takes events alone */
     Py_ssize_t held_count, handed, held_size;
+    struct handed *out; /* in the order in which they were handed out; changed by any thread */
+    Py_ssize_t out_count, out_size;
+    uint64_t handed_out; /* ever */
 } Claimer;
 
 void claims_drop_source(Claimer *self, Py_ssize_t index);
 source *claims_source(Claimer *self, uint64_t ring_id);
 void claims_drop_all(Claimer *self);
-int claims_settle(Claimer *self, source *s, bool dry);
-int claims_ack(Claimer *self);
+int claims_settle(Claimer *self, Ring *ring, bool dry);
+int claims_ack(Claimer *self, const asker *by, uint64_t asked);
+int claims_ack_ended(Claimer *self);
+int claims_hand_room(Claimer *self);
+void claims_hand_out(Claimer *self);
+int claims_end(Claimer *self);
 int claims_next(Claimer *self);
 int claims_pass_on(Claimer *self);
 bool claims_ready(const Claimer *self);

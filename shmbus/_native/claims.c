@@ -9,7 +9,6 @@ void claims_drop_source(Claimer *self, Py_ssize_t index) {
     self->current = 0;
     Py_DECREF((PyObject *)gone.ring);
     Py_DECREF(gone.publisher);
-    Py_XDECREF(gone.post);
 }
 
 source *claims_source(Claimer *self, uint64_t ring_id) {
@@ -19,19 +18,37 @@ source *claims_source(Claimer *self, uint64_t ring_id) {
     return NULL;
 }
 
-/* Gives back everything that is still held; what was reclaimed meanwhile is no longer ours to give. */
-static void give_back_all(Claimer *self) {
+static void give_back(const Claimer *self, const held *h) {
     if (self->base.guard.fork_generation == fork_generation)
-        for (Py_ssize_t i = 0; i < self->held_count; i++) {
-            source *s = claims_source(self, self->held[i].ring_id);
-            if (s)
-                work_give_back(&s->ring->view, &self->held[i].claim);
-        }
-    self->held_count = self->handed = 0;
+        work_give_back(&h->ring->view, &h->claim); /* what was reclaimed meanwhile is no longer ours to give */
+}
+
+/* Gives back what was claimed ahead, and handed to nobody. */
+static void give_back_ahead(Claimer *self) {
+    while (self->handed < self->held_count) {
+        held h = self->held[self->handed++];
+        give_back(self, &h);
+        Py_DECREF((PyObject *)h.ring);
+    }
+}
+
+/* Gives back what was handed out and not acked. */
+static void give_back_out(Claimer *self) {
+    handed *out = self->out;
+    Py_ssize_t count = self->out_count;
+    self->out = NULL;
+    self->out_count = self->out_size = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        give_back(self, &out[i].held);
+        asker_drop(&out[i].by);
+        Py_DECREF((PyObject *)out[i].held.ring);
+    }
+    PyMem_Free(out);
 }
 
 void claims_drop_all(Claimer *self) {
-    give_back_all(self);
+    give_back_out(self);
+    give_back_ahead(self);
     while (self->count)
         claims_drop_source(self, self->count - 1);
     PyMem_Free(self->sources);
@@ -39,19 +56,25 @@ void claims_drop_all(Claimer *self) {
     wakers_clear(&self->siblings);
     self->sources = NULL;
     self->held = NULL;
-    self->held_size = 0;
+    self->held_size = self->held_count = self->handed = 0;
+}
+
+/* Nothing more will be asked for. */
+int claims_end(Claimer *self) {
+    give_back_ahead(self);
+    return claims_pass_on(self);
 }
 
 /* ---- claims ---- */
 
 /* Looks after a waiting publisher: always when nothing is left, and once a quarter of the records is acked. */
-int claims_settle(Claimer *self, source *s, bool dry) {
-    const ring_header *h = s->ring->view.header;
-    if (!dry && s->acked * 4 < LOAD_RELAXED(&h->tail) - LOAD_RELAXED(&h->gate))
+int claims_settle(Claimer *self, Ring *ring, bool dry) {
+    const ring_header *h = ring->view.header;
+    if (!dry && ring->acked * 4 < LOAD_RELAXED(&h->tail) - LOAD_RELAXED(&h->gate))
         return 0;
-    s->acked = 0;
-    return ring_release_publisher(&s->ring->view) ? receiver_wake_publisher(&self->base, s->ring, &s->post)
-                                                  : 0; /* SYNC room */
+    ring->acked = 0;
+    uint64_t waiting = ring_release_publisher(&ring->view); /* SYNC room */
+    return waiting ? receiver_wake_publisher(&self->base, ring, waiting) : 0;
 }
 
 static int lost(uint64_t sequence) {
@@ -60,24 +83,70 @@ static int lost(uint64_t sequence) {
     return -1;
 }
 
-/* Acks what was handed out. All of it, even if one was lost. */
-int claims_ack(Claimer *self) {
-    int status = 0;
-    Py_ssize_t handed = self->handed;
-    self->handed = 0;
-    for (Py_ssize_t i = 0; i < handed; i++) {
-        source *s = claims_source(self, self->held[i].ring_id);
-        if (!s || work_done(&s->ring->view, &self->held[i].claim) != RING_OK)
-            status = lost(self->held[i].claim.record.sequence);
+static bool is_of(const handed *h, const asker *by, uint64_t asked) {
+    return h->by.task == by->task && h->by.thread == by->thread && h->number < asked;
+}
+
+/* Acks what an asker was handed before it asked. All of it, even if one was lost. */
+int claims_ack(Claimer *self, const asker *by, uint64_t asked) {
+    Py_ssize_t kept = 0;
+    uint64_t missing = 0, acked = 0;
+    for (Py_ssize_t i = 0; i < self->out_count; i++) { /* no Python code runs here: `by` keeps the task */
+        handed *h = &self->out[i];
+        if (!is_of(h, by, asked)) {
+            self->out[kept++] = *h;
+            continue;
+        }
+        if (work_done(&h->held.ring->view, &h->held.claim) != RING_OK)
+            missing = h->held.claim.record.sequence;
         else
-            s->acked++;
+            acked = ++h->held.ring->acked;
+        asker_drop(&h->by);
+        Py_DECREF((PyObject *)h->held.ring);
     }
-    self->held_count -= handed;
-    memmove(self->held, self->held + handed, sizeof(held) * (size_t)self->held_count);
-    for (Py_ssize_t i = 0; handed && i < self->count && status == 0; i++)
-        if (self->sources[i].acked)
-            status = claims_settle(self, &self->sources[i], false);
+    self->out_count = kept;
+    int status = missing ? lost(missing) : 0;
+    for (Py_ssize_t i = 0; acked && i < self->count && status == 0; i++)
+        if (self->sources[i].ring->acked)
+            status = claims_settle(self, self->sources[i].ring, false);
     return status;
+}
+
+/* The same for the askers that have ended. To ask one of them runs Python code. */
+int claims_ack_ended(Claimer *self) {
+    int status = 0;
+    for (Py_ssize_t i = 0; i < self->out_count && status == 0; i++) {
+        asker by = {.thread = self->out[i].by.thread, .task = Py_XNewRef(self->out[i].by.task)};
+        if (asker_ended(&by)) {
+            status = claims_ack(self, &by, UINT64_MAX);
+            i = -1;
+        }
+        asker_drop(&by);
+    }
+    return status;
+}
+
+/* Room for one more that is handed out, before it is decoded. */
+int claims_hand_room(Claimer *self) {
+    if (self->out_count < self->out_size)
+        return 0;
+    Py_ssize_t size = self->out_size ? self->out_size * 2 : 16;
+    handed *grown = PyMem_Realloc(self->out, sizeof(handed) * (size_t)size);
+    if (!grown) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    self->out = grown;
+    self->out_size = size;
+    return 0;
+}
+
+/* The claim at `held[handed]` was decoded for the asker of this call; there is room. */
+void claims_hand_out(Claimer *self) {
+    const asker *by = &self->base.call->by;
+    self->out[self->out_count++] = (handed){.held = self->held[self->handed++],
+                                            .by = {.thread = by->thread, .task = Py_XNewRef(by->task)},
+                                            .number = self->handed_out++};
 }
 
 static int held_room(Claimer *self) {
@@ -106,7 +175,7 @@ static int claim_from(Claimer *self, source *s) {
             continue; /* others were faster; what came since is ours to look at (SYNC chain) */
         if (status != RING_OK)
             return corrupt(s->ring, "a claimed record cannot be");
-        h->ring_id = s->ring->id;
+        h->ring = (Ring *)Py_NewRef((PyObject *)s->ring);
         self->held_count++;
         got++;
         vain = 0;
@@ -122,25 +191,22 @@ bool claims_ready(const Claimer *self) {
 }
 
 /* A publisher wakes a worker for the first event of a backlog only. Every claim wakes one for the next (SYNC chain), and so
- * does whoever was woken and will not look, maybe for a ring that it does not know yet. While the handle is busy a
- * close() is put off, so that even then the wake-up is not lost with it. */
+ * does whoever was woken and will not look, maybe for a ring that it does not know yet. */
 int claims_pass_on(Claimer *self) {
     uint64_t parked = 0;
-    if (!self->base.lines.topic)
-        return 0; /* closed by a signal handler in the middle of a wait */
     for (int i = 0; i < MAX_WORKERS / 64; i++)
         parked |= LOAD_SEQ(&self->line->parked[i]); /* SYNC park */
     if (!parked || !(claims_ready(self) || receiver_stale(&self->base)))
         return 0;
-    const guard *g = &self->base.guard;
-    return wakers_wake((PyObject *)self, g->busy ? NULL : g, &self->siblings, self->line->parked, self->line->awaiting,
-                       MAX_WORKERS / 64, 1);
+    return wakers_wake((PyObject *)self, &self->siblings, self->line->parked, self->line->awaiting, MAX_WORKERS / 64,
+                       1);
 }
 
 /* Makes sure that something is prefetched: 1, 0 when there is nothing, -1. Each call begins with the next source. */
 static int claim_some(Claimer *self) {
     if (self->held_count > self->handed)
         return 1;
+    self->held_count = self->handed = 0;
     if (receiver_refresh(&self->base) < 0)
         return -1;
     for (Py_ssize_t looked = 0; looked < self->count; looked++) {
@@ -149,31 +215,31 @@ static int claim_some(Claimer *self) {
         int got = claim_from(self, s);
         if (got)
             return got < 0 || claims_pass_on(self) < 0 ? -1 : 1;
-        if (s->acked && claims_settle(self, s, true) < 0)
+        if (s->ring->acked && claims_settle(self, s->ring, true) < 0)
             return -1;
     }
     return 0;
 }
 
 /* Takes the claim at `held[handed]` off the list: it is somebody else's to settle. */
-void claims_take_off(Claimer *self) {
-    self->held_count--;
-    memmove(self->held + self->handed, self->held + self->handed + 1,
-            sizeof(held) * (size_t)(self->held_count - self->handed));
-}
+void claims_take_off(Claimer *self) { Py_DECREF((PyObject *)self->held[self->handed++].ring); }
 
 /* Calls a hook with what there is to know about the claim at `held[handed]`, and takes the claim off the list: the hook
  * settles it. */
 static int pass_on(Claimer *self, const char *hook, PyObject *error) {
-    held h = self->held[self->handed];
-    source *s = claims_source(self, h.ring_id);
+    const held *h = &self->held[self->handed];
+    const record *r = &h->claim.record;
+    source *s = claims_source(self, h->ring->id);
+    PyObject *told = Py_BuildValue(error ? "(KKKIKOO)" : "(KKKIKO)", (unsigned long long)h->ring->id,
+                                   (unsigned long long)r->sequence, (unsigned long long)h->claim.word, h->claim.attempt,
+                                   (unsigned long long)r->time_ns, s ? s->publisher : Py_None, error);
+    if (!told)
+        return -1;
     claims_take_off(self);
-    if (!s)
-        return 0;
-    PyObject *result =
-        PyObject_CallMethod((PyObject *)self, hook, error ? "KKKIKOO" : "KKKIKO", (unsigned long long)h.ring_id,
-                            (unsigned long long)h.claim.record.sequence, (unsigned long long)h.claim.word,
-                            h.claim.attempt, (unsigned long long)h.claim.record.time_ns, s->publisher, error);
+    PyObject *method = PyObject_GetAttrString((PyObject *)self, hook);
+    PyObject *result = method ? PyObject_CallObject(method, told) : NULL;
+    Py_XDECREF(method);
+    Py_DECREF(told);
     Py_XDECREF(result);
     return result ? 0 : -1;
 }
@@ -194,7 +260,7 @@ PyObject *claims_decode(Claimer *self) {
     const record *r = &self->held[self->handed].claim.record;
     uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
     PyObject *event = window_decode(&self->base.window, self->base.decode, r->body + padded, r->length - padded,
-                                    (PyObject *)claims_source(self, self->held[self->handed].ring_id)->ring, NULL);
+                                    (PyObject *)self->held[self->handed].ring, NULL);
     if (event || !PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
         return event;
     PyObject *error = error_take();

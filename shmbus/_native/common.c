@@ -1,4 +1,4 @@
-/* What the files of the Python stratum share: errors, guards, the lines of a bus segment, clocks, types. See python.h. */
+/* What the files of the Python stratum share: errors, the lines of a bus segment, clocks, types. See python.h. */
 #include "python.h"
 
 #include <pthread.h>
@@ -7,32 +7,6 @@
 PyObject *CorruptSegmentError, *LayoutMismatchError, *EventTypeError, *ClosedError, *ForkedError;
 PyObject *ReclaimedError, *AccessError, *Nothing;
 unsigned fork_generation;
-
-/* ---- guards ---- */
-
-int guard_check(const guard *g, const char *what) {
-    if (g->fork_generation != fork_generation) {
-        PyErr_Format(ForkedError, "this %s was opened before fork(): open the bus again in the child", what);
-        return -1;
-    }
-    if (!g->ready || g->closed) {
-        PyErr_Format(ClosedError, "the %s is closed", what);
-        return -1;
-    }
-    return 0;
-}
-
-/* A decoder may run Python code, and with it another thread, between looking at an event and consuming it. */
-int guard_enter(guard *g, const char *what) {
-    if (guard_check(g, what) < 0)
-        return -1;
-    if (g->busy) {
-        PyErr_Format(PyExc_RuntimeError, "the %s is in use by another thread: open one for each", what);
-        return -1;
-    }
-    g->busy = true;
-    return 0;
-}
 
 int lines_bind(bus_lines *lines, PyObject *segment, unsigned topic) {
     if (PyObject_GetBuffer(segment, &lines->buffer, PyBUF_WRITABLE) < 0)

@@ -14,7 +14,6 @@
 typedef struct source {
     Ring *ring;
     PyObject *publisher; /* its name */
-    PyObject *post;      /* posts it */
     ring_reader reader;
 } source;
 
@@ -40,7 +39,6 @@ static void drop_source(Consumer *self, Py_ssize_t index) {
     self->current = 0;
     Py_DECREF((PyObject *)gone.ring);
     Py_DECREF(gone.publisher);
-    Py_XDECREF(gone.post);
 }
 
 static void drop_all(Receiver *base) {
@@ -77,7 +75,6 @@ static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
     }
     s->ring = (Ring *)Py_NewRef(ring);
     s->publisher = Py_NewRef(publisher);
-    s->post = NULL;
     self->count++;
     Py_RETURN_NONE;
 }
@@ -99,7 +96,8 @@ static PyObject *consumer_drop_source(PyObject *object, PyObject *arg) {
 /* ---- one event ---- */
 
 static int settle(Consumer *self, source *s) {
-    return ring_settle(&s->reader) ? receiver_wake_publisher(&self->base, s->ring, &s->post) : 0; /* SYNC room */
+    uint64_t waiting = ring_settle(&s->reader); /* SYNC room */
+    return waiting ? receiver_wake_publisher(&self->base, s->ring, waiting) : 0;
 }
 
 /* Books an overrun and tells the subscriber. The hook may change the sources: the caller starts again. */
@@ -165,7 +163,7 @@ restart:
     return 0;
 }
 
-/* Decodes what was found. The sources may have moved while the decoder ran Python code: busy keeps them. */
+/* Decodes what was found. The decoder may run Python code, but no other call of this handle: the sources stay. */
 static PyObject *decode(Consumer *self, found *f) {
     uint64_t padded = (f->record.headers + 7u) & ~(uint64_t)7;
     bool copied = f->source->reader.lossy;
@@ -239,6 +237,11 @@ static PyObject *take_message(Receiver *base) {
     return result;
 }
 
+static int end(Receiver *base) {
+    (void)base;
+    return 0;
+}
+
 static bool ready(Receiver *base) {
     Consumer *self = (Consumer *)base;
     for (Py_ssize_t i = 0; i < self->count; i++)
@@ -252,7 +255,7 @@ static int pass_on(Receiver *base) { /* nobody else can take what is ours */
     return 0;
 }
 
-static const receiver_kind kind = {"subscriber", prepare, take, take_message, ready, pass_on, drop_all};
+static const receiver_kind kind = {"subscriber", prepare, take, take_message, ready, end, pass_on, drop_all};
 
 static int consumer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"segment", "topic", "decode", NULL};
@@ -263,7 +266,15 @@ static int consumer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     return receiver_init((Receiver *)object, &kind, segment, topic, decode);
 }
 
+/* _ask(): as a worker has it; it is all the same who asks. */
+static PyObject *consumer_ask(PyObject *object, PyObject *unused) {
+    (void)object;
+    (void)unused;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"_ask", consumer_ask, METH_NOARGS, NULL},
     {"_add_source", consumer_add_source, METH_VARARGS, NULL},
     {"_drop_source", consumer_drop_source, METH_O, NULL},
     {NULL, NULL, 0, NULL},

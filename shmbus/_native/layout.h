@@ -94,8 +94,8 @@ typedef struct latency_line { /* sampled, from publish to hand-out: latency.h */
 } latency_line;
 
 typedef struct document_slot {
-    word length;   /*  0  L */
-    word checksum; /*  8  L  crc32 of the bytes */
+    word length;                              /*  0  L */
+    word checksum;                            /*  8  L  crc32 of the bytes */
     unsigned char bytes[DOCUMENT_BYTES - 16]; /* a directory, a head, a section for each topic: _ledger/slots.py */
 } document_slot;
 
@@ -134,6 +134,10 @@ typedef struct loss_record { /* events that one consumer will not get, for one c
     word last_ns;
 } loss_record;
 
+/* `waiting`: what the threads of the publisher that wait for room sleep on, and its tasks. */
+#define WAITS_THREAD 1u /* its semaphore */
+#define WAITS_TASK 2u   /* its FIFO */
+
 typedef struct ring_header {
     /*   off  field          writer  order */
     uint64_t magic;          /*   0  creator */
@@ -151,7 +155,7 @@ typedef struct ring_header {
     word reserved1[4];
 
     word gate_version; /* 128  L  add after a slot is taken: SYNC join */
-    word waiting;      /* 136  P sets, whoever clears posts: SYNC room */
+    word waiting;      /* 136  P sets, whoever clears posts: WAITS_THREAD, WAITS_TASK; SYNC room */
     word need;         /* 144  P  bytes that it could not get, 0 when it could */
     word members;      /* 152  L  bitmap of cursor slots in use */
     word reliable;     /* 160  L  those of them that gate the publisher */

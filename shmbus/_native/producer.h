@@ -1,4 +1,4 @@
-/* Producer: what producer.c (the Python type) and encoding.c (what it writes) share. */
+/* Producer: what producer.c (the Python type), encoding.c (what it writes) and publish.c (where) share. */
 #ifndef SHMBUS_PRODUCER_H
 #define SHMBUS_PRODUCER_H
 
@@ -26,11 +26,21 @@ typedef struct Producer {
     wakers subscribers;
     group_out groups[MAX_GROUPS];
     unsigned group_count;
+    unsigned changes;    /* of the groups */
+    unsigned blocked[2]; /* threads and tasks that wait for room */
     bool routed, fits, scratch_busy;
 } Producer;
 
 int encoding_bytes(Producer *self, PyObject *payload, part *out);
 PyObject *encoding_one(Producer *self, PyObject *event, uint64_t headers, bool mine);
 PyObject *encoding_many(Producer *self, PyObject *events);
+
+int publish_reserve(Producer *self, uint64_t length);
+PyObject *producer_publish(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names);
+PyObject *producer_publish_many(PyObject *object, PyObject *events);
+PyObject *producer_encode(PyObject *object, PyObject *args);
+PyObject *producer_put(PyObject *object, PyObject *args);
+PyObject *producer_encode_many(PyObject *object, PyObject *events);
+PyObject *producer_put_many(PyObject *object, PyObject *args);
 
 #endif

@@ -6,6 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <semaphore.h>
 #include <string.h>
 
 #include "latency.h"
@@ -14,6 +15,8 @@
 
 #ifdef Py_LIMITED_API
 #define call_one(callable, argument) PyObject_CallFunctionObjArgs((callable), (argument), NULL)
+#define call_many(callable, arguments, count)                                                                          \
+    ((void)(arguments), (void)(count), PyObject_CallNoArgs(callable)) /* for the syntax check */
 #define call_two(callable, first, second) PyObject_CallFunctionObjArgs((callable), (first), (second), NULL)
 #define BYTES_DATA PyBytes_AsString
 #define BYTES_SIZE PyBytes_Size
@@ -31,6 +34,7 @@
 #define TUPLE_SIZE PyTuple_GET_SIZE
 #define TUPLE_ITEM PyTuple_GET_ITEM
 #define call_one(callable, argument) PyObject_CallOneArg((callable), (argument))
+#define call_many(callable, arguments, count) PyObject_Vectorcall((callable), (arguments), (size_t)(count), NULL)
 #define call_two(callable, first, second)                                                                              \
     PyObject_Vectorcall((callable), (PyObject *[]){NULL, (first), (second)} + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET,   \
                         NULL)
@@ -47,11 +51,17 @@ typedef struct Ring { /* BroadcastRing and WorkRing: a checked view that keeps i
     ring_view view;
     uint64_t id;
     bool open, writable;
+    PyObject *post; /* posts its publisher, NULL before it was needed */
+    uint64_t acked; /* by this process, since its last look at a waiting publisher */
 } Ring;
 
-typedef struct guard { /* first thing that every method of a handle looks at */
+typedef struct guard { /* first thing that every method of a handle looks at: see guard.c */
     unsigned fork_generation;
-    bool ready, closed, busy, cancelled;
+    bool ready, released, departing;
+    _Atomic bool closed, cancelled; /* looked at without the interpreter's lock too */
+    unsigned users, waiters;        /* calls that run, in any thread; threads that wait for their end */
+    sem_t idle;
+    void (*drop)(PyObject *handle); /* lets go of rings and memory */
 } guard;
 
 typedef struct bus_lines { /* the two lines of the bus segment that a handle reads */
@@ -60,8 +70,16 @@ typedef struct bus_lines { /* the two lines of the bus segment that a handle rea
     uint64_t epoch; /* of the topic, at the last refresh */
 } bus_lines;
 
+void guard_init(guard *g, void (*drop)(PyObject *));
+void guard_clear(guard *g);
 int guard_check(const guard *g, const char *what);
+int guard_check_inside(const guard *g, const char *what);
 int guard_enter(guard *g, const char *what);
+int guard_enter_inside(guard *g, const char *what);
+PyObject *guard_leave(guard *g, PyObject *handle, PyObject *result);
+void guard_release(guard *g, PyObject *handle);
+PyObject *guard_quiet(guard *g);
+bool guard_exiting(void);
 int lines_bind(bus_lines *lines, PyObject *segment, unsigned topic);
 void lines_unbind(bus_lines *lines);
 group_line *lines_group(const bus_lines *lines, unsigned group);
@@ -87,18 +105,17 @@ PyObject *window_decode(PyObject **window, PyObject *decode, const void *bytes, 
 
 /* Waking: see wake.c. */
 typedef struct wakers {
-    PyObject **posts; /* by slot: a callable that posts its semaphore, NULL before it was needed */
-    unsigned slots;
-    int group; /* line of the group, -1 for the topic's subscribers */
+    PyObject *posts; /* list by slot: a callable that posts its semaphore, None before it was needed */
+    int group;       /* line of the group, -1 for the topic's subscribers */
 } wakers;
 
-bool post_cached(PyObject **post);
+bool post_call(PyObject *post);
 int wakers_init(wakers *w, int group, unsigned slots);
 void wakers_clear(wakers *w);
-int wakers_wake(PyObject *self, const guard *guard, wakers *w, word *parked, word *awaiting, unsigned count,
-                uint64_t most);
+int wakers_wake(PyObject *self, const wakers *w, word *parked, word *awaiting, unsigned count, uint64_t most);
 
 int common_begin(void);
+int guard_add(PyObject *module);
 int rings_add(PyObject *module);
 int window_add(PyObject *module);
 int words_add(PyObject *module);

@@ -149,17 +149,17 @@ void ring_undecodable(ring_reader *r, const record *record, uint64_t now_ns) {
     ring_advance(r, record);
 }
 
-/* Clears the flag of a publisher that waits for room; true: the caller posts. */
-bool ring_release_publisher(const ring_view *view) {
+/* Clears the flag of a publisher that waits for room; not 0: the caller posts whom it says. */
+uint64_t ring_release_publisher(const ring_view *view) {
     uint64_t waiting = LOAD_SEQ(&view->header->waiting); /* SYNC room */
-    return waiting && CAS_SEQ(&view->header->waiting, &waiting, 0);
+    return waiting && CAS_SEQ(&view->header->waiting, &waiting, 0) ? waiting : 0;
 }
 
 /* To be called when the reader has run dry, and at will: looks after a waiting publisher once it has freed a sizeable
  * part. The cursor goes out again with seq_cst, so that one of the two sees the other. */
-bool ring_settle(ring_reader *r) {
+uint64_t ring_settle(ring_reader *r) {
     if (r->lossy || r->settled == r->position)
-        return false;
+        return 0;
     r->settled = r->position;
     STORE_SEQ(&r->slot->cursor, r->position); /* SYNC room */
     return ring_release_publisher(&r->view);

@@ -1,10 +1,18 @@
-/* Receiver: see receiver.h. One thread at a time: the busy flag turns a second one away, and a close() that comes while
- * a method runs is carried out when that ends. */
+/* Receiver: see receiver.h. One call at a time takes events, a second one is turned away; whatever a call was asked for, it
+ * keeps itself, and writes nothing into the handle before it is let in. */
 #include "receiver.h"
 
 #define LOT 64 /* events that are gathered before a list takes them: one that grows is copied again and again */
 
 /* ---- life ---- */
+
+static void drop_all(PyObject *object) {
+    Receiver *self = (Receiver *)object;
+    if (self->kind)
+        self->kind->drop_all(self);
+    wait_unbind(self);
+    lines_unbind(&self->lines);
+}
 
 int receiver_init(Receiver *self, const receiver_kind *kind, PyObject *segment, unsigned topic, PyObject *decode) {
     if (self->kind) {
@@ -16,18 +24,13 @@ int receiver_init(Receiver *self, const receiver_kind *kind, PyObject *segment, 
     self->kind = kind;
     self->decode = Py_NewRef(decode);
     self->window = window_new();
-    self->guard = (guard){.fork_generation = fork_generation, .ready = self->window != NULL};
-    return self->window ? 0 : -1;
+    if (!self->window)
+        return -1;
+    guard_init(&self->guard, drop_all);
+    return 0;
 }
 
-static void drop_all(Receiver *self) {
-    if (self->kind)
-        self->kind->drop_all(self);
-    wait_unbind(self);
-    lines_unbind(&self->lines);
-}
-
-static int receiver_traverse(PyObject *object, visitproc visit, void *arg) {
+int receiver_traverse(PyObject *object, visitproc visit, void *arg) {
     Receiver *self = (Receiver *)object;
     Py_VISIT(Py_TYPE(object));
     Py_VISIT(self->decode);
@@ -35,10 +38,10 @@ static int receiver_traverse(PyObject *object, visitproc visit, void *arg) {
     return 0;
 }
 
-static int receiver_clear(PyObject *object) {
+int receiver_clear(PyObject *object) {
     Receiver *self = (Receiver *)object;
     self->guard.closed = true;
-    drop_all(self);
+    drop_all(object);
     Py_CLEAR(self->decode);
     Py_CLEAR(self->window);
     Py_CLEAR(self->held_error);
@@ -48,12 +51,15 @@ static int receiver_clear(PyObject *object) {
 static void receiver_dealloc(PyObject *object) {
     PyObject_GC_UnTrack(object);
     receiver_clear(object);
+    guard_clear(&((Receiver *)object)->guard);
     object_free(object);
 }
 
 /* ---- what the two kinds use ---- */
 
-int receiver_check(Receiver *self) { return guard_check(&self->guard, self->kind ? self->kind->name : "handle"); }
+static const char *name_of(const Receiver *self) { return self->kind ? self->kind->name : "handle"; }
+
+int receiver_check(Receiver *self) { return guard_check(&self->guard, name_of(self)); }
 
 bool receiver_stale(const Receiver *self) {
     return LOAD_SEQ(&self->lines.topic->epoch) != self->lines.epoch; /* SYNC epoch; seq_cst for who parks: SYNC park */
@@ -68,34 +74,61 @@ int receiver_refresh(Receiver *self) {
     return -1;
 }
 
-/* Posts the publisher of a ring, whose waiting flag the caller has cleared; `post` keeps what does that. */
-int receiver_wake_publisher(Receiver *self, const Ring *ring, PyObject **post) {
-    if (post_cached(post))
-        return 0;
-    PyObject *fresh = PyObject_CallMethod((PyObject *)self, "_wake_publisher", "K", (unsigned long long)ring->id);
-    if (!fresh)
-        return -1;
-    if (fresh == Py_None || *post)
-        Py_DECREF(fresh);
-    else
-        *post = fresh;
-    return 0;
+/* Posts the publisher of a ring, whose waiting flag the caller has cleared, where `waiting` says. */
+int receiver_wake_publisher(Receiver *self, Ring *ring, uint64_t waiting) {
+    const char *hook = "_wake_publisher";
+    PyObject *post = NULL, *task = NULL;
+    bool posted = waiting == WAITS_TASK;
+    Py_INCREF((PyObject *)ring);
+    if (!posted && !(posted = ring->post && post_call(ring->post)) &&
+        (post = PyObject_CallMethod((PyObject *)self, hook, "K", (unsigned long long)ring->id))) {
+        PyObject *before = ring->post;
+        ring->post = post == Py_None ? NULL : Py_NewRef(post);
+        Py_XDECREF(before);
+        posted = true;
+    }
+    if (posted && (waiting & WAITS_TASK)) {
+        task = PyObject_CallMethod((PyObject *)self, "_call_publisher", "K", (unsigned long long)ring->id);
+        posted = task != NULL;
+    }
+    Py_XDECREF(post);
+    Py_XDECREF(task);
+    Py_DECREF((PyObject *)ring);
+    return posted ? 0 : -1;
 }
 
 /* ---- one call ---- */
 
-static int enter(Receiver *self) { return guard_enter(&self->guard, self->kind ? self->kind->name : "handle"); }
+/* A decoder may run Python code, and with it another thread, between looking at an event and consuming it: one call at a
+ * time, but for those that signal handlers make while one waits. */
+static int enter(Receiver *self, call *c) {
+    if (self->call && guard_check(&self->guard, name_of(self)) == 0 && self->attending != PyThread_get_thread_ident()) {
+        PyErr_Format(PyExc_RuntimeError, "the %s is in use by another thread: open one for each", name_of(self));
+        return -1;
+    }
+    if (guard_enter(&self->guard, name_of(self)) < 0)
+        return -1;
+    c->outer = self->call;
+    c->attending = self->attending;
+    self->call = c;
+    self->attending = 0;
+    return 0;
+}
 
 static PyObject *leave(Receiver *self, PyObject *result) {
-    self->guard.busy = false;
-    if (self->guard.closed)
-        drop_all(self);
-    return result;
+    call *c = self->call;
+    self->attending = c->attending;
+    self->call = c->outer;
+    asker_drop(&c->by);
+    return guard_leave(&self->guard, (PyObject *)self, result);
 }
 
 static PyObject *take_checked(Receiver *self, receiver_take take) {
     return error_raise_held(&self->held_error) ? NULL : take(self);
 }
+
+/* After cancel() no wait begins, and none that would have found something at once. */
+static PyObject *cancelled(Receiver *self) { return self->kind->end(self) < 0 ? NULL : Py_NewRef(Nothing); }
 
 /* Nothing came of a wait: it was cancelled, or a signal handler raised. A wake-up that was under way is for another. */
 static PyObject *give_up(Receiver *self, PyObject *found) {
@@ -111,27 +144,23 @@ static PyObject *give_up(Receiver *self, PyObject *found) {
 }
 
 /* An event; Nothing at the deadline and at the handle's end; NULL. */
-static PyObject *obtain(Receiver *self, receiver_take take, uint64_t deadline) {
-    if (enter(self) < 0)
+static PyObject *obtain(Receiver *self, call *c, receiver_take take, uint64_t deadline) {
+    if (enter(self, c) < 0)
         return NULL;
-    PyObject *found = self->kind->prepare(self) < 0 ? NULL : take_checked(self, take);
+    if (self->kind->prepare(self) < 0)
+        return leave(self, NULL);
+    if (deadline && self->guard.cancelled)
+        take = cancelled;
+    PyObject *found = take_checked(self, take);
     if (found == Nothing && !deadline)
         self->waited = true;
     if (found != Nothing || !deadline)
         return leave(self, found);
     Py_DECREF(found);
-    bool ours = true;
-    found = wait_for(self, take, deadline, &ours);
-    if (!ours)
-        return NULL;
+    found = wait_for(self, take, deadline);
     if (!found || found == Nothing)
         found = give_up(self, found);
     return leave(self, found);
-}
-
-/* Runs `take` alone under the guard: for methods of one kind. */
-PyObject *receiver_enter(Receiver *self, receiver_take take) {
-    return enter(self) < 0 ? NULL : leave(self, take(self));
 }
 
 /* ---- methods ---- */
@@ -143,6 +172,10 @@ static receiver_take taker(PyObject *object) {
 
 /* What to raise for Nothing: the subclass knows. */
 static PyObject *nothing(PyObject *object, PyObject *timeout) {
+    if (((Receiver *)object)->guard.closed && guard_exiting()) {
+        PyErr_SetNone(PyExc_SystemExit);
+        return NULL;
+    }
     PyObject *result = PyObject_CallMethod(object, "_nothing", "(O)", timeout);
     if (result)
         PyErr_SetString(PyExc_SystemError, "_nothing returned");
@@ -150,30 +183,48 @@ static PyObject *nothing(PyObject *object, PyObject *timeout) {
     return NULL;
 }
 
-static PyObject *receiver_poll(PyObject *object, PyObject *unused) {
-    (void)unused;
-    return obtain((Receiver *)object, taker(object), 0);
+/* What an asker has asked for, once: _poll(ask=None), _poll_message(ask=None); see asker.c. */
+static PyObject *poll(PyObject *object, PyObject *const *args, Py_ssize_t count, receiver_take take) {
+    call c = {0};
+    if (count > 1) {
+        PyErr_SetString(PyExc_TypeError, "_poll(ask=None)");
+        return NULL;
+    }
+    if (count && args[0] != Py_None)
+        c.ask = args[0];
+    return obtain((Receiver *)object, &c, take, 0);
 }
 
-static PyObject *poll_message(PyObject *object, uint64_t deadline) {
-    Receiver *self = (Receiver *)object;
-    return obtain(self, self->kind ? self->kind->take_message : NULL, deadline);
+static PyObject *receiver_poll(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+    return poll(object, args, count, taker(object));
 }
 
-static PyObject *receiver_poll_message(PyObject *object, PyObject *unused) {
-    (void)unused;
-    return poll_message(object, 0);
+static receiver_take message_taker(PyObject *object) {
+    const receiver_kind *kind = ((Receiver *)object)->kind;
+    return kind ? kind->take_message : NULL;
+}
+
+static PyObject *receiver_poll_message(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+    return poll(object, args, count, message_taker(object));
 }
 
 /* _next_message(): waits; Nothing at the handle's end. */
 static PyObject *receiver_next_message(PyObject *object, PyObject *unused) {
     (void)unused;
-    return poll_message(object, UINT64_MAX);
+    call c = {0};
+    return obtain((Receiver *)object, &c, message_taker(object), UINT64_MAX);
+}
+
+/* _finish(ask): the handle was cancelled: what the asker was handed is done, and nothing more is asked for. */
+static PyObject *receiver_finish(PyObject *object, PyObject *ask) {
+    call c = {.ask = ask == Py_None ? NULL : ask};
+    return obtain((Receiver *)object, &c, cancelled, 0);
 }
 
 static PyObject *try_receive(PyObject *object, PyObject *unused) {
     (void)unused;
-    PyObject *event = obtain((Receiver *)object, taker(object), 0);
+    call c = {0};
+    PyObject *event = obtain((Receiver *)object, &c, taker(object), 0);
     if (event != Nothing)
         return event;
     Py_DECREF(event);
@@ -182,23 +233,27 @@ static PyObject *try_receive(PyObject *object, PyObject *unused) {
 
 static PyObject *receiver_next(PyObject *object) {
     Receiver *self = (Receiver *)object;
-    if ((self->guard.closed || self->guard.cancelled) && self->guard.fork_generation == fork_generation)
+    call c = {0};
+    if (self->guard.closed && self->guard.fork_generation == fork_generation && !guard_exiting())
         return NULL; /* the end of the iteration */
-    PyObject *event = obtain(self, taker(object), UINT64_MAX);
+    PyObject *event = obtain(self, &c, taker(object), UINT64_MAX);
     if (!event && self->guard.closed && PyErr_ExceptionMatches(ClosedError))
         PyErr_Clear(); /* closed by another thread while we looked: the end as well */
     if (event != Nothing)
         return event;
     Py_DECREF(event);
+    if (guard_exiting())
+        PyErr_SetNone(PyExc_SystemExit);
     return NULL;
 }
 
 static PyObject *receive(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names) {
     PyObject *timeout = timeout_argument(args, count, names);
     uint64_t deadline;
+    call c = {0};
     if (!timeout || wait_deadline(timeout, &deadline) < 0)
         return NULL;
-    PyObject *event = obtain((Receiver *)object, taker(object), deadline);
+    PyObject *event = obtain((Receiver *)object, &c, taker(object), deadline);
     if (event != Nothing)
         return event;
     Py_DECREF(event);
@@ -238,7 +293,8 @@ static PyObject *take_list(Receiver *self) {
     if (!event || event == Nothing)
         return event;
     lot[0] = event;
-    Py_ssize_t count = 1 + gather(self, lot + 1, (self->many < LOT ? self->many : LOT) - 1), left = self->many - count;
+    Py_ssize_t most = self->call->most, count = 1 + gather(self, lot + 1, (most < LOT ? most : LOT) - 1);
+    Py_ssize_t left = most - count;
     PyObject *list = list_of(lot, count);
     while (list && count == LOT && left > 0) {
         count = gather(self, lot, left < LOT ? left : LOT);
@@ -254,13 +310,12 @@ static PyObject *take_list(Receiver *self) {
 /* _take(maximum, timeout): a list of what is there once something is. */
 static PyObject *receiver_take_many(PyObject *object, PyObject *args) {
     Receiver *self = (Receiver *)object;
-    Py_ssize_t maximum;
     PyObject *timeout;
     uint64_t deadline;
-    if (!PyArg_ParseTuple(args, "nO:_take", &maximum, &timeout) || wait_deadline(timeout, &deadline) < 0)
+    call c = {0};
+    if (!PyArg_ParseTuple(args, "nO:_take", &c.most, &timeout) || wait_deadline(timeout, &deadline) < 0)
         return NULL;
-    self->many = maximum;
-    PyObject *list = obtain(self, take_list, deadline);
+    PyObject *list = obtain(self, &c, take_list, deadline);
     if (list != Nothing)
         return list;
     Py_DECREF(list);
@@ -289,13 +344,38 @@ static PyObject *receiver_cancel(PyObject *object, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+/* _shut(): no call begins from now on, and those that wait end. */
+static PyObject *receiver_shut(PyObject *object, PyObject *unused) {
+    (void)unused;
+    ((Receiver *)object)->guard.closed = true;
+    Py_RETURN_NONE;
+}
+
+/* _quiet(): see guard_quiet. */
+static PyObject *receiver_quiet(PyObject *object, PyObject *unused) {
+    (void)unused;
+    return guard_quiet(&((Receiver *)object)->guard);
+}
+
 static PyObject *receiver_release(PyObject *object, PyObject *unused) {
     (void)unused;
     Receiver *self = (Receiver *)object;
+    if (self->guard.ready)
+        guard_release(&self->guard, object);
     self->guard.closed = true;
-    if (!self->guard.busy)
-        drop_all(self);
     Py_RETURN_NONE;
+}
+
+/* _within(callable, *args): calls it as one call of this handle, which close() waits for. */
+static PyObject *receiver_within(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+    Receiver *self = (Receiver *)object;
+    if (!count) {
+        PyErr_SetString(PyExc_TypeError, "_within(callable, *args)");
+        return NULL;
+    }
+    if (guard_enter(&self->guard, name_of(self)) < 0)
+        return NULL;
+    return guard_leave(&self->guard, object, call_many(args[0], args + 1, count - 1));
 }
 
 static PyObject *receiver_get(PyObject *object, void *which) {
@@ -307,9 +387,9 @@ static PyObject *receiver_get(PyObject *object, void *which) {
 static PyObject *receiver_pass_on(PyObject *object, PyObject *unused) {
     (void)unused;
     Receiver *self = (Receiver *)object;
-    if (enter(self) < 0)
+    if (guard_enter(&self->guard, name_of(self)) < 0)
         return NULL;
-    return leave(self, self->kind->pass_on(self) < 0 ? NULL : Py_NewRef(Py_None));
+    return guard_leave(&self->guard, object, self->kind->pass_on(self) < 0 ? NULL : Py_NewRef(Py_None));
 }
 
 static PyGetSetDef getset[] = {{"closed", receiver_get, NULL, "True after close().", NULL},
@@ -319,9 +399,9 @@ static PyGetSetDef getset[] = {{"closed", receiver_get, NULL, "True after close(
 static PyMethodDef methods[] = {
     {"try_receive", try_receive, METH_NOARGS, "try_receive(): the next event, or None."},
     {"receive", METHOD(receive), METH_FASTCALL | METH_KEYWORDS, "receive(timeout=None): the next event, or Empty."},
-    {"_poll", receiver_poll, METH_NOARGS, NULL},
+    {"_poll", METHOD(receiver_poll), METH_FASTCALL, NULL},
     {"_take", receiver_take_many, METH_VARARGS, NULL},
-    {"_poll_message", receiver_poll_message, METH_NOARGS, NULL},
+    {"_poll_message", METHOD(receiver_poll_message), METH_FASTCALL, NULL},
     {"_next_message", receiver_next_message, METH_NOARGS, NULL},
     {"_bind", wait_bind, METH_VARARGS, NULL},
     {"_pass_on", receiver_pass_on, METH_NOARGS, NULL},
@@ -329,6 +409,10 @@ static PyMethodDef methods[] = {
     {"_sample_into", receiver_sample_into, METH_O, NULL},
     {"_seen_epoch", receiver_seen_epoch, METH_NOARGS, NULL},
     {"_cancel", receiver_cancel, METH_NOARGS, NULL},
+    {"_finish", receiver_finish, METH_O, NULL},
+    {"_within", METHOD(receiver_within), METH_FASTCALL, NULL},
+    {"_shut", receiver_shut, METH_NOARGS, NULL},
+    {"_quiet", receiver_quiet, METH_NOARGS, NULL},
     {"_release", receiver_release, METH_NOARGS, NULL},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},

@@ -8,12 +8,27 @@ typedef struct Receiver Receiver;
 
 typedef PyObject *(*receiver_take)(Receiver *self); /* one event, Nothing, or NULL with an exception */
 
+typedef struct asker { /* who asks for events: a task of an event loop, or a thread; see asker.c */
+    uint64_t thread;   /* never used twice; 0 for a task */
+    PyObject *task;    /* NULL for a thread */
+} asker;
+
+typedef struct call {   /* one that takes events */
+    struct call *outer; /* in whose wait a signal handler has made this one */
+    unsigned long attending;
+    PyObject *ask; /* what _ask() has returned, NULL: it is asked now */
+    asker by;
+    uint64_t asked;  /* what was handed out before is done with */
+    Py_ssize_t most; /* events of a list */
+} call;
+
 typedef struct receiver_kind {
     const char *name;             /* in messages: "subscriber", "worker" */
     int (*prepare)(Receiver *);   /* before anything is asked for: a worker acks what it handed out */
     receiver_take take;           /* an event */
     receiver_take take_message;   /* the tuple of which a Message is made */
     bool (*ready)(Receiver *);    /* something may be there; called without the GIL */
+    int (*end)(Receiver *);       /* nothing more will be asked for: a worker gives back what it claimed ahead */
     int (*pass_on)(Receiver *);   /* a wake-up that may have been ours is another one's */
     void (*drop_all)(Receiver *); /* let go of rings and memory */
 } receiver_kind;
@@ -39,19 +54,21 @@ struct Receiver {
     const receiver_kind *kind; /* NULL before init */
     PyObject *decode;          /* callable, or None for raw bytes */
     PyObject *window;
-    PyObject *held_error; /* met behind events that had to be returned first; the next call raises it */
-    Py_ssize_t many;      /* what _take was asked for */
-    uint64_t event_ns;    /* what the last event was stamped with */
+    PyObject *held_error;    /* met behind events that had to be returned first; the next call raises it */
+    call *call;              /* the one that runs, NULL: none; one at a time */
+    unsigned long attending; /* the thread whose signal handlers run in its wait; they may use the handle */
+    uint64_t event_ns;       /* what the last event was stamped with */
     waiting waiting;
     latency_line *latency; /* NULL: nothing is sampled */
     bool waited;           /* the last look came back with nothing, after its spin */
 };
 
+int receiver_traverse(PyObject *object, visitproc visit, void *arg);
+int receiver_clear(PyObject *object);
 int receiver_init(Receiver *self, const receiver_kind *kind, PyObject *segment, unsigned topic, PyObject *decode);
 int receiver_refresh(Receiver *self);
 int receiver_check(Receiver *self);
-PyObject *receiver_enter(Receiver *self, receiver_take take);
-int receiver_wake_publisher(Receiver *self, const Ring *ring, PyObject **post);
+int receiver_wake_publisher(Receiver *self, Ring *ring, uint64_t waiting);
 bool receiver_stale(const Receiver *self);
 void receiver_sample(Receiver *self, const record *record);
 PyObject *receiver_sample_into(PyObject *self, PyObject *line);
@@ -63,7 +80,13 @@ static inline void receiver_handing_out(Receiver *self, const record *record) {
         receiver_sample(self, record);
 }
 
-PyObject *wait_for(Receiver *self, receiver_take take, uint64_t deadline, bool *ours);
+int asker_now(asker *by);
+int asker_of(PyObject *ask, call *c);
+PyObject *asker_ask(const asker *by, uint64_t asked);
+bool asker_ended(const asker *by);
+void asker_drop(asker *by);
+
+PyObject *wait_for(Receiver *self, receiver_take take, uint64_t deadline);
 int wait_deadline(PyObject *timeout, uint64_t *deadline);
 PyObject *wait_bind(PyObject *object, PyObject *args);
 void wait_unbind(Receiver *self);

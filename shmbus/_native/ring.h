@@ -153,8 +153,8 @@ int ring_copy(ring_reader *r, const record *record, void *into);
 void ring_advance(ring_reader *r, const record *record);
 void ring_undecodable(ring_reader *r, const record *record, uint64_t now_ns);
 void ring_overrun(ring_reader *r, uint64_t now_ns);
-bool ring_settle(ring_reader *r);
-bool ring_release_publisher(const ring_view *view);
+uint64_t ring_settle(ring_reader *r);
+uint64_t ring_release_publisher(const ring_view *view);
 int ring_terms_of(const ring_view *view, unsigned slot, ring_terms *out);
 
 #endif

@@ -38,6 +38,7 @@ static void ring_dealloc(PyObject *object) {
     Ring *self = (Ring *)object;
     if (self->open)
         PyBuffer_Release(&self->buffer);
+    Py_XDECREF(self->post);
     object_free(object);
 }
 

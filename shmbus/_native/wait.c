@@ -2,7 +2,7 @@
  *
  *   _care()   looks after the bus; true if more processes share it than there are cores
  *
- * The one place of _core that blocks, and never with the interpreter's lock: a handle sleeps on its own semaphore, which
+ * Beside guard.c the one place of _core that blocks, and never with the interpreter's lock: a handle sleeps on its own semaphore, which
  * anybody may post. By sem_clockwait, for posix_ipc waits by the wall clock and drops what a signal handler raises.
  *
  * Park (SYNC park): take the posts of earlier parks, set the bit, look at all rings again, sleep at most BOUND_NS, clear
@@ -109,21 +109,17 @@ static int care(Receiver *self, uint64_t now) {
     return 0;
 }
 
-/* Lets signal handlers run, which may use the handle, close it, or fork. -2: another thread has slipped in. */
+/* Lets signal handlers run, which may use the handle, close it, or fork; no other thread may meanwhile. */
 static int attend(Receiver *self) {
-    self->guard.busy = false;
+    self->attending = PyThread_get_thread_ident();
     int status = PyErr_CheckSignals();
-    if (self->guard.busy && status == 0)
-        PyErr_Format(PyExc_RuntimeError, "the %s is in use by another thread: open one for each", self->kind->name);
-    if (self->guard.busy)
-        return -2;
-    self->guard.busy = true;
+    self->attending = 0;
     if (status == 0 && self->guard.fork_generation != fork_generation)
         status = receiver_check(self);
     return status;
 }
 
-/* Waits once, at most until `deadline`: 1 to look again, 0 when that or the handle's end has come; -1, -2. */
+/* Waits once, at most until `deadline`: 1 to look again, 0 when that or the handle's end has come; -1. */
 static int wait_once(Receiver *self, uint64_t deadline) {
     uint64_t now = monotonic_ns();
     if (ended(self) || now >= deadline || !self->waiting.parked)
@@ -141,17 +137,15 @@ static int wait_once(Receiver *self, uint64_t deadline) {
         park(self, until);
     }
     Py_END_ALLOW_THREADS;
-    int status = attend(self);
-    return status < 0 ? status : !ended(self);
+    return attend(self) < 0 ? -1 : !ended(self);
 }
 
 /* Looks by `take` and waits, in turns, after a look that found Nothing. What it returns is `take`'s, or Nothing at the
- * deadline and at the handle's end. `ours` becomes false when the guard is another thread's. */
-PyObject *wait_for(Receiver *self, receiver_take take, uint64_t deadline, bool *ours) {
+ * deadline and at the handle's end. */
+PyObject *wait_for(Receiver *self, receiver_take take, uint64_t deadline) {
     uint64_t before = self->event_ns;
     for (;;) {
         int status = wait_once(self, deadline);
-        *ours = status != -2;
         if (status <= 0)
             return status < 0 ? NULL : Py_NewRef(Nothing);
         PyObject *found = take(self);

@@ -2,69 +2,58 @@
  *
  *   _post(group, slot)   posts a subscriber (group -1) or a worker; returns what posts its semaphore again, or None
  *
- * The posts are posix_ipc's, called without a Python frame from the second time on. */
+ * The posts are posix_ipc's, called without a Python frame from the second time on. They release the interpreter's lock:
+ * what is used after one is held by a reference. */
 #include "python.h"
 
-/* Calls what is cached; false if there is nothing, or it has been closed since. */
-bool post_cached(PyObject **post) {
-    if (!*post)
-        return false;
-    PyObject *result = PyObject_CallNoArgs(*post);
-    if (!result) {
+/* Calls what posts a semaphore; false if it has been closed since. */
+bool post_call(PyObject *post) {
+    Py_INCREF(post);
+    PyObject *result = PyObject_CallNoArgs(post);
+    if (!result)
         PyErr_Clear();
-        Py_CLEAR(*post);
-    }
+    Py_DECREF(post);
     Py_XDECREF(result);
     return result != NULL;
 }
 
-static int post_slot(PyObject *self, wakers *w, unsigned slot, bool awaiting) {
-    if (!awaiting && post_cached(&w->posts[slot]))
+static int post_slot(PyObject *self, PyObject *posts, int group, unsigned slot, bool awaiting) {
+    PyObject *known = PyList_GetItem(posts, slot);
+    if (!awaiting && known != Py_None && post_call(known))
         return 0;
-    int group = w->group;
     PyObject *post = PyObject_CallMethod(self, "_post", "iI", group, slot);
     if (!post)
         return -1;
-    /* Another thread may have closed the handle meanwhile, or given this place to another group. */
-    if (post != Py_None && !awaiting && w->group == group && w->posts && !w->posts[slot])
-        w->posts[slot] = post;
-    else
-        Py_DECREF(post);
+    if (!awaiting)
+        return PyList_SetItem(posts, slot, post); /* which takes over the reference */
+    Py_DECREF(post);
     return 0;
 }
 
-/* A hook may have closed the handle, and with it gone the lines. */
-static bool gone(const guard *g) { return g && g->closed; }
-
 /* Wakes up to `most` of those whose bits are set in `count` words: how many, or -1. A bit that another one has cleared is
  * that one's to post: the next is tried. */
-int wakers_wake(PyObject *self, const guard *guard, wakers *w, word *parked, word *awaiting, unsigned count,
-                uint64_t most) {
+int wakers_wake(PyObject *self, const wakers *w, word *parked, word *awaiting, unsigned count, uint64_t most) {
+    PyObject *posts = Py_NewRef(w->posts);
+    int group = w->group, status = 0;
     uint64_t woken = 0;
-    for (unsigned i = 0; i < count && woken < most && !gone(guard); i++)
-        for (uint64_t bits = LOAD_SEQ(&parked[i]); bits && woken < most && !gone(guard); bits &= bits - 1) {
+    for (unsigned i = 0; i < count && woken < most && status == 0; i++)
+        for (uint64_t bits = LOAD_SEQ(&parked[i]); bits && woken < most && status == 0; bits &= bits - 1) {
             uint64_t bit = bits & (~bits + 1);
             if (!(AND_SEQ(&parked[i], ~bit) & bit)) /* SYNC park */
                 continue;
             woken++;
             unsigned slot = i * 64 + (unsigned)__builtin_ctzll(bit);
-            if (post_slot(self, w, slot, (LOAD_SEQ(&awaiting[i]) & bit) != 0) < 0)
-                return -1;
+            status = post_slot(self, posts, group, slot, (LOAD_SEQ(&awaiting[i]) & bit) != 0);
         }
-    return (int)woken;
+    Py_DECREF(posts);
+    return status < 0 ? -1 : (int)woken;
 }
 
 int wakers_init(wakers *w, int group, unsigned slots) {
-    *w = (wakers){.group = group, .slots = slots, .posts = PyMem_Calloc(slots, sizeof(PyObject *))};
-    if (w->posts)
-        return 0;
-    PyErr_NoMemory();
-    return -1;
+    *w = (wakers){.group = group, .posts = PyList_New(slots)};
+    for (unsigned i = 0; w->posts && i < slots; i++)
+        PyList_SetItem(w->posts, i, Py_NewRef(Py_None));
+    return w->posts ? 0 : -1;
 }
 
-void wakers_clear(wakers *w) {
-    for (unsigned i = 0; w->posts && i < w->slots; i++)
-        Py_XDECREF(w->posts[i]);
-    PyMem_Free(w->posts);
-    w->posts = NULL;
-}
+void wakers_clear(wakers *w) { Py_CLEAR(w->posts); }

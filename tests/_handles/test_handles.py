@@ -115,12 +115,16 @@ def test_a_waiting_publisher_is_seen() -> None:
     ring = CoreBroadcastRing(CAPACITY)
     ring.join(2)
     until_full(lambda: ring.publish(fill(64)))
+    ring.producer._block(False)
     assert ring.producer._full(40) == (False, 0b100, [])
     assert (ring.ring.info()["waiting"], ring.ring.info()["need"]) == (1, 72)
     assert ring.ring.release_publisher()
     assert not ring.ring.release_publisher()
-    ring.producer._unblock()
-    assert ring.ring.info()["need"] == 0
+    ring.producer._block(True)
+    ring.producer._unblock(False)
+    assert (ring.ring.info()["waiting"], ring.ring.info()["need"]) == (2, 72)
+    ring.producer._unblock(True)
+    assert (ring.ring.info()["waiting"], ring.ring.info()["need"]) == (0, 0)
 
 
 def test_age_is_of_the_next_event() -> None:

@@ -1,0 +1,289 @@
+/* Publishing: the path of an event that is encoded into every ring: reserve, write, commit, look who is parked. See
+ * producer.c for the hooks.
+ *
+ * Between the last hook and the commit nothing runs but this code under the GIL, so threads may share a Producer. A hook or
+ * a post lets others run: what is used after one is looked up again, or held by a reference. */
+#include "producer.h"
+
+typedef struct batch {  /* one call of publish or publish_many; threads may share the Producer */
+    uint64_t pending;   /* written, not yet committed */
+    uint64_t committed; /* events of this call that are in */
+    uint64_t since;     /* CLOCK_MONOTONIC in ns when it first found no room, 0: it has not */
+    bool patient;       /* whoever called it waits for room, or drops */
+    bool drop;
+} batch;
+
+int publish_reserve(Producer *self, uint64_t length) {
+    int status = ring_reserve(&self->writer, length);
+    self->fits = status == RING_OK;
+    for (unsigned i = 0; i < self->group_count && status >= 0; i++) {
+        int one = work_reserve(&self->groups[i].writer, length);
+        self->groups[i].fits = one == RING_OK;
+        if (one != RING_OK)
+            status = one;
+    }
+    if (status < 0)
+        corrupt(self->ring, "cursors, gate or records cannot be");
+    return status;
+}
+
+static void commit_all(Producer *self) {
+    ring_commit(&self->writer);
+    for (unsigned i = 0; i < self->group_count; i++)
+        work_commit(&self->groups[i].writer);
+}
+
+/* A batch wakes as many workers as it has records, unless others were waiting before it: then somebody is on the way, and
+ * wakes the next one (SYNC chain). `g` is another group's once somebody was posted. */
+static int wake_group(Producer *self, group_out *g) {
+    group_line *line = lines_group(&self->lines, g->line);
+    uint64_t first = g->shown, count = g->writer.sequence - first, any = 0;
+    g->shown = g->writer.sequence;
+    for (int w = 0; line && w < MAX_WORKERS / 64; w++)
+        any |= LOAD_SEQ(&line->parked[w]); /* SYNC park */
+    if (!any || !count || !work_fresh(&g->ring->view, first))
+        return 0;
+    if (!g->workers.posts && wakers_init(&g->workers, (int)g->line, MAX_WORKERS) < 0)
+        return -1;
+    return wakers_wake((PyObject *)self, &g->workers, line->parked, line->awaiting, MAX_WORKERS / 64, count);
+}
+
+static int wake_all(Producer *self) {
+    topic_line *line = self->lines.topic;
+    int status = 0;
+    if (LOAD_SEQ(&line->parked)) /* SYNC park */
+        status = wakers_wake((PyObject *)self, &self->subscribers, &line->parked, &line->awaiting, 1, MAX_SUBSCRIBERS);
+    unsigned seen = self->changes;
+    for (unsigned i = 0; i < self->group_count && status >= 0; i++) {
+        status = wake_group(self, &self->groups[i]);
+        if (seen != self->changes) { /* another thread has set them meanwhile: who was told already is not told again */
+            seen = self->changes;
+            i = UINT32_MAX;
+        }
+    }
+    return status < 0 ? -1 : 0;
+}
+
+/* Writes where there is room, and counts a refusal where there is none. */
+static bool write_all(Producer *self, const part *part) {
+    bool all = self->fits;
+    if (self->fits)
+        ring_write(&self->writer, part);
+    else
+        ring_refuse(&self->ring->view, self->writer.sequence, 1, part->time_ns);
+    for (unsigned i = 0; i < self->group_count; i++) {
+        group_out *g = &self->groups[i];
+        if (g->fits)
+            work_write(&g->writer, part);
+        else
+            ring_refuse(&g->ring->view, g->writer.sequence, 1, part->time_ns);
+        all = all && g->fits;
+    }
+    if (!self->routed)
+        STORE_RELAXED(&self->ring->view.header->unrouted, LOAD_RELAXED(&self->ring->view.header->unrouted) + 1);
+    return all;
+}
+
+/* Commits what is pending, and wakes whom it concerns, before a hook runs. An error that is raised stays so. */
+static int flush(Producer *self, batch *b) {
+    if (!b->pending)
+        return 0;
+    PyObject *error = PyErr_Occurred() ? error_take() : NULL; /* no Python code runs beside a raised error */
+    commit_all(self);
+    b->committed += b->pending;
+    int status = wake_all(self);
+    b->pending = 0;
+    if (error)
+        error_restore(error);
+    return error ? -1 : status;
+}
+
+/* Runs the hook that an attempt needs: 1 to try again, 0 to drop, -1. */
+static int ask(Producer *self, bool stale, uint64_t length, batch *b) {
+    if (!stale && !b->since)
+        b->since = monotonic_ns();
+    PyObject *result = stale ? PyObject_CallMethod((PyObject *)self, "_refresh", NULL)
+                             : PyObject_CallMethod((PyObject *)self, "_make_room", "KKK", (unsigned long long)length,
+                                                   (unsigned long long)b->since, (unsigned long long)b->committed);
+    if (!result && stale)
+        self->lines.epoch = UINT64_MAX; /* it may have got half-way: the next call does it again */
+    int again = result ? stale || PyObject_IsTrue(result) : -1;
+    Py_XDECREF(result);
+    return again < 0 || guard_check(&self->guard, "publisher") < 0 ? -1 : again;
+}
+
+#define NO_ROOM 2
+
+/* Room for one record in every ring: 1; 0: where `fits` says; NO_ROOM for who is patient; -1: an exception. */
+static int acquire(Producer *self, uint64_t length, batch *b) {
+    for (;;) {
+        bool stale = LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch; /* SYNC epoch */
+        int status = stale ? RING_EMPTY : publish_reserve(self, length);
+        if (status == RING_OK)
+            return 1;
+        if (flush(self, b) < 0 || status < 0)
+            return -1;
+        if (!stale && b->patient && !b->drop)
+            return NO_ROOM;
+        int again = !stale && b->drop ? 0 : ask(self, stale, length, b);
+        if (again < 0)
+            return -1;
+        if (!again) { /* the policy is to drop; another thread may have changed anything while it was asked */
+            if (LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch)
+                continue;
+            status = publish_reserve(self, length);
+            return status < 0 ? -1 : status == RING_OK;
+        }
+    }
+}
+
+/* Writes one event that is encoded; Nothing for who is patient, when there is no room. */
+static PyObject *publish_bytes(Producer *self, PyObject *payload, PyObject *headers, batch *one) {
+    part p = {.headers = headers ? PyBytes_AsString(headers) : NULL,
+              .headers_length = headers ? (uint32_t)PyBytes_Size(headers) : 0};
+    if (encoding_bytes(self, payload, &p) < 0)
+        return NULL;
+    int status = acquire(self, p.payload_length + ((p.headers_length + 7u) & ~(uint64_t)7), one);
+    if (status < 0 || status == NO_ROOM)
+        return status < 0 ? NULL : Py_NewRef(Nothing);
+    p.time_ns = realtime_ns();
+    bool all = write_all(self, &p);
+    commit_all(self);
+    uint64_t sequence = self->writer.sequence - 1;
+    if (wake_all(self) < 0)
+        return NULL;
+    return all ? PyLong_FromUnsignedLongLong(sequence) : Py_NewRef(Py_None);
+}
+
+/* The headers of one event as bytes, a new reference, or NULL: without an exception if there are none. */
+static PyObject *headers_bytes(Producer *self, PyObject *given) {
+    if (!given || given == Py_None)
+        return NULL;
+    PyObject *headers = PyObject_CallMethod((PyObject *)self, "_encode_headers", "(O)", given);
+    if (headers && (!PyBytes_Check(headers) || PyBytes_Size(headers) > MAX_HEADERS)) {
+        PyErr_Format(PyExc_ValueError, "headers are at most %u bytes", MAX_HEADERS);
+        Py_CLEAR(headers);
+    }
+    return headers;
+}
+
+static PyObject *publish_one(Producer *self, PyObject *event, PyObject *given) {
+    PyObject *headers = headers_bytes(self, given), *result = NULL;
+    if (!headers && PyErr_Occurred())
+        return NULL;
+    batch one = {0};
+    bool mine =
+        self->into != Py_None && !self->scratch_busy; /* another thread, or the encoder's own code, may have it */
+    self->scratch_busy = self->scratch_busy || mine;
+    PyObject *payload = encoding_one(self, event, headers ? (uint64_t)PyBytes_Size(headers) : 0, mine);
+    if (payload)
+        result = publish_bytes(self, payload, headers, &one);
+    if (mine)
+        self->scratch_busy = false;
+    Py_XDECREF(payload);
+    Py_XDECREF(headers);
+    return result;
+}
+
+PyObject *producer_publish(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+    Producer *self = (Producer *)object;
+    Py_ssize_t keywords = names ? PyTuple_Size(names) : 0;
+    if (guard_enter(&self->guard, "publisher") < 0)
+        return NULL;
+    if (count != 1 || keywords > 1 ||
+        (keywords && PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "headers") != 0)) {
+        PyErr_SetString(PyExc_TypeError, "publish(event, *, headers=None)");
+        return guard_leave(&self->guard, object, NULL);
+    }
+    return guard_leave(&self->guard, object, publish_one(self, args[0], keywords ? args[1] : NULL));
+}
+
+/* Writes payloads from `first` on; one commit for as many as fit at once: how many could not go everywhere, or -1. What is in
+ * is in `b`, and fewer than all for who is patient. */
+static Py_ssize_t publish_all(Producer *self, PyObject *payloads, Py_ssize_t first, batch *b) {
+    Py_ssize_t missed = 0;
+    uint64_t now_ns = 0;
+    int status = guard_check(&self->guard, "publisher");
+    for (Py_ssize_t i = first; status >= 0 && i < PyList_Size(payloads); i++) {
+        PyObject *payload = Py_NewRef(PyList_GetItem(payloads, i));
+        part p = {.payload = BYTES_DATA(payload), .payload_length = (uint64_t)BYTES_SIZE(payload)};
+        status = acquire(self, p.payload_length, b);
+        if (status >= 0 && status != NO_ROOM) {
+            if (!b->pending)
+                now_ns = realtime_ns(); /* one for all that become visible together */
+            p.time_ns = now_ns;
+            missed += !write_all(self, &p);
+            b->pending++;
+        }
+        Py_DECREF(payload); /* our list has it still */
+        if (status == NO_ROOM)
+            return missed;
+    }
+    return status < 0 || flush(self, b) < 0 ? -1 : missed;
+}
+
+/* Everything is encoded before anything is written. */
+PyObject *producer_publish_many(PyObject *object, PyObject *events) {
+    Producer *self = (Producer *)object;
+    if (guard_enter(&self->guard, "publisher") < 0)
+        return NULL;
+    PyObject *payloads = encoding_many(self, events), *result = NULL;
+    batch b = {0};
+    Py_ssize_t missed = payloads ? publish_all(self, payloads, 0, &b) : -1;
+    if (missed >= 0)
+        result = PyLong_FromUnsignedLongLong(b.committed - (uint64_t)missed);
+    Py_XDECREF(payloads);
+    return guard_leave(&self->guard, object, result);
+}
+
+/* ---- for who waits for room in an event loop ---- */
+
+/* _encode(event, headers): (payload, headers or None) as bytes, for _put. */
+PyObject *producer_encode(PyObject *object, PyObject *args) {
+    Producer *self = (Producer *)object;
+    PyObject *event, *given, *result = NULL;
+    if (!PyArg_ParseTuple(args, "OO:_encode", &event, &given) || guard_enter(&self->guard, "publisher") < 0)
+        return NULL;
+    PyObject *headers = headers_bytes(self, given);
+    if (headers || !PyErr_Occurred()) {
+        PyObject *payload = encoding_one(self, event, headers ? (uint64_t)PyBytes_Size(headers) : 0, false);
+        result = payload ? Py_BuildValue("(NO)", payload, headers ? headers : Py_None) : NULL;
+    }
+    Py_XDECREF(headers);
+    return guard_leave(&self->guard, object, result);
+}
+
+/* _put((payload, headers), drop): as publish; NOTHING if there is no room and it is not to be dropped. */
+PyObject *producer_put(PyObject *object, PyObject *args) {
+    Producer *self = (Producer *)object;
+    PyObject *payload, *headers;
+    int drop;
+    if (!PyArg_ParseTuple(args, "(SO)p:_put", &payload, &headers, &drop) || guard_enter(&self->guard, "publisher") < 0)
+        return NULL;
+    batch one = {.patient = true, .drop = drop};
+    return guard_leave(&self->guard, object,
+                       publish_bytes(self, payload, PyBytes_Check(headers) ? headers : NULL, &one));
+}
+
+/* _encode_many(events): a list for _put_many. */
+PyObject *producer_encode_many(PyObject *object, PyObject *events) {
+    Producer *self = (Producer *)object;
+    if (guard_enter(&self->guard, "publisher") < 0)
+        return NULL;
+    return guard_leave(&self->guard, object, encoding_many(self, events));
+}
+
+/* _put_many(payloads, first, drop): (how many are in, how many of them could not go everywhere). */
+PyObject *producer_put_many(PyObject *object, PyObject *args) {
+    Producer *self = (Producer *)object;
+    PyObject *payloads;
+    Py_ssize_t first;
+    int drop;
+    if (!PyArg_ParseTuple(args, "O!np:_put_many", &PyList_Type, &payloads, &first, &drop) ||
+        guard_enter(&self->guard, "publisher") < 0)
+        return NULL;
+    batch b = {.patient = true, .drop = drop};
+    Py_ssize_t missed = publish_all(self, payloads, first, &b);
+    return guard_leave(&self->guard, object,
+                       missed < 0 ? NULL : Py_BuildValue("(Kn)", (unsigned long long)b.committed, missed));
+}
