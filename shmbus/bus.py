@@ -222,7 +222,6 @@ class Bus:
             known, rings = {c.id for c in change.document.consumers}, self._session.rings
             owner = members.open_group(change, rings, entry, group)
             with _or(lambda: None if owner.id in known else departures.remove_group(change, rings, owner.id)):
-                rings.attach(change.document.rings_of(owner))
                 me = members.open_worker(change, owner, self._session.participant, name)
                 with _or(lambda: departures.close_worker(change, rings, me.id)):
                     return Worker(

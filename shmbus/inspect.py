@@ -189,6 +189,8 @@ class Tail:
         self._registry: Final = Registry.peek(bus, _owner(bus, None))
         self._rings: Final = _rings(self._registry)
         self._taps: dict[int, tuple[str, str, _core.Tap]] = {}
+        self._gone: set[int] = set()
+        """Rings that are removed: a tap is let go of once it has read what it still has."""
         self._oldest = oldest
         try:
             self._entry = _topic(self._registry, topic)
@@ -201,6 +203,7 @@ class Tail:
 
     def _tap_new(self) -> None:
         document = self._registry.read()
+        self._gone = self._taps.keys() - {r.id for r in document.rings}
         entry = document.topic_named(self._entry.name)
         if entry is None:
             return
@@ -210,7 +213,7 @@ class Tail:
             except TopicNotFoundError:
                 return  # forgotten again; at the next look
         rings = {r.id: r for r in document.rings if r.topic == entry.index and r.group == 0}
-        for id in rings.keys() - self._taps.keys():
+        for id in sorted(rings.keys() - self._taps.keys()):  # those of publishers that followed each other in order
             publisher = document.publisher(rings[id].publisher)
             try:
                 tap = _core.Tap(self._rings.broadcast(rings[id]), self._oldest)
@@ -228,15 +231,17 @@ class Tail:
         if not self.removed:
             self._tap_new()
         found: list[Tailed] = []
-        for publisher, codec, tap in self._taps.values():
+        for id, (publisher, codec, tap) in list(self._taps.items()):
+            record = None
             while len(found) < maximum and (record := tap.read()) is not None:
                 found.append(_tailed(publisher, codec, record))
+            if record is None and len(found) < maximum and id in self._gone:
+                del self._taps[id]
         return found
 
     def close(self) -> None:
         """Let go of the bus. Idempotent."""
         self._taps.clear()
-        self._rings.clear()
         self._registry.close()
 
     def __enter__(self) -> Self:

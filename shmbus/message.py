@@ -31,7 +31,10 @@ def encode_headers(headers: dict[str, Any]) -> bytes:
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """Events of one publisher that a subscriber will not get: sequences `first` to `last`, both inclusive."""
+    """Events of one publisher that a subscriber will not get: sequences `first` to `last`, both inclusive.
+
+    One gap stands for many publishers that are gone: `publisher` is "(departed)" then, `first` and `last` are 0.
+    """
 
     publisher: str
     first: int

@@ -83,6 +83,7 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
             f"topic {topic.name!r} carries {_words(topic.type)}",
             codec.encode_into,
         )
+        self._refresh()  # what it may lack, memory say, it lacks now
         self._sleeper = Sleeper(f"{session.prefix}pub-{me.slot}")
         self._tasks = Awaiting(self._sleeper, _nothing, _nothing)  # who waits says so with the need, in every ring
         self._left = False

@@ -68,7 +68,8 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         self._slot = me.slot
         self._on_gap = on_gap
         self._forget = forget
-        self._sources = set()
+        self._sources = {}
+        self._told = _given_up(me)
         self._unlogged, self._next_log = 0, 0.0
         _core.Consumer.__init__(self, session.map, entry.index, codec_of(topic).decode)
         self._sample_into(me.line)
@@ -100,14 +101,31 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         def add(entry: RingEntry, publisher: str) -> bool:
             ring = self._session.rings.broadcast(entry)
             member = ring.info()["members"] >> self._slot & 1 != 0
-            if member:
-                self._add_source(ring, self._slot, publisher)
-            return member
+            return member and self._add_source(ring, self._slot, publisher, entry.state == "retired")
 
-        self._follow(document, document.rings_of(me), add)
+        entries = document.rings_of(me)
+        missed = _given_up(me) > self._told
+        if missed and self._retired_left():  # these are older: first what they hold
+            self._follow(document, [entry for entry in entries if entry.id in self._sources], add)
+            self._more_retired(True)
+            return
+        if missed:
+            self._tell(me)
+        self._follow(document, entries, add)
 
-    def _gap(self, publisher: str, first: int, last: int) -> None:
-        gap = Gap(publisher, first, last, last - first + 1, "overrun")
+    def _tell(self, me: ConsumerEntry) -> None:
+        """Tell of the rings that were given up before we came to them."""
+        for one in me.given_up:
+            forgotten = one.total - one.count - self._told
+            if forgotten > 0:
+                self._told += forgotten
+                self._gap(departures.DEPARTED, 0, 0, forgotten)
+            if one.total > self._told:
+                self._told = one.total
+                self._gap(one.publisher, one.first, one.last)
+
+    def _gap(self, publisher: str, first: int, last: int, count: int | None = None) -> None:
+        gap = Gap(publisher, first, last, last - first + 1 if count is None else count, "overrun")
         self._unlogged += gap.count
         if time.monotonic() >= self._next_log:
             _log.warning(
@@ -142,3 +160,8 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
 
     def __repr__(self) -> str:
         return f"<Subscriber {self.name!r} of topic {self.topic.name!r} on bus {self._session.bus!r}>"
+
+
+def _given_up(me: ConsumerEntry) -> int:
+    """Events of rings that were given up for a subscriber since it joined."""
+    return me.given_up[-1].total if me.given_up else 0

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from shmbus import _core
 from shmbus._handles.session import Session
-from shmbus._ledger import books, departures, reclaim
+from shmbus._ledger import books, departures, reclaim, retired
 from shmbus._ledger.registry import Registry
 from shmbus._shm import descriptors, place, processes
 from shmbus._shm.failpoint import reach
@@ -145,7 +145,7 @@ class _Supervisor:
     def __init__(self, bus: str, *, foreground: bool) -> None:
         self.foreground = foreground
         self.registry = Registry.open(bus, create=False)
-        self.rings = Rings(self.registry.prefix)
+        self.rings = Rings(self.registry.prefix, keep=True)  # all of them are looked at again and again
         self.session = Session(self.registry, 0, supervise=False)  # to wake others; it is no participant
         self.watch = Watch(self.registry.lives)
         self.progress: dict[int, tuple[tuple[int, ...], int]] = {}
@@ -284,10 +284,13 @@ class _Supervisor:
     def sweep(self) -> None:
         """Remove what is drained; the lock is taken only when there is something."""
         try:
-            if departures.drained(self.registry.read(), self.rings):
+            document = self.registry.read()
+            self.rings.keep_only({ring.id for ring in document.rings})
+            found = retired.leftovers(document, self.rings)
+            if found.gone or found.loose:
                 with self.registry.locked() as change:
                     if not self.registry.removed:
-                        departures.sweep(change, self.rings)
+                        departures.sweep(change, self.rings, None)
         except FileNotFoundError:
             pass  # somebody else was faster
         except LockTimeoutError as error:

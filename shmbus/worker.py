@@ -74,7 +74,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._id = me.id
         self._dead_letters = dead_letters
         self._forget = forget
-        self._sources = set()
+        self._sources = {}
         self._open: dict[tuple[int, int], ClaimedMessage[T]] = {}
         self._settling: dict[tuple[int, int], object] = {}
         _core.Claimer.__init__(
@@ -171,7 +171,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             raise ReclaimedError(f"worker {self.name!r} of group {self.group!r} was taken for dead")
 
         def add(ring: RingEntry, publisher: str) -> bool:
-            self._add_source(self._session.rings.work(ring), publisher)
+            self._add_source(self._session.rings.work(ring), publisher, ring.state == "retired")
             return True
 
         self._follow(document, document.rings_of(group), add)

@@ -256,6 +256,7 @@ class ModelBroadcastRing:
             "intent": self.intent,
             "members": sum(1 << n for n in self.slots),
             "reliable": sum(1 << n for n, s in self.slots.items() if not s.lossy),
+            "refused": self.refused[0],
             "unrouted": self.unrouted,
             "room": self.capacity - (self.tail - self.gate()),
         }

@@ -204,12 +204,14 @@ class CoreWorkRing:
     """One work segment, its producer (with a broadcast ring that nobody reads), and a claimer for every
     worker."""
 
-    def __init__(self, capacity: int, sequence: int = 1, position: int = 0, max_deliver: int = 5) -> None:
+    def __init__(
+        self, capacity: int, sequence: int = 1, position: int = 0, max_deliver: int = 5, ring_id: int = 2
+    ) -> None:
         self.capacity = capacity
         self.max_deliver = max_deliver
         self.bus = anonymous(_core.BUS_BYTES)
         self.segment = anonymous(_core.WorkRing.size(capacity))
-        _core.WorkRing.format(self.segment, capacity, 2, sequence=sequence, position=position)
+        _core.WorkRing.format(self.segment, capacity, ring_id, sequence=sequence, position=position)
         self.ring = _core.WorkRing(self.segment)
         aside = anonymous(_core.BroadcastRing.size(capacity))
         _core.BroadcastRing.format(aside, capacity, 1)

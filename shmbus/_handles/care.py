@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from shmbus import _core
-from shmbus._ledger import departures, reclaim
+from shmbus._ledger import departures, reclaim, retired
 from shmbus._shm import spawn
 from shmbus.errors import ClosedError, CorruptSegmentError, LockTimeoutError, ReclaimedError, ShmbusError
 
@@ -89,7 +89,8 @@ class Care:
                 self.ensure_supervisor(timeout=0)
             document = self._session.registry.read()
             dead = reclaim.dead_participants(document, self._session.registry.lives)
-            if dead or departures.drained(document, self._session.rings):
+            found = retired.leftovers(document, self._session.rings, retired.PATIENCE)
+            if dead or found.gone or found.loose:
                 with self._session.locked(timeout=0) as change:
                     self._session.reclaim_dead(change)
                     departures.sweep(change, self._session.rings)

@@ -131,7 +131,8 @@ class Session:
             me = change.document.participant(self.participant)
             if me is None or me.state == "reclaiming":
                 raise ReclaimedError(self.why_reclaimed(f"process {self.pid}"))
-            yield change
+            with self.rings.pinned():
+                yield change
 
     def why_reclaimed(self, who: str) -> str:
         """The message of a ReclaimedError of this process."""
@@ -357,12 +358,13 @@ class Session:
     def _leave(self, change: Change) -> None:
         if not self.registry.removed:
             mine = [c for c in change.document.consumers if c.participant == self.participant]
-            reclaim.reclaim(change, self.rings, self.participant, dead=False)
-            if not self._care.heard():
-                self.reclaim_dead(change)
-            for topic in {consumer.topic for consumer in mine}:
-                self.wake_publishers(topic)
-            reclaim.remove_if_unused(change, self.rings)
+            with self.rings.pinned():
+                reclaim.reclaim(change, self.rings, self.participant, dead=False)
+                if not self._care.heard():
+                    self.reclaim_dead(change)
+                for topic in {consumer.topic for consumer in mine}:
+                    self.wake_publishers(topic)
+                reclaim.remove_if_unused(change, self.rings)
 
     def _leave_late(self) -> None:
         try:
@@ -375,8 +377,7 @@ class Session:
     def _let_go(self) -> None:
         self.tell_supervisor()
         spawn.reap(self.bus if self.registry.removed else "")
-        self.posts.close()
-        self.rings.clear()  # the bus segment stays mapped until the last handle, maybe in a wait, has let go
+        self.posts.close()  # the bus segment stays mapped until the last handle, maybe in a wait, has let go
         self.registry.lives.close()
 
 

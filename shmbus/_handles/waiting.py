@@ -33,6 +33,8 @@ T = TypeVar("T")
 IDLE_MODES: Final = ("adaptive", "park", "spin")
 FAIR: Final = 64
 """Events that `async for` takes in a row before the other tasks of the loop have their turn."""
+WINDOW: Final = 16
+"""Retired rings that a handle has mapped at once, of however many it has yet to read."""
 _ALL: Final = 2**64 - 1
 
 
@@ -97,6 +99,9 @@ class Core(Protocol):
     def _pass_on(self) -> None: ...
     def _cancel(self) -> None: ...
     def _drop_source(self, ring_id: int, /) -> None: ...
+    def _retire_source(self, ring_id: int, /) -> None: ...
+    def _retired_left(self) -> int: ...
+    def _more_retired(self, more: bool, /) -> None: ...
 
 
 class Receiver(Generic[T]):
@@ -105,7 +110,8 @@ class Receiver(Generic[T]):
     _session: Session
     _entry: TopicEntry
     _parking: Parking
-    _sources: set[int]
+    _sources: dict[int, str]
+    """Rings that were looked at, and the state they were in then."""
     _run = 0
 
     def receive_many(self, maximum: int, timeout: float | None = None) -> list[T]:
@@ -199,19 +205,36 @@ class Receiver(Generic[T]):
     def _follow(
         self, document: Membership, entries: Iterable[RingEntry], add: Callable[[RingEntry, str], bool]
     ) -> None:
-        """Let go of the rings that the document no longer has, and `add` those that are new, with their publisher."""
+        """Let go of the rings that the document no longer has, and `add` those that are new, with their publisher.
+
+        Rings of publishers that are gone come first, in the order of their ids, a few at a time, and before the last
+        of them none that is younger: `_core` calls `_refresh` again when it has come to their end.
+        """
+        core = self._as_core()
         wanted = {entry.id: entry for entry in entries}
-        for id in self._sources - wanted.keys():
-            self._as_core()._drop_source(id)
-            self._session.rings.forget(id)
-            self._sources.discard(id)
-        for id in wanted.keys() - self._sources:
-            publisher = document.publisher(wanted[id].publisher)
+        for id in self._sources.keys() - wanted.keys():
+            core._drop_source(id)
+            del self._sources[id]
+        for id, state in self._sources.items():
+            if state != wanted[id].state:
+                core._retire_source(id)
+                self._sources[id] = wanted[id].state
+        new = sorted(wanted.keys() - self._sources.keys(), key=lambda id: (wanted[id].state == "active", id))
+        room = WINDOW - core._retired_left()
+        more = False
+        for id in new:
+            entry = wanted[id]
+            if entry.state == "retired" and room <= 0:
+                more = True
+                break
+            publisher = document.publisher(entry.publisher)
             try:
-                if add(wanted[id], publisher.name if publisher else "(gone)"):
-                    self._sources.add(id)
+                if add(entry, publisher.name if publisher else "(gone)") and entry.state == "retired":
+                    room -= 1
+                self._sources[id] = entry.state
             except FileNotFoundError:
                 continue  # removed since: it had nothing left for us
+        core._more_retired(more)
 
     # -- waiting
 

@@ -190,7 +190,7 @@ class _Books(Look):
                 info = ring.info()
                 published, unrouted = info["sequence"] - 1, info["unrouted"]
                 waiting = active and info["need"] != 0
-                refused += ring.losses(0)["refused"][0]
+                refused += info["refused"]
                 used = max(used, capacity - info["room"])
         _require_plausible((published, refused), f"the counters of publisher {publisher.name!r}")
         state: Health = "closed" if publisher.state == "retired" else self.health(publisher.participant)

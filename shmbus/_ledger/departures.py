@@ -11,35 +11,28 @@ Must stay true:
 
 from __future__ import annotations
 
-import logging
 import time
-from collections import defaultdict
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, cast
 
 from shmbus import _core
-from shmbus._ledger import topics
-from shmbus._ledger.document import Cause, ClosedEntry, LossEntry, Totals
-from shmbus._ledger.slots import MAX_LOSSES
+from shmbus._ledger import retired, topics
+from shmbus._ledger.document import Cause, ClosedEntry, GivenUp, LossEntry, Totals
+from shmbus._ledger.retired import unless_unreadable
+from shmbus._ledger.slots import MAX_GIVEN_UP, MAX_LOSSES
 from shmbus._shm.failpoint import reach
-from shmbus.errors import AccessError, CorruptSegmentError, LayoutMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from shmbus._ledger.document import ConsumerEntry, Document, PublisherEntry, RingEntry
     from shmbus._ledger.registry import Change
     from shmbus._shm.rings import Rings
 
-HISTORY: Final = 4
-"""Drained rings of gone publishers that a topic keeps for `start="oldest"`; each costs its capacity in memory."""
 MAX_CLOSED: Final = 32
 """Closed subscribers that a topic keeps by name; past it the oldest are merged into one."""
 DEPARTED: Final = "(departed)"
 
 _CAUSES: Final[tuple[Cause, ...]] = ("overrun", "refused", "undecodable", "rejected")
-
-_log = logging.getLogger("shmbus.loss")
 
 
 def close_publisher(change: Change, rings: Rings, id: int, *, dead: bool = False) -> None:
@@ -48,6 +41,10 @@ def close_publisher(change: Change, rings: Rings, id: int, *, dead: bool = False
     publisher = document.publisher(id)
     if publisher is None or publisher.state == "retired":
         return
+    for ring in document.rings:
+        if ring.publisher == id:
+            retired.shrink(rings, ring, history=True)  # first: whoever finds it retired takes it for small
+    reach("close.shrunk")
     publisher.state, publisher.dead = "retired", dead
     for ring in document.rings:
         if ring.publisher == id:
@@ -123,34 +120,25 @@ def remove_group(change: Change, rings: Rings, id: int) -> None:
     topics.forget_unused(change)
 
 
-def drained(document: Document, rings: Rings) -> list[RingEntry]:
-    """Retired rings that nobody has anything left to receive from, but for the history of each topic."""
-    found: list[RingEntry] = []
-    kept: defaultdict[int, list[RingEntry]] = defaultdict(list)
-    for entry in document.rings:
-        if entry.state == "retired":
-            depth, history = _rest(document, rings, entry)
-            if not depth and not history:
-                found.append(entry)
-            elif not depth:
-                kept[entry.topic].append(entry)
-    for entries in kept.values():
-        found.extend(entries[:-HISTORY])
-    return found
-
-
-def sweep(change: Change, rings: Rings) -> None:
-    """Take the drained rings out of the document, and the topics that nobody needs then."""
-    release(change, rings, drained(change.document, rings))
+def sweep(change: Change, rings: Rings, patience: int | None = retired.PATIENCE) -> None:
+    """Take the rings that are drained or given up out of the document, and the topics that nobody needs then; make
+    those smaller that hold what nobody will read.
+    """
+    document = change.document
+    found = retired.leftovers(document, rings, patience)
+    for entry in found.loose:
+        retired.shrink(rings, entry, history=False)
+    release(change, rings, [entry for entry in found.gone if retired.take_back(document, rings, entry)])
     topics.forget_unused(change)
 
 
 def release(change: Change, rings: Rings, entries: list[RingEntry]) -> None:
-    """Put the books of rings without events to receive into their consumers' totals, and remove the rings."""
+    """Put the books of rings that nobody waits for into their consumers' totals, and remove the rings."""
     if not entries:
         return
+    reach("sweep.given_up")
     document = change.document
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: entry.id):
         with unless_unreadable(entry):
             _settle_ring(document, rings, entry)
     gone = {entry.id for entry in entries}
@@ -161,32 +149,6 @@ def release(change: Change, rings: Rings, entries: list[RingEntry]) -> None:
     reach("sweep.committed")
     for entry in entries:
         rings.remove(entry.id)
-
-
-def history(document: Document, rings: Rings) -> list[RingEntry]:
-    """Rings that are kept for `start="oldest"` alone, the oldest first."""
-    retired = [entry for entry in document.rings if entry.state == "retired"]
-    return sorted((e for e in retired if not _rest(document, rings, e)[0]), key=lambda entry: entry.id)
-
-
-@contextmanager
-def unless_unreadable(entry: RingEntry) -> Iterator[None]:
-    """A ring that cannot be read must not keep the dead from being buried: its books are lost, and that is said."""
-    try:
-        yield
-    except (AccessError, CorruptSegmentError, LayoutMismatchError, FileNotFoundError) as error:
-        _log.error("the books of ring %d are lost: %s", entry.id, error)
-
-
-def _rest(document: Document, rings: Rings, entry: RingEntry) -> tuple[int, bool]:
-    """What is left in a ring: events to receive, and whether it is worth keeping as history."""
-    with unless_unreadable(entry):
-        if entry.group:
-            return rings.work(entry).terms()["depth"], False
-        ring = rings.broadcast(entry)
-        depth = sum(ring.terms(consumer.slot)["depth"] for consumer in _members(document, entry, ring))
-        return depth, ring.info()["sequence"] > 1
-    return 0, False
 
 
 def _members(document: Document, entry: RingEntry, ring: _core.BroadcastRing) -> list[ConsumerEntry]:
@@ -202,7 +164,7 @@ def _settle_ring(document: Document, rings: Rings, entry: RingEntry) -> None:
     if not entry.group:
         ring = rings.broadcast(entry)
         for consumer in _members(document, entry, ring):
-            _settle_slot(document, consumer, entry, ring, abandoned=False)
+            _settle_slot(document, consumer, entry, ring, abandoned=False)  # what is left was given up
         return
     work = rings.work(entry)
     group = document.consumer(entry.group)
@@ -215,16 +177,29 @@ def _settle_ring(document: Document, rings: Rings, entry: RingEntry) -> None:
 def _settle_slot(
     document: Document, consumer: ConsumerEntry, entry: RingEntry, ring: _core.BroadcastRing, *, abandoned: bool
 ) -> None:
-    """Put a slot's books into its consumer's totals; what is left unread is abandoned."""
+    """Put a slot's books into its consumer's totals; what is left unread is abandoned, or was given up: overrun."""
     terms = cast("dict[str, int]", dict(ring.terms(consumer.slot)))
     losses = ring.losses(consumer.slot)
+    depth = terms["depth"]
+    if depth and not abandoned:
+        _give_up(document, consumer, entry, terms)
     _add(consumer.totals, terms)
     _note_losses(document, consumer, entry, terms, losses)
-    depth = terms["depth"]
     if abandoned and depth:
         consumer.totals.abandoned += depth
         first, now = terms["next"], time.time_ns()
         _note(document, consumer, entry, "abandoned", (depth, first, first + depth - 1, now, now))
+
+
+def _give_up(document: Document, consumer: ConsumerEntry, entry: RingEntry, terms: dict[str, int]) -> None:
+    """A reader that never opened the ring: all that is left counts as overwritten, and it is to be told."""
+    first, last = terms["pending_first"] or terms["next"], terms["next"] + terms["depth"] - 1
+    terms["overrun"] += terms["depth"]
+    terms["pending_first"], terms["pending_last"] = first, last
+    count = last - first + 1
+    total = consumer.given_up[-1].total if consumer.given_up else 0
+    gap = GivenUp(_name_of(document.publisher(entry.publisher)), first, last, count, total + count)
+    consumer.given_up = [*consumer.given_up, gap][-MAX_GIVEN_UP:]
 
 
 def _add(totals: Totals, terms: Mapping[str, int]) -> None:

@@ -94,6 +94,17 @@ class PublisherEntry(msgspec.Struct):
     dead: bool = False
 
 
+class GivenUp(msgspec.Struct, frozen=True, array_like=True):
+    """What one subscriber will not get of a ring that went before it came; on its books already, and to be told."""
+
+    publisher: Name
+    first: Natural
+    last: Natural
+    count: Count
+    total: Count
+    """Of this subscriber, with all before: so it knows what it has been told, and what was forgotten meanwhile."""
+
+
 class ConsumerEntry(msgspec.Struct):
     """A subscriber or a group. A subscriber that comes back under its name gets an entry and an id of its own."""
 
@@ -113,6 +124,8 @@ class ConsumerEntry(msgspec.Struct):
     totals: Totals = msgspec.field(default_factory=Totals)
     generations: dict[WorkerSlot, Generation] = {}
     """Group: the last generation of each worker slot."""
+    given_up: list[GivenUp] = []
+    """Lossy: the last of them."""
 
 
 class ClosedEntry(msgspec.Struct):

@@ -55,7 +55,7 @@ class Look:
         deadline = time.monotonic() + _PATIENCE
         while True:
             document = self.registry.read()
-            rings.keep({r.id for r in document.rings})
+            rings.keep_only({r.id for r in document.rings})
             self.broadcast.clear()
             self.work.clear()
             missing = False

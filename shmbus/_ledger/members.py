@@ -64,7 +64,6 @@ def open_publisher(
         for entry in entries:
             rings.create(entry)
             created.append(entry)
-        rings.attach(entries)
         broadcast = rings.broadcast(entries[0])
         for consumer in document.consumers:
             if consumer.topic == topic.index and consumer.kind == "subscriber" and consumer.state == "active":
@@ -128,7 +127,7 @@ def open_subscriber(
         consumer.totals = before.totals
         document.closed.remove(before)
     # All are attached before anything is entered: what may fail for want of descriptors or memory fails here.
-    joined = [rings.broadcast(r) for r in document.rings_of(consumer) if r.state == "active" or start == "oldest"]
+    joined = [rings.joinable(r, slot) for r in document.rings_of(consumer) if r.state == "active" or start == "oldest"]
     change.commit(entering=True)
     reach("subscriber.joining")
     _begin_latency(change, consumer, time.time_ns() if start == "oldest" else 0)

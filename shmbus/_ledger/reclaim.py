@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from shmbus import _core
 from shmbus._ledger import departures, topics
+from shmbus._ledger.retired import unless_unreadable
 from shmbus._shm import schemas, segment, waker
 from shmbus._shm.failpoint import reach
 from shmbus._shm.names import object_prefix, segment_name
@@ -82,7 +83,7 @@ def owed(document: Document, rings: Rings) -> dict[str, int]:
         if group.kind == "group":
             depth = 0
             for entry in document.rings_of(group):
-                with departures.unless_unreadable(entry):
+                with unless_unreadable(entry):
                     depth += rings.work(entry).terms()["depth"]
             if depth:
                 result[f"{document.topic_at(group.topic).name}/{group.name}"] = depth
@@ -135,7 +136,7 @@ def remove_if_unused(change: Change, rings: Rings) -> bool:
     for entry in document.rings:
         if entry.group:
             continue
-        with departures.unless_unreadable(entry):
+        with unless_unreadable(entry):
             unrouted = rings.broadcast(entry).info()["unrouted"]
             if unrouted:
                 _log.info(

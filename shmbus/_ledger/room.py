@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from shmbus._ledger import departures, topics
+from shmbus._ledger import departures, retired, topics
 from shmbus._shm import schemas
 from shmbus.errors import CapacityError, ConfigError, NoSpaceError, SchemaMismatchError
 
@@ -70,7 +70,7 @@ def _abandon(change: Change, known: set[int]) -> None:
 def _give_back(change: Change, rings: Rings, error: Exception, topic: str) -> bool:
     """Give back a little of what `error` asks for; False if there is none of it."""
     document = change.document
-    history = departures.history(document, rings)
+    history = retired.history(document, rings)
     given: list[RingEntry] = []
     if isinstance(error, NoSpaceError):
         if error.size <= error.free + sum(map(rings.bytes, history)):

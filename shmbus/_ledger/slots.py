@@ -32,10 +32,13 @@ M = TypeVar("M", Membership, Section)
 ROOM: Final = _core.DOCUMENT_BYTES - _core.DOCUMENT_BODY
 MAX_LOSSES: Final = 256
 """Entries of the loss table; past it the oldest make room, and only their details are forgotten."""
+MAX_GIVEN_UP: Final = 8
+"""Rings of which a lossy subscriber is told one by one that it will not get them; of those before, how many events."""
 
 _PART: Final = struct.Struct("<3I")  # place, length, crc32
 _DIRECTORY: Final = _PART.size * (1 + _core.MAX_TOPICS)
 _LOSS: Final = 384  # bytes of a loss entry at most: three names of 64, six numbers of nine, the names of its fields
+_GIVEN_UP: Final = 112  # bytes of what is told of one ring at most: a name of 64, four numbers of nine
 _TOTALS: Final = 7 * 8  # bytes by which seven numbers can grow
 _STATE: Final = 8  # bytes by which a state, or a name that becomes `(departed)`, can grow
 
@@ -49,7 +52,8 @@ def reserve(document: Document) -> int:
     """Bytes that it takes at most until everybody has left: entering leaves them free, so leaving needs no room."""
     growing = len(document.consumers) + len(document.closed)
     changing = len(document.participants) + len(document.publishers) + len(document.rings) + growing
-    return MAX_LOSSES * _LOSS + growing * _TOTALS + changing * _STATE
+    told = MAX_GIVEN_UP * sum(c.mode == "lossy" for c in document.consumers)
+    return MAX_LOSSES * _LOSS + told * _GIVEN_UP + growing * _TOTALS + changing * _STATE
 
 
 def encode(document: Document) -> bytes:

@@ -15,11 +15,13 @@
  * code has run, and a ring by a reference. */
 #include "claimer.h"
 
+/* _add_source(ring, publisher, retired=False). */
 static PyObject *claimer_add_source(PyObject *object, PyObject *args) {
     Claimer *self = (Claimer *)object;
     PyObject *ring, *publisher;
-    if (!PyArg_ParseTuple(args, "OU:_add_source", &ring, &publisher) || !ring_checked(ring, RING_WORK, true) ||
-        receiver_check(&self->base) < 0)
+    int retired = 0;
+    if (!PyArg_ParseTuple(args, "OU|p:_add_source", &ring, &publisher, &retired) ||
+        !ring_checked(ring, RING_WORK, true) || receiver_check(&self->base) < 0)
         return NULL;
     if (claims_source(self, ((Ring *)ring)->id))
         Py_RETURN_NONE; /* a refresh that was cut short has added it */
@@ -28,6 +30,32 @@ static PyObject *claimer_add_source(PyObject *object, PyObject *args) {
         return PyErr_NoMemory();
     self->sources = grown;
     self->sources[self->count++] = (source){.ring = (Ring *)Py_NewRef(ring), .publisher = Py_NewRef(publisher)};
+    if (retired)
+        claims_retire(self, self->count - 1);
+    Py_RETURN_NONE;
+}
+
+/* _retire_source(ring_id): its publisher is gone. */
+static PyObject *claimer_retire_source(PyObject *object, PyObject *arg) {
+    Claimer *self = (Claimer *)object;
+    unsigned long long id = PyLong_AsUnsignedLongLong(arg);
+    if (PyErr_Occurred())
+        return NULL;
+    source *s = claims_source(self, id);
+    if (s)
+        claims_retire(self, s - self->sources);
+    Py_RETURN_NONE;
+}
+
+/* _retired_left(): how many retired rings among the sources have something to claim. */
+static PyObject *claimer_retired_left(PyObject *object, PyObject *unused) {
+    (void)unused;
+    return PyLong_FromSsize_t(claims_retired_left((Claimer *)object));
+}
+
+/* _more_retired(more): true has `_refresh` called again once those that are there are dry, before younger rings. */
+static PyObject *claimer_more_retired(PyObject *object, PyObject *more) {
+    ((Claimer *)object)->more = PyObject_IsTrue(more) > 0;
     Py_RETURN_NONE;
 }
 
@@ -228,6 +256,9 @@ static PyMethodDef methods[] = {
     {"_payload", claimer_payload, METH_VARARGS, NULL},
     {"_add_source", claimer_add_source, METH_VARARGS, NULL},
     {"_drop_source", claimer_drop_source, METH_O, NULL},
+    {"_retire_source", claimer_retire_source, METH_O, NULL},
+    {"_retired_left", claimer_retired_left, METH_NOARGS, NULL},
+    {"_more_retired", claimer_more_retired, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -24,6 +24,8 @@ typedef struct Claimer {
     Receiver base;
     source *sources;
     Py_ssize_t count, current;
+    Py_ssize_t retired; /* of them, at the front and in the order of their ids: claimed from first */
+    Py_ssize_t more;    /* true: there are retired rings that are not among them yet */
     unsigned owner, generation, max_deliver, prefetch;
     group_line *line;
     wakers siblings;
@@ -36,6 +38,8 @@ typedef struct Claimer {
 
 void claims_drop_source(Claimer *self, Py_ssize_t index);
 source *claims_source(Claimer *self, uint64_t ring_id);
+void claims_retire(Claimer *self, Py_ssize_t index);
+Py_ssize_t claims_retired_left(const Claimer *self);
 void claims_drop_all(Claimer *self);
 int claims_settle(Claimer *self, Ring *ring, bool dry);
 int claims_ack(Claimer *self, const asker *by, uint64_t asked);

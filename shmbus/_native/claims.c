@@ -5,7 +5,9 @@
 
 void claims_drop_source(Claimer *self, Py_ssize_t index) {
     source gone = self->sources[index];
-    self->sources[index] = self->sources[--self->count];
+    memmove(&self->sources[index], &self->sources[index + 1], sizeof(source) * (size_t)(self->count - index - 1));
+    self->count--;
+    self->retired -= index < self->retired;
     self->current = 0;
     Py_DECREF((PyObject *)gone.ring);
     Py_DECREF(gone.publisher);
@@ -16,6 +18,28 @@ source *claims_source(Claimer *self, uint64_t ring_id) {
         if (self->sources[i].ring->id == ring_id)
             return &self->sources[i];
     return NULL;
+}
+
+/* Moves a source among those without a publisher, so that these are claimed from in the order in which they were written. */
+void claims_retire(Claimer *self, Py_ssize_t index) {
+    source s = self->sources[index];
+    Py_ssize_t at = self->retired;
+    if (index < at)
+        return;
+    while (at > 0 && self->sources[at - 1].ring->id > s.ring->id)
+        at--;
+    memmove(&self->sources[at + 1], &self->sources[at], sizeof(source) * (size_t)(index - at));
+    self->sources[at] = s;
+    self->retired++;
+    self->current = 0;
+}
+
+/* How many of them have something to claim; one that is dry may get something back. */
+Py_ssize_t claims_retired_left(const Claimer *self) {
+    Py_ssize_t left = 0;
+    for (Py_ssize_t i = 0; i < self->retired; i++)
+        left += work_ready(&self->sources[i].ring->view);
+    return left;
 }
 
 static void give_back(const Claimer *self, const held *h) {
@@ -187,7 +211,7 @@ bool claims_ready(const Claimer *self) {
     for (Py_ssize_t i = 0; i < self->count; i++)
         if (work_ready(&self->sources[i].ring->view))
             return true;
-    return false;
+    return self->more; /* in a ring that we do not have yet */
 }
 
 /* A publisher wakes a worker for the first event of a backlog only. Every claim wakes one for the next (SYNC chain), and so
@@ -202,16 +226,45 @@ int claims_pass_on(Claimer *self) {
                        1);
 }
 
+/* Claims from the rings whose publishers are gone, the oldest first: as claim_some, 2 to start again with more of them.
+ * One in which all is done is let go of; in one that is dry somebody may still give something back. */
+static int claim_retired(Claimer *self) {
+    for (Py_ssize_t i = 0; i < self->retired;) {
+        int got = claim_from(self, &self->sources[i]);
+        if (got)
+            return got < 0 || claims_pass_on(self) < 0 ? -1 : 1;
+        const ring_header *h = self->sources[i].ring->view.header;
+        if (LOAD_SEQ(&h->gate) == LOAD_SEQ(&h->tail)) /* SYNC gate */
+            claims_drop_source(self, i);
+        else
+            i++;
+    }
+    if (!self->more)
+        return 0;
+    self->more = 0;
+    self->base.lines.epoch = UINT64_MAX; /* the next ones, please */
+    return 2;
+}
+
 /* Makes sure that something is prefetched: 1, 0 when there is nothing, -1. Each call begins with the next source. */
 static int claim_some(Claimer *self) {
     if (self->held_count > self->handed)
         return 1;
     self->held_count = self->handed = 0;
+restart:
     if (receiver_refresh(&self->base) < 0)
         return -1;
-    for (Py_ssize_t looked = 0; looked < self->count; looked++) {
-        self->current = (self->current + 1) % self->count;
-        source *s = &self->sources[self->current];
+    if (self->retired | self->more) {
+        int status = claim_retired(self);
+        if (status == 2)
+            goto restart;
+        if (status)
+            return status;
+    }
+    Py_ssize_t first = self->retired, active = self->count - first;
+    for (Py_ssize_t looked = 0; looked < active; looked++) {
+        self->current = (self->current + 1) % active;
+        source *s = &self->sources[first + self->current];
         int got = claim_from(self, s);
         if (got)
             return got < 0 || claims_pass_on(self) < 0 ? -1 : 1;

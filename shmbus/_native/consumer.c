@@ -21,6 +21,8 @@ typedef struct Consumer {
     Receiver base;
     source *sources;
     Py_ssize_t count, current;
+    Py_ssize_t retired; /* of them, at the front and in the order of their ids: read first, and let go of when dry */
+    Py_ssize_t more;    /* true: there are retired rings that are not among them yet */
     int turn;
     unsigned char *copy; /* of a lossy reader's record */
     uint64_t copy_size;
@@ -35,7 +37,9 @@ typedef struct found { /* one event, still unconsumed */
 
 static void drop_source(Consumer *self, Py_ssize_t index) {
     source gone = self->sources[index];
-    self->sources[index] = self->sources[--self->count];
+    memmove(&self->sources[index], &self->sources[index + 1], sizeof(source) * (size_t)(self->count - index - 1));
+    self->count--;
+    self->retired -= index < self->retired;
     self->current = 0;
     Py_DECREF((PyObject *)gone.ring);
     Py_DECREF(gone.publisher);
@@ -52,16 +56,38 @@ static void drop_all(Receiver *base) {
     self->copy_size = 0;
 }
 
+static Py_ssize_t index_of(const Consumer *self, uint64_t ring_id) {
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        if (self->sources[i].ring->id == ring_id)
+            return i;
+    return -1;
+}
+
+/* Moves a source among those without a publisher, so that these are read in the order in which they were written. */
+static void retire(Consumer *self, Py_ssize_t index) {
+    source s = self->sources[index];
+    Py_ssize_t at = self->retired;
+    if (index < at)
+        return;
+    while (at > 0 && self->sources[at - 1].ring->id > s.ring->id)
+        at--;
+    memmove(&self->sources[at + 1], &self->sources[at], sizeof(source) * (size_t)(index - at));
+    self->sources[at] = s;
+    self->retired++;
+    self->current = 0;
+}
+
+/* _add_source(ring, slot, publisher, retired=False): false for a ring that was given up before we came to it. */
 static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
     Consumer *self = (Consumer *)object;
     PyObject *ring, *publisher;
     unsigned long slot;
-    if (!PyArg_ParseTuple(args, "OkU:_add_source", &ring, &slot, &publisher) ||
+    int retired = 0;
+    if (!PyArg_ParseTuple(args, "OkU|p:_add_source", &ring, &slot, &publisher, &retired) ||
         !ring_checked(ring, RING_BROADCAST, true) || receiver_check(&self->base) < 0)
         return NULL;
-    for (Py_ssize_t i = 0; i < self->count; i++)
-        if (self->sources[i].ring == (Ring *)ring)
-            Py_RETURN_NONE; /* a refresh that was cut short has added it */
+    if (index_of(self, ((Ring *)ring)->id) >= 0)
+        Py_RETURN_TRUE; /* a refresh that was cut short has added it */
     source *grown = PyMem_Realloc(self->sources, sizeof(source) * (size_t)(self->count + 1));
     if (!grown)
         return PyErr_NoMemory();
@@ -69,14 +95,19 @@ static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
     source *s = &self->sources[self->count];
     if (slot >= MAX_SUBSCRIBERS)
         return PyErr_Format(PyExc_IndexError, "no slot %lu", slot);
-    if (ring_reader_open(&s->reader, &((Ring *)ring)->view, (unsigned)slot) != RING_OK) {
+    int status = ring_reader_open(&s->reader, &((Ring *)ring)->view, (unsigned)slot);
+    if (status == RING_LOST)
+        Py_RETURN_FALSE;
+    if (status != RING_OK) {
         corrupt((Ring *)ring, "cursor is no boundary");
         return NULL;
     }
     s->ring = (Ring *)Py_NewRef(ring);
     s->publisher = Py_NewRef(publisher);
     self->count++;
-    Py_RETURN_NONE;
+    if (retired)
+        retire(self, self->count - 1);
+    Py_RETURN_TRUE;
 }
 
 /* _drop_source(ring_id): let go of a ring that the document no longer has. */
@@ -85,11 +116,33 @@ static PyObject *consumer_drop_source(PyObject *object, PyObject *arg) {
     unsigned long long id = PyLong_AsUnsignedLongLong(arg);
     if (PyErr_Occurred())
         return NULL;
-    for (Py_ssize_t i = 0; i < self->count; i++)
-        if (self->sources[i].ring->id == id) {
-            drop_source(self, i);
-            break;
-        }
+    Py_ssize_t index = index_of(self, id);
+    if (index >= 0)
+        drop_source(self, index);
+    Py_RETURN_NONE;
+}
+
+/* _retire_source(ring_id): its publisher is gone. */
+static PyObject *consumer_retire_source(PyObject *object, PyObject *arg) {
+    Consumer *self = (Consumer *)object;
+    unsigned long long id = PyLong_AsUnsignedLongLong(arg);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_ssize_t index = index_of(self, id);
+    if (index >= 0)
+        retire(self, index);
+    Py_RETURN_NONE;
+}
+
+/* _retired_left(): how many retired rings are among the sources. */
+static PyObject *consumer_retired_left(PyObject *object, PyObject *unused) {
+    (void)unused;
+    return PyLong_FromSsize_t(((Consumer *)object)->retired);
+}
+
+/* _more_retired(more): true has `_refresh` called again once those that are there are dry, before younger rings. */
+static PyObject *consumer_more_retired(PyObject *object, PyObject *more) {
+    ((Consumer *)object)->more = PyObject_IsTrue(more) > 0;
     Py_RETURN_NONE;
 }
 
@@ -141,18 +194,45 @@ static int peek(Consumer *self, source *s, found *out) {
     return status == RING_EMPTY ? 0 : corrupt(s->ring, "a record or its header cannot be");
 }
 
+/* The next event in a ring whose publisher is gone, the oldest ring first: as peek, 0 when all of them are dry. What was
+ * dry once stays so, and is let go of. */
+static int find_retired(Consumer *self, found *out) {
+    while (self->retired) {
+        source *s = &self->sources[0];
+        int status = peek(self, s, out);
+        if (status)
+            return status;
+        if (s->reader.position != LOAD_ACQUIRE(&s->ring->view.header->tail)) /* SYNC tail */
+            return 0; /* overrun while it looked: the next call looks again */
+        drop_source(self, 0);
+    }
+    if (!self->more)
+        return 0;
+    self->more = 0;
+    self->base.lines.epoch = UINT64_MAX; /* the next ones, please */
+    return 2;
+}
+
 /* The next event in any ring: 1 found, 0 nothing, -1 exception. */
 static int find(Consumer *self, found *out) {
+    int status;
 restart:
     if (receiver_refresh(&self->base) < 0)
         return -1;
-    for (Py_ssize_t looked = 0; looked < self->count; looked++) {
+    if (self->retired | self->more) {
+        if ((status = find_retired(self, out)) == 2)
+            goto restart;
+        if (status)
+            return status;
+    }
+    Py_ssize_t first = self->retired, active = self->count - first;
+    for (Py_ssize_t looked = 0; looked < active; looked++) {
         if (self->turn >= TURN || looked) {
             self->turn = 0;
-            self->current = (self->current + 1) % self->count;
+            self->current = (self->current + 1) % active;
         }
-        source *s = &self->sources[self->current];
-        int status = peek(self, s, out);
+        source *s = &self->sources[first + self->current];
+        status = peek(self, s, out);
         if (status == 2)
             goto restart;
         if (status)
@@ -247,7 +327,7 @@ static bool ready(Receiver *base) {
     for (Py_ssize_t i = 0; i < self->count; i++)
         if (LOAD_SEQ(&self->sources[i].ring->view.header->tail) != self->sources[i].reader.position)
             return true;
-    return receiver_stale(base);
+    return self->more || receiver_stale(base);
 }
 
 static int pass_on(Receiver *base) { /* nobody else can take what is ours */
@@ -277,6 +357,9 @@ static PyMethodDef methods[] = {
     {"_ask", consumer_ask, METH_NOARGS, NULL},
     {"_add_source", consumer_add_source, METH_VARARGS, NULL},
     {"_drop_source", consumer_drop_source, METH_O, NULL},
+    {"_retire_source", consumer_retire_source, METH_O, NULL},
+    {"_retired_left", consumer_retired_left, METH_NOARGS, NULL},
+    {"_more_retired", consumer_more_retired, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

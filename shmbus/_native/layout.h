@@ -149,7 +149,7 @@ typedef struct ring_header {
     uint64_t reserved0[3];
 
     word tail;     /*  64  P  seq_cst after the record: SYNC tail. Broadcast: a position; work: the last sequence + 1 */
-    word intent;   /*  72  P  seq_cst before the records that it covers: SYNC intent */
+    word intent;   /*  72  P  seq_cst before the records that it covers: SYNC intent. Work: L, below it all is freed */
     word oldest;   /*  80  P  release before intent: SYNC oldest. Work: first sequence on the books */
     word position; /*  88  P  work: end of the last record in bytes */
     word reserved1[4];
@@ -185,11 +185,15 @@ typedef struct loss_pair {
     loss_record undecodable;
 } loss_pair;
 
+#define SLOT_ATTACHED 1u /* its reader has opened the ring, and may stand anywhere from its position on */
+#define SLOT_GIVEN_UP 2u /* nobody will: the ring goes without it */
+
 typedef struct cursor_slot {
     word
         cursor; /*   0  S  release after the event is out: SYNC cursor. Reliable: a position; lossy: the next sequence */
-    word position; /*   8  S  lossy: where it stands; advisory, for lag alone */
-    word reserved0[6];
+    word position; /*   8  S  lossy: where it stands, or stood; never ahead of the reader */
+    word attached; /*  16  S when it opens the ring, L when it gives it up, both by CAS from 0: SYNC attached */
+    word reserved0[5];
     word join_position; /*  64  L */
     word join_sequence; /*  72  L  first sequence on this consumer's books */
     word refused_base;  /*  80  L  refused before it joined */

@@ -53,6 +53,7 @@ static int add_constants(PyObject *module) {
         {"LIVES_NEXT", offsetof(lives_file, next)},
         {"LINE_THREADS", LINE_THREADS},
         {"LINE", LINE},
+        {"PAGE", PAGE},
         {"DOCUMENTS", offsetof(bus_segment, documents)},
         {"DOCUMENT_BYTES", DOCUMENT_BYTES},
         {"DOCUMENT_LENGTH", offsetof(document_slot, length)},

@@ -81,7 +81,7 @@ static void producer_dealloc(PyObject *object) {
 
 static group_out *group_of(Producer *self, const Ring *ring) {
     for (unsigned i = 0; i < self->group_count; i++)
-        if (self->groups[i].ring == ring)
+        if (self->groups[i].ring->id == ring->id) /* not by the object: it may be a second map of the ring */
             return &self->groups[i];
     return NULL;
 }

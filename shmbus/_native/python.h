@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "latency.h"
+#include "retire.h"
 #include "ring.h"
 #include "work.h"
 
@@ -46,8 +47,9 @@ extern PyObject *CorruptSegmentError, *LayoutMismatchError, *EventTypeError, *Cl
 extern PyObject *ReclaimedError, *AccessError, *Nothing;
 extern unsigned fork_generation; /* counts up in every forked child: handles of the parent's time are not ours */
 
-typedef struct Ring { /* BroadcastRing and WorkRing: a checked view that keeps its mapping alive */
-    PyObject_HEAD Py_buffer buffer;
+typedef struct Ring {             /* BroadcastRing and WorkRing: a checked view that keeps its mapping alive */
+    PyObject_HEAD PyObject *weak; /* references to it: who looks for a ring that is mapped keeps none mapped */
+    Py_buffer buffer;
     ring_view view;
     uint64_t id;
     bool open, writable;

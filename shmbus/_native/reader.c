@@ -5,10 +5,14 @@
 
 /* ---- reader ---- */
 
+/* RING_LOST: the ring was given up, and what it held is on the books. */
 int ring_reader_open(ring_reader *r, const ring_view *view, unsigned slot) {
     if (slot >= MAX_SUBSCRIBERS)
         return RING_CORRUPT;
     cursor_slot *s = slot_of(view, slot);
+    uint64_t seen = 0;
+    if (!CAS_SEQ(&s->attached, &seen, SLOT_ATTACHED) && seen == SLOT_GIVEN_UP) /* SYNC attached */
+        return RING_LOST;
     *r = (ring_reader){.view = *view, .slot = s, .lossy = LOAD_ACQUIRE(&s->lossy) != 0};
     r->position = r->lossy ? LOAD_ACQUIRE(&s->join_position) : LOAD_ACQUIRE(&s->cursor);
     r->tail = r->settled = r->position;

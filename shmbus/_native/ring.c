@@ -318,6 +318,7 @@ int ring_join(const ring_view *view, unsigned slot, bool lossy, bool oldest) {
     uint64_t bit = 1ull << slot, sequence = 0;
     clear(s->losses, sizeof(s->losses));
     STORE_RELAXED(&s->flip, 0);
+    STORE_RELAXED(&s->attached, 0);
     STORE_RELAXED(&s->lossy, lossy);
     STORE_RELAXED(&s->refused_base, LOAD_ACQUIRE(&h->refused));
     word *start = oldest ? &h->oldest : &h->tail;

@@ -24,7 +24,7 @@ enum ring_status {
     RING_FULL = 2,  /* no room before the gate */
     RING_OVERRUN =
         3,         /* a lossy reader lost what `lost_first` to `lost_last` say, and stands on an intact record again */
-    RING_LOST = 4, /* a claim that is not ours (any more) */
+    RING_LOST = 4, /* a claim that is not ours (any more), a slot that was given up */
     RING_CORRUPT = -1,
     RING_FOREIGN = -2, /* not a ring of this layout */
 };

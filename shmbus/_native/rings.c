@@ -1,6 +1,10 @@
 /* BroadcastRing, WorkRing and Tap: one segment each, as the control plane sees it (membership, reclaim, books, `tail`). */
 #include "python.h"
 
+#include <fcntl.h>
+#include <structmember.h>
+#include <sys/stat.h>
+
 static PyTypeObject *broadcast_type, *work_type;
 
 /* ---- common to both ---- */
@@ -36,6 +40,8 @@ static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
 
 static void ring_dealloc(PyObject *object) {
     Ring *self = (Ring *)object;
+    if (self->weak)
+        PyObject_ClearWeakRefs(object);
     if (self->open)
         PyBuffer_Release(&self->buffer);
     Py_XDECREF(self->post);
@@ -113,6 +119,63 @@ static PyObject *release_publisher(PyObject *object, PyObject *unused) {
     return self->writable ? PyBool_FromLong(ring_release_publisher(&self->view)) : Py_NewRef(Py_False);
 }
 
+/* ---- retired rings ---- */
+
+/* Frees pages of the segment through a descriptor of its file: how many bytes, -1. Looks first whether they are there,
+ * for this is asked again and again. */
+static long long punch(const Ring *self, int descriptor, const span *spans, unsigned count) {
+    struct stat status;
+    uint64_t spare = 0;
+    for (unsigned i = 0; i < count; i++)
+        spare += spans[i].length;
+    if (fstat(descriptor, &status) == 0 && (uint64_t)status.st_blocks * 512 + spare <= (uint64_t)self->buffer.len)
+        return 0;
+    for (unsigned i = 0; i < count; i++)
+        if (fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)spans[i].offset,
+                      (off_t)spans[i].length) < 0) {
+            PyErr_SetFromErrno(PyExc_OSError);
+            return -1;
+        }
+    return (long long)spare;
+}
+
+static PyObject *broadcast_shrink(PyObject *object, PyObject *args) {
+    Ring *self = (Ring *)object;
+    span spans[SPARE_SPANS];
+    int descriptor, history;
+    if (!PyArg_ParseTuple(args, "ip:shrink", &descriptor, &history) || !ring_checked(object, RING_BROADCAST, true))
+        return NULL;
+    if (!history && ring_trim(&self->view) != RING_OK) {
+        corrupt(self, "records cannot be");
+        return NULL;
+    }
+    long long freed = punch(self, descriptor, spans, ring_spare(&self->view, spans));
+    return freed < 0 ? NULL : PyLong_FromLongLong(freed);
+}
+
+static PyObject *work_shrink(PyObject *object, PyObject *args) {
+    Ring *self = (Ring *)object;
+    span spans[SPARE_SPANS];
+    int descriptor, history;
+    if (!PyArg_ParseTuple(args, "ip:shrink", &descriptor, &history) || !ring_checked(object, RING_WORK, true))
+        return NULL;
+    long long freed = punch(self, descriptor, spans, work_spare(&self->view, spans));
+    if (freed < 0)
+        return NULL;
+    work_trim(&self->view);
+    return PyLong_FromLongLong(freed);
+}
+
+static PyObject *broadcast_slack(PyObject *object, PyObject *unused) {
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(ring_slack(&((Ring *)object)->view));
+}
+
+static PyObject *work_slack_(PyObject *object, PyObject *unused) {
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(work_slack(&((Ring *)object)->view));
+}
+
 static PyObject *ring_get(PyObject *object, void *which) {
     Ring *self = (Ring *)object;
     return PyLong_FromUnsignedLongLong(which ? self->view.capacity : self->id);
@@ -163,6 +226,39 @@ static PyObject *broadcast_leave(PyObject *object, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
+/* Before a slot of a retired ring is taken: its page may have been freed. */
+static PyObject *broadcast_reserve(PyObject *object, PyObject *args) {
+    int descriptor;
+    unsigned long slot;
+    if (!PyArg_ParseTuple(args, "ik:reserve", &descriptor, &slot) || slot_number(slot, MAX_SUBSCRIBERS, "slot") < 0 ||
+        !writable(object))
+        return NULL;
+    off_t at = (off_t)(offsetof(broadcast_segment, cursors) + slot * sizeof(cursor_slot));
+    if (fallocate(descriptor, FALLOC_FL_KEEP_SIZE, at, sizeof(cursor_slot)) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+static PyObject *broadcast_owed(PyObject *object, PyObject *arg) {
+    unsigned long long among = PyLong_AsUnsignedLongLong(arg);
+    Ring *self = (Ring *)object;
+    ring_owed owed;
+    if (PyErr_Occurred())
+        return NULL;
+    if (ring_owed_of(&self->view, among, &owed) != RING_OK) {
+        corrupt(self, "cursor outside of the ring");
+        return NULL;
+    }
+    return Py_BuildValue("(KKK)", owed.reliable, owed.attached, owed.unopened);
+}
+
+static PyObject *broadcast_give_up(PyObject *object, PyObject *arg) {
+    unsigned long slot = PyLong_AsUnsignedLong(arg);
+    if (slot_number(slot, MAX_SUBSCRIBERS, "slot") < 0 || !writable(object))
+        return NULL;
+    return PyBool_FromLong(ring_give_up(&((Ring *)object)->view, (unsigned)slot));
+}
+
 static PyObject *broadcast_info(PyObject *object, PyObject *unused) {
     (void)unused;
     Ring *self = (Ring *)object;
@@ -173,11 +269,11 @@ static PyObject *broadcast_info(PyObject *object, PyObject *unused) {
         corrupt(self, "tail is no boundary");
         return NULL;
     }
-    return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsK}", "tail", tail, "sequence", sequence, "oldest", oldest, "intent",
+    return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsKsK}", "tail", tail, "sequence", sequence, "oldest", oldest, "intent",
                          LOAD_ACQUIRE(&h->intent), "members", LOAD_ACQUIRE(&h->members), "reliable",
                          LOAD_ACQUIRE(&h->reliable), "need", LOAD_ACQUIRE(&h->need), "waiting",
-                         LOAD_ACQUIRE(&h->waiting), "unrouted", LOAD_ACQUIRE(&h->unrouted), "room",
-                         ring_room(&self->view));
+                         LOAD_ACQUIRE(&h->waiting), "refused", LOAD_ACQUIRE(&h->refused), "unrouted",
+                         LOAD_ACQUIRE(&h->unrouted), "room", ring_room(&self->view));
 }
 
 static PyObject *broadcast_terms(PyObject *object, PyObject *arg) {
@@ -228,6 +324,13 @@ static PyMethodDef broadcast_methods[] = {
     {"losses", broadcast_losses, METH_O, "(count, first, last, first_ns, last_ns) by cause, for one slot."},
     {"blocking", broadcast_blocking, METH_O, "Bitmap of the slots that keep `need` bytes from being written."},
     {"release_publisher", release_publisher, METH_NOARGS, "Clear a waiting publisher's flag; true: post."},
+    {"owed", broadcast_owed, METH_O,
+     "owed(among): slots with events left: (reliable, lossy and opened, lossy and not opened)."},
+    {"give_up", broadcast_give_up, METH_O, "Take a slot from a reader that has not opened it; false: it has."},
+    {"slack", broadcast_slack, METH_NOARGS, "Bytes that shrinking would free, without the history."},
+    {"shrink", broadcast_shrink, METH_VARARGS,
+     "shrink(descriptor, history): free what nobody will read. Retired, and under the bus lock."},
+    {"reserve", broadcast_reserve, METH_VARARGS, "reserve(descriptor, slot): get back the memory of a slot to join."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -292,6 +395,9 @@ static PyMethodDef work_methods[] = {
     {"terms", work_terms_, METH_NOARGS, "The group's books on this ring."},
     {"losses", work_losses, METH_NOARGS, "(count, first, last, first_ns, last_ns) by cause."},
     {"release_publisher", release_publisher, METH_NOARGS, "Clear a waiting publisher's flag; true: post."},
+    {"slack", work_slack_, METH_NOARGS, "Bytes that shrinking would free."},
+    {"shrink", work_shrink, METH_VARARGS,
+     "shrink(descriptor, history): free what nobody will read. Retired, and under the bus lock."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -368,15 +474,19 @@ static PyMethodDef tap_methods[] = {
 
 /* ---- types ---- */
 
+static PyMemberDef ring_members[] = {{"__weaklistoffset__", T_PYSSIZET, offsetof(Ring, weak), READONLY, NULL},
+                                     {NULL, 0, 0, 0, NULL}};
 static PyType_Slot broadcast_slots[] = {{Py_tp_new, ring_new},
                                         {Py_tp_dealloc, ring_dealloc},
                                         {Py_tp_methods, broadcast_methods},
+                                        {Py_tp_members, ring_members},
                                         {Py_tp_getset, ring_getset},
                                         {Py_tp_doc, "BroadcastRing(segment): a checked view."},
                                         {0, NULL}};
 static PyType_Slot work_slots[] = {{Py_tp_new, ring_new},
                                    {Py_tp_dealloc, ring_dealloc},
                                    {Py_tp_methods, work_methods},
+                                   {Py_tp_members, ring_members},
                                    {Py_tp_getset, ring_getset},
                                    {Py_tp_doc, "WorkRing(segment): a checked view."},
                                    {0, NULL}};

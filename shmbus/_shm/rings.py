@@ -4,21 +4,25 @@ May touch: segments named `shmbus-<bus>:ring-<id>`.
 
 Must stay true:
 - An id is never used twice, so an attached ring never becomes another one.
+- A ring is mapped for as long as somebody has it, and no longer; nobody can take it from whoever has it.
 - A segment that is not in the document belongs to nobody: whoever holds the bus lock may unlink it.
 """
 
 from __future__ import annotations
 
+import os
+import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from shmbus import _core
-from shmbus._shm import segment
+from shmbus._shm import place, segment
 from shmbus._shm.failpoint import reach
 from shmbus._shm.segment import Segment
 from shmbus.errors import CorruptSegmentError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterator
 
     from shmbus._ledger.document import RingEntry
 
@@ -26,14 +30,20 @@ _Ring = TypeVar("_Ring", _core.BroadcastRing, _core.WorkRing)
 
 
 class Rings:
-    """The rings of one bus that this process has attached to."""
+    """The rings of one bus that this process has attached to.
 
-    def __init__(self, prefix: str, *, writable: bool = True, owner: int | None = None) -> None:
+    Two threads that ask for one ring at once may each get a map of its own: a ring is known by its id.
+    """
+
+    def __init__(self, prefix: str, *, writable: bool = True, owner: int | None = None, keep: bool = False) -> None:
+        """`keep`: what was asked for stays mapped until `keep_only`, for who looks at all of it again and again."""
         self.prefix: Final = prefix + "ring-"
         self._writable = writable
         self._owner = owner
-        self._broadcast: dict[int, _core.BroadcastRing] = {}
-        self._work: dict[int, _core.WorkRing] = {}
+        self._keep = keep
+        self._kept: dict[int, _core.BroadcastRing | _core.WorkRing] = {}
+        self._broadcast: weakref.WeakValueDictionary[int, _core.BroadcastRing] = weakref.WeakValueDictionary()
+        self._work: weakref.WeakValueDictionary[int, _core.WorkRing] = weakref.WeakValueDictionary()
 
     def create(self, entry: RingEntry) -> None:
         """Make the segment of a ring that the document does not have yet. Raises NoSpaceError.
@@ -57,6 +67,8 @@ class Rings:
         ring = self._broadcast.get(entry.id)
         if ring is None:
             ring = self._broadcast[entry.id] = _same(_core.BroadcastRing(self._attach(entry)), entry)
+            if self._keep:
+                self._kept[entry.id] = ring
         return ring
 
     def work(self, entry: RingEntry) -> _core.WorkRing:
@@ -64,30 +76,59 @@ class Rings:
         ring = self._work.get(entry.id)
         if ring is None:
             ring = self._work[entry.id] = _same(_core.WorkRing(self._attach(entry)), entry)
+            if self._keep:
+                self._kept[entry.id] = ring
         return ring
 
-    def attach(self, entries: Iterable[RingEntry]) -> None:
-        """Attach to all of these now: what is done with them later does not fail for want of descriptors or memory."""
-        for entry in entries:
-            if entry.group:
-                self.work(entry)
-            else:
-                self.broadcast(entry)
+    def either(self, entry: RingEntry) -> _core.BroadcastRing | _core.WorkRing:
+        """The ring, of whichever kind it is."""
+        return self.work(entry) if entry.group else self.broadcast(entry)
+
+    def shrink(self, entry: RingEntry, *, history: bool) -> int:
+        """Under the lock: give back the memory of a retired ring that nobody will look at; returns bytes.
+
+        Without `history` nobody who joins from now on gets what all that are there have received.
+        """
+        ring = self.either(entry)
+        descriptor = self._open(entry)
+        try:
+            return ring.shrink(descriptor, history)
+        finally:
+            os.close(descriptor)
+
+    def joinable(self, entry: RingEntry, slot: int) -> _core.BroadcastRing:
+        """Under the lock: a broadcast ring with memory for the cursor of `slot`. Raises NoSpaceError too."""
+        ring = self.broadcast(entry)
+        if entry.state == "active":
+            return ring
+        descriptor = self._open(entry)
+        try:
+            ring.reserve(descriptor, slot)
+        except OSError as error:
+            raise place.refused(error, f"{self.prefix}{entry.id}", _core.PAGE) from None
+        finally:
+            os.close(descriptor)
+        return ring
 
     def remove(self, id: int) -> None:
         """Unlink a ring that the document no longer has; whoever is attached keeps its memory until it lets go."""
-        self.forget(id)
+        self._kept.pop(id, None)
         segment.unlink(f"{self.prefix}{id}")
 
-    def forget(self, id: int) -> None:
-        self._broadcast.pop(id, None)
-        self._work.pop(id, None)
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """What is asked for in a `with` block stays mapped to its end: a change comes back to the same rings."""
+        self._keep = True
+        try:
+            yield
+        finally:
+            self._keep = False
+            self._kept.clear()
 
-    def keep(self, ids: Container[int]) -> None:
-        """Forget every ring that is not among `ids`."""
-        for cache in (self._broadcast, self._work):
-            for id in [id for id in list(cache) if id not in ids]:
-                cache.pop(id, None)
+    def keep_only(self, ids: Container[int]) -> None:
+        """Let go of what was kept, but for `ids`."""
+        for id in [id for id in self._kept if id not in ids]:
+            del self._kept[id]
 
     def remove_orphans(self, ids: Container[int]) -> list[str]:
         """Under the lock: unlink the segments of rings that are not among `ids`, which a dead process left behind."""
@@ -101,9 +142,8 @@ class Rings:
         """Size of a ring's segment."""
         return _core.WorkRing.size(entry.capacity) if entry.group else _core.BroadcastRing.size(entry.capacity)
 
-    def clear(self) -> None:
-        self._broadcast.clear()
-        self._work.clear()
+    def _open(self, entry: RingEntry) -> int:
+        return segment.descriptor(f"{self.prefix}{entry.id}")
 
     def _attach(self, entry: RingEntry) -> object:
         return Segment.attach(f"{self.prefix}{entry.id}", writable=self._writable, owner=self._owner).map

@@ -175,6 +175,11 @@ def remove_temporaries(prefix: str) -> list[str]:
     return removed
 
 
+def descriptor(name: str) -> int:
+    """A descriptor of a segment, to free and reserve its memory by; the caller closes it. Raises as `attach` does."""
+    return open_file(name, os.O_RDWR)
+
+
 def _link(temporary: str, name: str) -> bool:
     """Give the file its name; False if it has lost the temporary one. Raises FileExistsError."""
     path = place.path_of(name)

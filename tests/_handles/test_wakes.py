@@ -158,7 +158,7 @@ def test_groups_change_while_waking(ring: CoreWorkRing, posts: Posts) -> None:
     """What posts a worker of one group is not taken for that of another group which gets its place meanwhile."""
     ring.publish(b"a")
     assert ring.claim(0)
-    other = CoreWorkRing(4096)
+    other = CoreWorkRing(4096, ring_id=3)
     park(ring, 3)
 
     def regroup() -> None:
