@@ -127,8 +127,9 @@ class Rings:
 
     def keep_only(self, ids: Container[int]) -> None:
         """Let go of what was kept, but for `ids`."""
-        for id in [id for id in self._kept if id not in ids]:
-            del self._kept[id]
+        for id in list(self._kept):
+            if id not in ids:
+                self._kept.pop(id, None)
 
     def remove_orphans(self, ids: Container[int]) -> list[str]:
         """Under the lock: unlink the segments of rings that are not among `ids`, which a dead process left behind."""
