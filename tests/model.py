@@ -138,6 +138,15 @@ class ModelBroadcastRing:
         """F. A boundary may lie on padding: it has the sequence of the record that follows."""
         return next((r.message.sequence for r in self.records if r.start >= position), self.sequence)
 
+    # ---- without a publisher ----
+
+    def trim(self) -> None:
+        """R1: gives up what every subscriber has read, and nothing that one has not."""
+        least = min((s.position for s in self.slots.values()), default=self.tail)
+        self.oldest = max(self.oldest, least)
+        self.intent = max(self.intent, self.oldest + self.capacity)
+        self.records = [r for r in self.records if r.start >= self.oldest]
+
     # ---- the publisher ----
 
     def gate(self) -> int:

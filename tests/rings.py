@@ -6,7 +6,9 @@ a test reads the same over both. Payloads are raw bytes; `model.decodes` is the 
 from __future__ import annotations
 
 import mmap
+import os
 import queue
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -42,6 +44,15 @@ def until_full(publish: Callable[[], Any]) -> int:
 
 def anonymous(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size)
+
+
+def in_memory(size: int) -> tuple[int, mmap.mmap]:
+    """A map of a file of its own, and the file's descriptor, to free memory by."""
+    descriptor = os.memfd_create("ring")
+    os.truncate(descriptor, size)
+    memory = mmap.mmap(descriptor, size)
+    weakref.finalize(memory, os.close, descriptor)
+    return descriptor, memory
 
 
 class Outcome(Exception):
@@ -141,7 +152,7 @@ class CoreBroadcastRing:
     def __init__(self, capacity: int, sequence: int = 1, position: int = 0) -> None:
         self.capacity = capacity
         self.bus = anonymous(_core.BUS_BYTES)
-        self.segment = anonymous(_core.BroadcastRing.size(capacity))
+        self.descriptor, self.segment = in_memory(_core.BroadcastRing.size(capacity))
         _core.BroadcastRing.format(self.segment, capacity, 1, sequence=sequence, position=position)
         self.ring = _core.BroadcastRing(self.segment)
         self.consumers: dict[int, Consumer] = {}
@@ -151,6 +162,11 @@ class CoreBroadcastRing:
         """A new producer on the same segment, as after a crash of the last one."""
         self.producer = Producer(self.bus, 0, self.ring, None, (), "bytes")
         self.producer.routed = bool(self.consumers)
+
+    def trim(self) -> None:
+        """What the lock holder does with a ring whose publisher is gone; it may have a new one, to test more."""
+        self.ring.shrink(self.descriptor, False)
+        self.reopen()
 
     def bump(self) -> None:
         """Membership changed."""

@@ -86,6 +86,11 @@ class BroadcastMachine(RuleBasedStateMachine):
         """The publisher's state is in the segment: a new one carries on where the last one stood."""
         self.core.reopen()
 
+    @rule()
+    def trim(self) -> None:
+        """Without a publisher what all have read goes, and its pages; a new one could still carry on."""
+        self.both("trim")
+
     @rule(need=st.integers(0, 2 * CAPACITY))
     def blocking(self, need: int) -> None:
         self.both("blocking", need)

@@ -21,7 +21,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "shmbus" / "_native"
-SOURCES = [*(NATIVE / name for name in ("ring.c", "reader.c", "work.c")), ROOT / "tests" / "native" / "stress.c"]
+SOURCES = [
+    *(NATIVE / name for name in ("ring.c", "reader.c", "work.c", "retire.c")),
+    ROOT / "tests" / "native" / "stress.c",
+]
 
 FLAGS = ["-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SANITIZERS = {

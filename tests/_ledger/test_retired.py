@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from events import books, drain, losses, opened, take
@@ -263,12 +263,13 @@ def test_gap_error_once_each(bus: Bus) -> None:
     """With `on_gap="raise"` each gap is raised once, and the events follow."""
     with bus.subscriber(NUMBERS, mode="lossy", on_gap="raise") as sub:
         one_shot(bus, range(retired.BACKLOG + 3))
-        raised, got = [], []
+        raised: list[str] = []
+        got: list[int] = []
         while len(got) < retired.BACKLOG:
             try:
                 got.append(sub.receive(timeout=0))
             except shmbus.GapError as error:
-                raised.append(error.gap.publisher)
+                raised.append(cast("shmbus.Gap", error.gap).publisher)
         assert raised == ["p0", "p1", "p2"]
         assert got == list(range(3, retired.BACKLOG + 3))
 

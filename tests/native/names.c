@@ -30,9 +30,9 @@ static const field header_fields[] = {FIELD(ring_header, tail),           FIELD(
                                       FIELD(ring_header, slots),          FIELD(ring_header, refused_first_ns),
                                       FIELD(ring_header, refused_last_ns)};
 static const field slot_fields[] = {FIELD(cursor_slot, cursor),        FIELD(cursor_slot, position),
-                                    FIELD(cursor_slot, join_position), FIELD(cursor_slot, join_sequence),
-                                    FIELD(cursor_slot, refused_base),  FIELD(cursor_slot, lossy),
-                                    FIELD(cursor_slot, flip)};
+                                    FIELD(cursor_slot, attached),      FIELD(cursor_slot, join_position),
+                                    FIELD(cursor_slot, join_sequence), FIELD(cursor_slot, refused_base),
+                                    FIELD(cursor_slot, lossy),         FIELD(cursor_slot, flip)};
 static const field loss_fields[] = {FIELD(loss_record, count), FIELD(loss_record, first), FIELD(loss_record, last),
                                     FIELD(loss_record, first_ns), FIELD(loss_record, last_ns)};
 

@@ -318,3 +318,46 @@ def test_a_slot_starts_clean(broadcast: MakeBroadcast) -> None:
     ring.join(0, lossy=True, oldest=True)
     books(ring, 0, offered=4, depth=4)
     assert ring.losses(0)["undecodable"] == (0, 0, 0)
+
+
+# ---- without a publisher ----
+
+
+def test_trim_leaves_what_is_unread(broadcast: MakeBroadcast) -> None:
+    """A ring whose publisher is gone gives up what all its subscribers have read, and they read on."""
+    ring = broadcast(position=CAPACITY - 1000)
+    for slot, lossy in enumerate((False, True, False)):
+        ring.join(slot, lossy=lossy)
+    sent = [bytes([number]) * 100 for number in range(20)]
+    ring.publish_many(sent)
+    for slot, count in enumerate((5, 7, 6)):
+        for number in range(count):
+            assert ring.read(slot) == Message(number + 1, b"", sent[number])
+    before = ring.info()
+    ring.trim()
+    info = ring.info()
+    assert info["oldest"] > before["oldest"]
+    assert info["intent"] == info["oldest"] + CAPACITY
+    ring.join(3, oldest=True)
+    assert payloads(ring, 3) == sent[5:]
+    for slot, count in enumerate((5, 7, 6)):
+        assert payloads(ring, slot) == sent[count:]
+        books(ring, slot, offered=20, delivered=20)
+    ring.trim()
+    assert ring.info()["oldest"] == ring.info()["tail"]
+    assert ring.read(0) is None
+
+
+def test_trim_does_not_pass_a_lapped_reader(broadcast: MakeBroadcast) -> None:
+    """A lossy subscriber that was overtaken is told what it lost to its publisher, and gets the rest."""
+    ring = broadcast()
+    ring.join(0, lossy=True)
+    ring.publish_many([bytes([number]) * 100 for number in range(100)])
+    oldest = ring.info()["oldest"]
+    ring.trim()
+    assert ring.info()["oldest"] == oldest
+    gap = ring.read(0)
+    assert isinstance(gap, Gap)
+    left = payloads(ring, 0)
+    assert [payload[0] for payload in left] == list(range(gap.last, 100))
+    books(ring, 0, offered=100, delivered=len(left), overrun=100 - len(left))

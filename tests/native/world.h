@@ -58,9 +58,10 @@ typedef struct world {
     word *semaphores;   /* one per actor */
     topic_line *topic;
     group_line *group;
-    uint64_t target; /* how far the actors want to come */
-    uint64_t raised; /* times that `waiting` was set and no post answered */
-    uint64_t asleep; /* bit per actor: sleeps and nobody posts */
+    uint64_t target;            /* how far the actors want to come */
+    uint64_t raised;            /* times that `waiting` was set and no post answered */
+    uint64_t asleep;            /* bit per actor: sleeps and nobody posts */
+    bool opened, lost, settled; /* what became of a slot that was to be given up */
 } world;
 
 extern world the;

@@ -87,7 +87,7 @@ static void check_gates(const source *s) {
     for (unsigned i = 0; i < MAX_WATCHERS; i++) {
         const watcher *w = &the.watchers[i];
         uint64_t cursor = w->joined ? *(uint64_t *)&slot_of(&s->view, w->slot)->cursor : 0;
-        if (w->joined && w->source == s && !w->lossy && tail - cursor > CAPACITY)
+        if (w->joined && w->source == s && !w->lossy && tail - cursor > s->view.capacity)
             fail("B2: tail %llu overtakes the cursor %llu of watcher %u", (unsigned long long)tail,
                  (unsigned long long)cursor, i);
     }
