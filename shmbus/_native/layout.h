@@ -192,7 +192,7 @@ typedef struct cursor_slot {
     word
         cursor; /*   0  S  release after the event is out: SYNC cursor. Reliable: a position; lossy: the next sequence */
     word position; /*   8  S  lossy: where it stands, or stood; never ahead of the reader */
-    word attached; /*  16  S when it opens the ring, L when it gives it up, both by CAS from 0: SYNC attached */
+    word attached; /*  16  S when it opens the ring, L when it gives it up, both by CAS from 0: R2 */
     word reserved0[5];
     word join_position; /*  64  L */
     word join_sequence; /*  72  L  first sequence on this consumer's books */

@@ -11,7 +11,7 @@ int ring_reader_open(ring_reader *r, const ring_view *view, unsigned slot) {
         return RING_CORRUPT;
     cursor_slot *s = slot_of(view, slot);
     uint64_t seen = 0;
-    if (!CAS_SEQ(&s->attached, &seen, SLOT_ATTACHED) && seen == SLOT_GIVEN_UP) /* SYNC attached */
+    if (!CAS_SEQ(&s->attached, &seen, SLOT_ATTACHED) && seen == SLOT_GIVEN_UP) /* R2: one of the two wins */
         return RING_LOST;
     *r = (ring_reader){.view = *view, .slot = s, .lossy = LOAD_ACQUIRE(&s->lossy) != 0};
     r->position = r->lossy ? LOAD_ACQUIRE(&s->join_position) : LOAD_ACQUIRE(&s->cursor);

@@ -54,8 +54,8 @@ int ring_owed_of(const ring_view *view, uint64_t among, ring_owed *out) {
 /* Takes a slot from a reader that has not opened it: false if it has. */
 bool ring_give_up(const ring_view *view, unsigned slot) {
     uint64_t seen = 0;
-    return slot < MAX_SUBSCRIBERS &&
-           (CAS_SEQ(&slot_of(view, slot)->attached, &seen, SLOT_GIVEN_UP) || seen == SLOT_GIVEN_UP); /* SYNC attached */
+    return slot < MAX_SUBSCRIBERS && (CAS_SEQ(&slot_of(view, slot)->attached, &seen, SLOT_GIVEN_UP) ||
+                                      seen == SLOT_GIVEN_UP); /* R2: one of the two wins */
 }
 
 /* The least position that a member may still look at; `oldest` where that cannot be told. The position of a lossy reader
