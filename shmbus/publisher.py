@@ -9,6 +9,7 @@ Must stay true:
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, cast
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 OnFull = Literal["block", "drop", "raise"]
 ON_FULL: Final = ("block", "drop", "raise")
+_log = logging.getLogger("shmbus.bus")
 _NAP: Final = 0.02  # seconds; what a wake-up lost with a dead consumer costs
 
 
@@ -86,6 +88,7 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         self._refresh()  # what it may lack, memory say, it lacks now
         self._sleeper = Sleeper(f"{session.prefix}pub-{me.slot}")
         self._tasks = Awaiting(self._sleeper, _nothing, _nothing)  # who waits says so with the need, in every ring
+        self._told = (0, 0.0)
         self._left = False
 
     if TYPE_CHECKING:
@@ -137,7 +140,8 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         found = put()
         if found is not _core.NOTHING:
             return found
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        since = time.monotonic_ns()
+        deadline = None if self._timeout is None else since / 1e9 + self._timeout
         again = False
         self._block(True)
         try:
@@ -146,6 +150,7 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
                 room, slots, lines = self._full(length())
                 if (not room or lines) and (self._on_full == "raise" or left <= 0):
                     raise Full(self.topic.name, self._blocking(slots, lines), committed())
+                self._tell(since, slots, lines)
                 await self._tasks.wait(lambda: self._has_room(length()), left, again=again)
                 again = True
                 if self.closed and _core.exiting():
@@ -212,6 +217,8 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         `since` is when this call of publish or publish_many found that first: it has one timeout, however often it has
         to wait. `committed` events of it are in.
         """
+        if self._on_full != "block":
+            self._session.care()  # who never waits must not be held up by the dead either
         if self._on_full == "drop":
             return False
         self._block(False)
@@ -222,11 +229,32 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
             left = _NAP if self._timeout is None else min(_NAP, since / 1e9 + self._timeout - time.monotonic())
             if self._on_full == "raise" or left <= 0:
                 raise Full(self.topic.name, self._blocking(slots, lines), committed)
+            self._tell(since, slots, lines)
             self._sleeper.sleep(left)
             self._session.care()
             return True
         finally:
             self._unblock(False)
+
+    def _care(self) -> None:
+        self._session.care()
+
+    def _tell(self, since: int, slots: int, lines: list[int]) -> None:
+        """Say who holds us up, once that has taken as long as makes a consumer stalled, and whenever it has doubled."""
+        waited = (time.monotonic_ns() - since) / 1e9
+        told_since, due = self._told
+        if since != told_since:
+            due = self._session.document().stall_ns / 1e9
+        if waited >= due:
+            _log.warning(
+                "publisher %s of topic %s has waited %.0f s for room, held up by %s",
+                self.name,
+                self.topic.name,
+                waited,
+                self._session.describe(self._entry.index, self._blocking(slots, lines)),
+            )
+            due = 2 * waited
+        self._told = since, due
 
     def _blocking(self, slots: int, lines: list[int]) -> list[str]:
         """Names of the consumers that hold the room."""

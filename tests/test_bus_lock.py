@@ -194,7 +194,7 @@ def hold_and_exec(name: str) -> None:
 
     bus = shmbus.Bus(name, supervise=False)
     worker = bus.worker(ORDERS, group="g", prefetch=1)
-    bus.subscriber(ORDERS, name="held")
+    held = bus.subscriber(ORDERS, name="held")  # noqa: F841
     print("holding", flush=True)
     next(iter(worker))
     print("claimed", flush=True)
@@ -282,8 +282,8 @@ def be_a_victim(name: str) -> None:
 
     import shmbus
 
-    bus = shmbus.Bus(name)
-    bus.subscriber(ORDERS, name="victim")
+    bus = shmbus.Bus(name, stall_timeout=1.0)
+    held = bus.subscriber(ORDERS, name="victim")  # noqa: F841
     print("ready", flush=True)
     sys.stdin.read()
 
@@ -326,3 +326,28 @@ def test_a_supervisor_that_cannot_start(
     said = [record.getMessage() for record in caplog.records if record.name == "shmbus.bus"]
     assert len(said) == 1
     assert "Resource temporarily unavailable" in said[0]
+
+
+def test_who_waits_says_who_holds_it_up(bus_name: str, processes: Processes) -> None:
+    """A publisher that waits longer than stall_timeout logs, in its own process, who holds it up."""
+    holder = processes.spawn(be_a_victim, bus_name)
+    assert line(holder) == "ready"
+    child = processes.spawn(wait_for_room, bus_name)
+    said = line(child)
+    assert f"held up by victim (process {holder.pid}, " in said
+    assert "topic small has waited" in said
+
+
+def wait_for_room(name: str) -> None:
+    import logging
+    import sys
+
+    from events import SMALL as ORDERS
+    from events import Order
+
+    import shmbus
+
+    logging.basicConfig(stream=sys.stdout)
+    with shmbus.Bus(name) as bus, bus.publisher(ORDERS) as publisher:
+        while True:
+            publisher.publish(Order(1))

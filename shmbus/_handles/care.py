@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 BOUND: Final = 1.0
 """Seconds of the longest sleep: what a wake-up that got lost with its sender costs."""
-_FRESH_NS: Final = 3_000_000_000  # a supervisor beats once a second; the wall clock, for no time namespace shifts it
 _SPAWN_AGAIN: Final = 30.0  # seconds until a supervisor that could not be started is tried again
 
 _log = logging.getLogger("shmbus.bus")
@@ -80,7 +79,7 @@ class Care:
         """True if a supervisor was at work a moment ago, who looks after all of this."""
         if _core.load(self._session.map, _core.BUS_SUPERVISOR_LIFE) == 0:
             return False
-        return abs(time.time_ns() - _core.load(self._session.map, _core.BUS_SUPERVISOR_BEAT)) < _FRESH_NS
+        return abs(time.time_ns() - _core.load(self._session.map, _core.BUS_SUPERVISOR_BEAT)) < _core.BEAT_FRESH_NS
 
     def _stand_in(self) -> None:
         """No supervisor is at work: start one unless one is there, and do its most urgent work meanwhile."""

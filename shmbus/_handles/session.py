@@ -190,6 +190,17 @@ class Session:
             self.wake_everybody(change.document)
         return len(dead)
 
+    def describe(self, topic: int, consumers: list[str]) -> str:
+        """Consumers of a topic by name, with the process of each, for a message."""
+        members = self.registry.membership(topic)
+        document = self.registry.read()
+        found = []
+        for name in consumers:
+            entry = next((c for c in members.consumers if c.name == name), None) if members else None
+            process = document.participant(entry.participant) if entry else None
+            found.append(f"{name} (process {process.pid}, {process.command})" if process else name)
+        return ", ".join(found) or "nobody who can be named"
+
     # -- waking others
 
     def wake_workers(self, group: int, count: int) -> int:

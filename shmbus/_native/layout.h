@@ -13,6 +13,8 @@
 #include "atomics.h"
 
 #define LAYOUT_VERSION 3u
+#define BEAT_FRESH_NS 3000000000ull /* a supervisor beats once a second: after this long it is not at work */
+
 #define BUS_MAGIC 0x3173756273756d68ull  /* "hmsubsu1" in memory: no other program's first eight bytes */
 #define RING_MAGIC 0x31676e6972756d68ull /* "hmuring1" */
 

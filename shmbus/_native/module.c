@@ -44,6 +44,7 @@ static int add_constants(PyObject *module) {
         {"LATENCY_SINCE", offsetof(latency_line, since_ns)},
         {"LATENCY_BUCKETS", LATENCY_BUCKETS},
         {"LATENCY_WEIGHT", LATENCY_WEIGHT},
+        {"BEAT_FRESH_NS", (long long)BEAT_FRESH_NS},
         {"LIVES_LOCK", LIVES_LOCK},
         {"LIVES_LIFE", LIVES_LIFE},
         {"LIVES_LINE", LIVES_LINE},

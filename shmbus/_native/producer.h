@@ -28,6 +28,7 @@ typedef struct Producer {
     unsigned group_count;
     unsigned changes;    /* of the groups */
     unsigned blocked[2]; /* threads and tasks that wait for room */
+    uint64_t cared_ns;   /* CLOCK_REALTIME of the last look after the bus */
     bool routed, fits, scratch_busy;
 } Producer;
 

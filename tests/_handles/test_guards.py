@@ -244,7 +244,8 @@ def use_after_fork() -> None:
             partial(next, handle),
         ]
         calls += [partial(handle._take, 1, 0), handle._ready]
-    calls += [claimer.ack, lambda: claimer._settle(2, 1, 0, 0), lambda: producer._full(1), lambda: producer._block(False)]
+    calls += [claimer.ack, lambda: claimer._settle(2, 1, 0, 0)]
+    calls += [lambda: producer._full(1), lambda: producer._block(False)]
     pid = os.fork()
     if not pid:
         refused = 0

@@ -16,6 +16,7 @@ import shmbus
 from shmbus import Bus, _core, inspect
 from shmbus._ledger import departures, retired
 from shmbus._ledger.document import RingEntry
+from shmbus._ledger.slots import MAX_GIVEN_UP
 from shmbus._shm.rings import Rings
 
 NUMBERS = shmbus.Topic("numbers", int)
@@ -144,7 +145,7 @@ def test_lossy_backlog_is_bounded(bus: Bus) -> None:
         assert drain(sub) == list(range(missing, count))
         assert sum(gap.count for gap in gaps) == missing
         assert gaps[-1] == shmbus.Gap(f"p{missing - 1}", 1, 1, 1, "overrun")
-        assert (gaps[0].publisher, gaps[0].count) == (departures.DEPARTED, missing - departures.MAX_GIVEN_UP)
+        assert (gaps[0].publisher, gaps[0].count) == (departures.DEPARTED, missing - MAX_GIVEN_UP)
         assert books(bus, "s") == {"offered": count, "delivered": retired.BACKLOG, "overrun": missing}
         assert len(list(losses(bus, "s"))) == missing
         one_shot(bus, range(3))
@@ -164,7 +165,7 @@ def test_gaps_come_in_their_place(bus: Bus) -> None:
         assert seen[:10] == list(range(10))
         assert all(isinstance(count, int) for count in seen)
         missing = 190 - retired.BACKLOG
-        told = departures.MAX_GIVEN_UP + 1
+        told = MAX_GIVEN_UP + 1
         assert sum(seen[10 : 10 + told]) == missing
         assert seen[10 + told :] == list(range(10 + missing, 200))
         assert books(bus, "s") == {"offered": 200, "delivered": 200 - missing, "overrun": missing}
