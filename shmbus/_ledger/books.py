@@ -11,7 +11,6 @@ Must stay true:
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -85,7 +84,8 @@ class _Books(Look):
         self.participants = {p.id: p for p in self.document.participants}
         self.blocks: defaultdict[int, set[str]] = defaultdict(set)
         self.blocked_by: defaultdict[int, set[str]] = defaultdict(set)
-        self.process_health = functools.cache(self.look_at)  # one word of a process in all of this look
+        self.process_health: dict[int, Health] = {}
+        """By life: one word of a process in all of this look."""
         self.bytes = _core.BUS_BYTES + _core.LIVES_BYTES + sum(map(rings.bytes, self.document.rings))
 
     # -- the whole
@@ -111,7 +111,11 @@ class _Books(Look):
 
     def health(self, participant: int) -> Health:
         entry = self.participants.get(participant)
-        return self.process_health(entry.life) if entry else "dead"
+        if entry is None:
+            return "dead"
+        if entry.life not in self.process_health:
+            self.process_health[entry.life] = self.look_at(entry.life)
+        return self.process_health[entry.life]
 
     def look_at(self, life: int) -> Health:
         pid = self.registry.lives.holder(life)

@@ -8,6 +8,7 @@ Must stay true:
   together, however much later the rings are read. So others may come and go all the time.
 - A subscriber that leaves takes its cursors off the rings: who is not there any more after its rings were read
   (`still_there`) must be told of from a later document.
+- Nothing refers back to a look: it lets go of its rings as soon as nobody needs it, and no collector has to come.
 - A ring leaves the document before its file goes, and comes into it after. So a file that is not there, while the
   document that names it is the valid one, was removed by somebody else, and its books are lost.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,9 +15,9 @@ from support import SHM, Processes, entries, eventually, line
 
 import shmbus
 from shmbus import Bus, _core, inspect
-from shmbus._ledger import departures, retired
+from shmbus._ledger import departures, retired, slots
 from shmbus._ledger.document import RingEntry
-from shmbus._ledger.slots import MAX_GIVEN_UP
+from shmbus._shm.names import object_prefix
 from shmbus._shm.rings import Rings
 
 NUMBERS = shmbus.Topic("numbers", int)
@@ -41,7 +42,8 @@ def allocated(name: str) -> int:
 
 def mapped(name: str, pid: int | str = "self") -> int:
     """Rings of a bus that a process has mapped."""
-    return sum(f"{name}:ring-" in text for text in Path(f"/proc/{pid}/maps").read_text().splitlines())
+    prefix = f"{object_prefix(name)}ring-"
+    return sum(prefix in text for text in Path(f"/proc/{pid}/maps").read_text().splitlines())
 
 
 def one_shot(bus: Bus, numbers: range) -> None:
@@ -113,21 +115,22 @@ def test_history_of_freed_slots(bus: Bus) -> None:
 
 
 def test_no_room_to_join(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where /dev/shm has no room for a cursor, joining a ring of history is an error that leaves nothing half-made."""
+    """Where /dev/shm has no room for a cursor, history gives way, and nothing is left half-made."""
     one_shot(bus, range(3))
+    asked: list[int] = []
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(self: Rings, entry: RingEntry, slot: int) -> _core.BroadcastRing:
+        if entry.state == "active":
+            return self.broadcast(entry)
+        asked.append(entry.id)
+        raise shmbus.NoSpaceError(errno.ENOSPC, "ring", PAGE, 0)
 
-    class Ring:
-        reserve = staticmethod(full)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Rings, "broadcast", lambda *_: Ring())
-        with pytest.raises(shmbus.NoSpaceError):
-            bus.subscriber(NUMBERS, start="oldest", name="s")
+    monkeypatch.setattr(Rings, "joinable", full)
     with bus.subscriber(NUMBERS, start="oldest", name="s") as sub:
-        assert drain(sub) == [0, 1, 2]
+        assert len(asked) == 3
+        assert rings(bus.name) == []
+        one_shot(bus, range(3, 4))
+        assert drain(sub) == [3]
 
 
 # -- bounds
@@ -145,7 +148,7 @@ def test_lossy_backlog_is_bounded(bus: Bus) -> None:
         assert drain(sub) == list(range(missing, count))
         assert sum(gap.count for gap in gaps) == missing
         assert gaps[-1] == shmbus.Gap(f"p{missing - 1}", 1, 1, 1, "overrun")
-        assert (gaps[0].publisher, gaps[0].count) == (departures.DEPARTED, missing - MAX_GIVEN_UP)
+        assert (gaps[0].publisher, gaps[0].count) == (departures.DEPARTED, missing - slots.MAX_GIVEN_UP)
         assert books(bus, "s") == {"offered": count, "delivered": retired.BACKLOG, "overrun": missing}
         assert len(list(losses(bus, "s"))) == missing
         one_shot(bus, range(3))
@@ -165,7 +168,7 @@ def test_gaps_come_in_their_place(bus: Bus) -> None:
         assert seen[:10] == list(range(10))
         assert all(isinstance(count, int) for count in seen)
         missing = 190 - retired.BACKLOG
-        told = MAX_GIVEN_UP + 1
+        told = slots.MAX_GIVEN_UP + 1
         assert sum(seen[10 : 10 + told]) == missing
         assert seen[10 + told :] == list(range(10 + missing, 200))
         assert books(bus, "s") == {"offered": 200, "delivered": 200 - missing, "overrun": missing}
@@ -286,7 +289,7 @@ def test_backlog_is_mapped_in_part(bus: Bus) -> None:
 
 def test_tail_lets_go(bus: Bus) -> None:
     """A tail shows the events of publishers that followed each other in order, and keeps no ring that is gone."""
-    bus.publisher(NUMBERS).close()
+    one_shot(bus, range(-1, 0))
     with inspect.Tail(bus.name, "numbers") as tail:
         got: list[int] = []
         for first in range(0, 60, 10):
