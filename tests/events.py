@@ -10,9 +10,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
+from support import entries
 
 import shmbus
 from shmbus import inspect
+from shmbus._ledger.document import Document
 from shmbus.stats import Books
 
 
@@ -71,6 +73,23 @@ def fill(publisher: shmbus.Publisher[Order]) -> int:
             count += 1
     except shmbus.Full:
         return count
+
+
+def close_all(handles: list[Any]) -> None:
+    """Close handles, and pass over what opened none."""
+    for handle in handles:
+        if handle is not None:
+            handle.close()
+
+
+def document(bus: shmbus.Bus) -> Document:
+    """The registry document of a bus."""
+    return bus._session.registry.read()
+
+
+def schema_files(bus: shmbus.Bus) -> list[str]:
+    """The names of the schema segments of a bus."""
+    return [name for name in entries(bus.name) if ":schema-" in name]
 
 
 def consumer(bus: shmbus.Bus, name: str) -> shmbus.ConsumerStats:

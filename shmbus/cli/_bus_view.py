@@ -75,6 +75,9 @@ class BusView:
             yield Rows(_CONSUMER_COLUMNS, sorted(stats.consumers, key=_consumer_order))
             yield from _consumer_notes(stats.consumers)
         yield from _participant_notes(stats)
+        if stats.lost_rings:
+            lost = plural(stats.lost_rings, "ring")
+            yield _note(f"{lost} removed by hand: what was in them is on nobody's books", "red")
         latencies = [(c, c.latency) for c in sorted(stats.consumers, key=_consumer_order) if c.latency is not None]
         if latencies:
             yield ""
