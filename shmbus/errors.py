@@ -109,6 +109,7 @@ class NoSpaceError(ShmbusError, OSError):
         self.name = name
         self.size = size
         self.free = free
+        self.held = held
 
 
 class NoSharedMemoryError(ShmbusError, OSError):
@@ -125,6 +126,7 @@ class CapacityError(ShmbusError):
     def __init__(self, message: str, *, table: str = "", held: str = "") -> None:
         super().__init__(f"{message}; held by {held}" if held else message)
         self.table = table
+        self.held = held
 
 
 class ResourceLimitError(CapacityError, OSError):

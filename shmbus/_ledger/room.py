@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from shmbus._ledger import departures, retired, topics
 from shmbus._shm import schemas
-from shmbus.errors import CapacityError, ConfigError, NoSpaceError, SchemaMismatchError
+from shmbus.errors import CapacityError, ConfigError, NoSpaceError, ResourceLimitError, SchemaMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -48,6 +48,8 @@ def enter(
             return attempt(change)
         except (CapacityError, NoSpaceError, ConfigError, SchemaMismatchError) as error:
             _abandon(change, known)
+            if isinstance(error, ResourceLimitError):
+                raise  # of this process: nothing that others hold would help
             if not dead_gone:
                 dead_gone = True
                 if reclaim_dead(change):
