@@ -18,6 +18,7 @@ MAX_SUBSCRIBERS: Final[int]
 MAX_WORKERS: Final[int]
 MAX_CONSUMERS: Final[int]
 MAX_ATTEMPT: Final[int]
+MAX_DELAY_NS: Final[int]
 MAX_HEADERS: Final[int]
 RECORD_LIMIT: Final[int]
 MIN_CAPACITY: Final[int]
@@ -191,16 +192,22 @@ class RingTerms(TypedDict):
     next: int
 
 class WorkTerms(TypedDict):
-    """A group's books on one ring, in events; `claimed` is part of `depth`. `need` and `room` are bytes."""
+    """A group's books on one ring, in events; `claimed` and `delayed` are parts of `depth`.
+
+    `next` is the sequence of the first event that is not done; `need` and `room` are bytes.
+    """
 
     offered: int
     delivered: int
     depth: int
     claimed: int
+    delayed: int
     refused: int
     rejected: int
     undecodable: int
+    abandoned: int
     oldest_ns: int
+    next: int
     need: int
     room: int
 
@@ -261,6 +268,15 @@ class WorkRing:
         """Make READY what a dead worker held; how many records."""
 
     def held(self, owner: int, generation: int, /) -> int: ...
+    def claims(self, owner: int, generation: int, /) -> list[tuple[int, int]]:
+        """(sequence, claim word) of each record that a worker holds."""
+
+    def take_back(self, sequence: int, word: int, /) -> bool:
+        """Make READY a record whose claim word is still this one; the claim counts as an attempt."""
+
+    def abandon(self) -> int:
+        """Make DONE whatever is not, and count it as abandoned; how many records."""
+
     def terms(self) -> WorkTerms: ...
     def losses(self) -> dict[str, LossTuple]: ...
     def release_publisher(self) -> bool: ...
@@ -329,6 +345,7 @@ class Consumer(Generic[T]):
     def _bind(self, semaphore: Any, offset: int, bit: int, idle: str, /) -> None: ...
     def _pass_on(self) -> None: ...
     def _ready(self) -> bool: ...
+    def _due(self) -> float: ...
     def _sample_into(self, line: int, /) -> None: ...
     def _add_source(self, ring: BroadcastRing, slot: int, publisher: str, retired: bool = False, /) -> bool:
         """False for a ring that was given up before its reader came."""
@@ -356,6 +373,7 @@ class Claimer(Generic[T]):
         generation: int,
         max_deliver: int,
         prefetch: int,
+        expires: bool = False,
     ) -> None: ...
     @property
     def closed(self) -> bool: ...
@@ -374,10 +392,13 @@ class Claimer(Generic[T]):
     def _next_message(self) -> Any: ...
     def _bind(self, semaphore: Any, offset: int, bit: int, idle: str, /) -> None: ...
     def _pass_on(self) -> None: ...
-    def _settle(self, ring_id: int, sequence: int, word: int, how: int, /) -> bool: ...
+    def _settle(
+        self, ring_id: int, sequence: int, word: int, how: int, delay_ns: int = 0, unseen: bool = False, /
+    ) -> bool: ...
     def _give_back(self, ring_id: int, sequence: int, word: int, /) -> None: ...
     def _payload(self, ring_id: int, sequence: int, word: int, /) -> bytes | None: ...
     def _ready(self) -> bool: ...
+    def _due(self) -> float: ...
     def _sample_into(self, line: int, /) -> None: ...
     def _add_source(self, ring: WorkRing, publisher: str, retired: bool = False, /) -> None: ...
     def _drop_source(self, ring_id: int, /) -> None: ...

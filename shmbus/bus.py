@@ -16,11 +16,15 @@ import weakref
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
+from shmbus import _core
 from shmbus._handles.exit import leave_at_exit, open_buses
 from shmbus._handles.session import Session
 from shmbus._handles.waiting import IDLE_MODES
-from shmbus._ledger import books, departures, members, topics
+from shmbus._ledger import books, departures, groups, members, topics
+from shmbus._ledger.registry import LOCK_TIMEOUT
+from shmbus._options import check_choice, check_range, check_topic, expiry_ns, nanoseconds
 from shmbus.errors import ConfigError, CorruptSegmentError
+from shmbus.letters import PATIENCE, Letters
 from shmbus.publisher import ON_FULL, Publisher
 from shmbus.subscriber import MODES, STARTS, Subscriber
 from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, codec_of, dead_letter_topic
@@ -81,13 +85,13 @@ class Bus:
 
     def _open(self, name: str, idle: Idle, supervise: bool, stall_timeout: float, *, create: bool) -> None:
         check_name("bus", name)
-        _check_choice("idle", idle, IDLE_MODES)
+        check_choice("idle", idle, IDLE_MODES)
         if not isinstance(stall_timeout, (int, float)) or not 0 < stall_timeout < 1e9:
             raise ConfigError(f"stall_timeout is a positive number of seconds: stall_timeout={stall_timeout!r}")
         self._idle: Idle = idle
         self._supervise = supervise
         self._handles: weakref.WeakSet[Publisher[Any] | Subscriber[Any] | Worker[Any]] = weakref.WeakSet()
-        self._dead_letters: dict[str, Publisher[DeadLetter]] = {}
+        self._letters: dict[str, Letters] = {}
         self._lock = threading.RLock()
         self._leaving = False
         self._session = Session.open(name, create=create, supervise=supervise, stall_ns=int(stall_timeout * 1e9))
@@ -121,8 +125,8 @@ class Bus:
         ever), then raises Full; "raise" raises it at once; "drop" writes the event where there is room, counts it as
         refused elsewhere, and returns None. Raises ConfigError, SchemaMismatchError, NoSpaceError, CapacityError.
         """
-        _check_topic(topic)
-        _check_choice("on_full", on_full, ON_FULL)
+        check_topic(topic)
+        check_choice("on_full", on_full, ON_FULL)
         if timeout is not None and not (isinstance(timeout, (int, float)) and timeout >= 0):
             raise ConfigError(f"timeout is None or a number of seconds from 0: timeout={timeout!r}")
         if name is not None:
@@ -130,7 +134,13 @@ class Bus:
         return self._open_publisher(topic, codec_of(topic), name, on_full, timeout)
 
     def _open_publisher(
-        self, topic: Topic[T], codec: Codec, name: str | None, on_full: OnFull, timeout: float | None
+        self,
+        topic: Topic[T],
+        codec: Codec,
+        name: str | None,
+        on_full: OnFull,
+        timeout: float | None,
+        lock_timeout: float = LOCK_TIMEOUT,
     ) -> Publisher[T]:
         def enter(change: Change) -> Publisher[T]:
             entry = topics.ensure_topic(change, topic, codec, "writer")
@@ -141,7 +151,7 @@ class Bus:
             with _or(lambda: departures.close_publisher(change, self._session.rings, me.id)):
                 return Publisher(self._session, topic, codec, entry, me, on_full, timeout, self._forget)
 
-        return self._keep(self._session.enter(enter, topic.name))
+        return self._keep(self._session.enter(enter, topic.name, lock_timeout))
 
     def subscriber(
         self,
@@ -160,9 +170,9 @@ class Bus:
         event. One that comes back under its `name` goes on with its totals. Raises ConfigError, SchemaMismatchError,
         CapacityError.
         """
-        _check_topic(topic)
-        _check_choice("mode", mode, MODES)
-        _check_choice("start", start, STARTS)
+        check_topic(topic)
+        check_choice("mode", mode, MODES)
+        check_choice("start", start, STARTS)
         if not (on_gap is None or on_gap == "raise" or callable(on_gap)):
             raise ConfigError(f"on_gap is None, 'raise' or a callable: on_gap={on_gap!r}")
         if name is not None:
@@ -180,16 +190,39 @@ class Bus:
 
         return self._keep(self._session.enter(enter, topic.name))
 
-    def group(self, topic: Topic[Any], name: str) -> None:
-        """Make sure that a group exists: it collects events from now on, also while no worker lives."""
-        _check_topic(topic)
+    def group(self, topic: Topic[Any], name: str, *, expires: float | None = None) -> None:
+        """Make sure that a group exists: it collects events from now on, also while no worker lives.
+
+        One that has no worker for `expires` seconds is removed, as by `remove_group`, and the log says what it was
+        owed; math.inf: never. None leaves a group that exists as it is, and a new one never expires. The last one to
+        say something else is right.
+        """
+        check_topic(topic)
         check_label("group", name)
+        expires_ns = expiry_ns(expires)
 
         def enter(change: Change) -> None:
             entry = topics.ensure_topic(change, topic, codec_of(topic), "reader")
-            members.open_group(change, self._session.rings, entry, name)
+            members.open_group(change, self._session.rings, entry, name, expires_ns)
 
         self._session.enter(enter, topic.name)
+
+    def remove_group(self, topic: Topic[Any], name: str, *, force: bool = False) -> int:
+        """Remove a group; what it was owed is on its books as abandoned, and is returned as a count of events.
+
+        Publishers that wait for it go on at once. Raises ConfigError if there is no such group, or if it has workers,
+        which are named; `force` removes it under them: what they do next raises ReclaimedError.
+        """
+        check_topic(topic)
+        check_label("group", name)
+        with self._session.locked() as change:
+            group = groups.named(change.document, topic.name, name)
+            if not force:
+                self._session.reclaim_dead(change)  # which may be its last workers
+            owed = groups.remove(change, self._session.rings, group, force=force)
+            self._session.wake_workers(group.slot, _core.MAX_WORKERS)
+            self._session.wake_everybody(change.document)
+        return owed
 
     def worker(
         self,
@@ -199,30 +232,37 @@ class Bus:
         name: str | None = None,
         max_deliver: int = 5,
         prefetch: int = 1,
+        ack_within: float | None = None,
+        expires: float | None = None,
         idle: Idle | None = None,
     ) -> Worker[T]:
         """A worker of a group; the first one makes the group.
 
         An event that was handed out `max_deliver` times without an ack goes to the topic `<topic>.dead` instead of a
-        further delivery. `prefetch` events are claimed in one go; those in a dead worker's hands count as handed out.
+        further delivery. `prefetch` events are claimed in one go; those in a dead worker's hands count as handed out,
+        those that a living one gives back without having shown them to anybody do not.
+
+        An event that this worker holds for longer than `ack_within` seconds is given to another one, up to two seconds
+        later: settling it then raises ReclaimedError, and it costs an attempt. `expires` is that of `group`.
         Raises ConfigError, SchemaMismatchError, NoSpaceError, CapacityError.
         """
-        _check_topic(topic)
+        check_topic(topic)
         check_label("group", group)
         if name is not None:
             check_label("worker", name)
         if not topic.name.endswith(DEAD_SUFFIX):
             dead_letter_topic(topic)  # its name must be possible before anything is created
-        _check_range("max_deliver", max_deliver, MAX_DELIVER)
-        _check_range("prefetch", prefetch, MAX_PREFETCH)
+        check_range("max_deliver", max_deliver, MAX_DELIVER)
+        check_range("prefetch", prefetch, MAX_PREFETCH)
+        ack_within_ns, expires_ns = nanoseconds("ack_within", ack_within), expiry_ns(expires)
         waits = self._checked_idle(idle)
 
         def enter(change: Change) -> Worker[T]:
             entry = topics.ensure_topic(change, topic, codec_of(topic), "reader")
             known, rings = {c.id for c in change.document.consumers}, self._session.rings
-            owner = members.open_group(change, rings, entry, group)
-            with _or(lambda: None if owner.id in known else departures.remove_group(change, rings, owner.id)):
-                me = members.open_worker(change, owner, self._session.participant, name)
+            owner = members.open_group(change, rings, entry, group, expires_ns)
+            with _or(lambda: None if owner.id in known else departures.undo_group(change, rings, owner.id)):
+                me = members.open_worker(change, owner, self._session.participant, name, ack_within_ns)
                 with _or(lambda: departures.close_worker(change, rings, me.id)):
                     return Worker(
                         self._session,
@@ -233,21 +273,22 @@ class Bus:
                         max_deliver,
                         prefetch,
                         waits,
-                        lambda: self._dead_letters_of(topic),
+                        self._letters_of(topic),
                         self._forget,
                     )
 
         return self._keep(self._session.enter(enter, topic.name))
 
-    def _dead_letters_of(self, topic: Topic[Any]) -> Publisher[DeadLetter] | None:
-        """The publisher of a topic's dead letters, opened at first use; None for a dead-letter topic itself."""
+    def _letters_of(self, topic: Topic[Any]) -> Letters | None:
+        """The way to a topic's dead letters; None for a dead-letter topic itself."""
         if topic.name.endswith(DEAD_SUFFIX):
             return None
+
+        def opened(letters: Topic[DeadLetter]) -> Publisher[DeadLetter]:
+            return self._open_publisher(letters, codec_of(letters), None, "block", PATIENCE, PATIENCE)
+
         with self._lock:
-            publisher = self._dead_letters.get(topic.name)
-            if publisher is None or publisher.closed:
-                publisher = self._dead_letters[topic.name] = self.publisher(dead_letter_topic(topic))
-            return publisher
+            return self._letters.setdefault(topic.name, Letters(topic, opened, self._session.document))
 
     def _keep(self, handle: H) -> H:
         with self._lock:
@@ -264,7 +305,7 @@ class Bus:
     def _checked_idle(self, idle: Idle | None) -> Idle:
         if idle is None:
             return self._idle
-        _check_choice("idle", idle, IDLE_MODES)
+        check_choice("idle", idle, IDLE_MODES)
         return idle
 
     # -- books
@@ -334,21 +375,6 @@ class Bus:
 
 def _reopen(name: str, idle: Idle, supervise: bool) -> Bus:
     return Bus(name, idle=idle, supervise=supervise)
-
-
-def _check_topic(topic: object) -> None:
-    if not isinstance(topic, Topic):
-        raise ConfigError(f"expected a Topic: topic={topic!r}")
-
-
-def _check_choice(option: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"{option} is one of {', '.join(map(repr, known))}: {option}={value!r}")
-
-
-def _check_range(option: str, value: object, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise ConfigError(f"{option} is a whole number from 1 to {most}: {option}={value!r}")
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 import msgspec
 
 from shmbus import _core
-from shmbus._ledger import books, reclaim
+from shmbus._handles.session import Session
+from shmbus._ledger import books, groups, reclaim
 from shmbus._ledger.registry import Registry
 from shmbus._schema import compare, description
 from shmbus._schema.codec import Codec
@@ -131,6 +132,30 @@ def _remove_in_order(bus: str, uid: int, *, force: bool) -> None:
             reclaim.remove_bus(change)
     finally:
         registry.close()
+
+
+def remove_group(bus: str, label: str, *, force: bool = False, uid: int | None = None) -> int:
+    """Remove the group that tools call TOPIC/NAME, as `Bus.remove_group` does, without taking part in the bus.
+
+    Both names may have a slash in them: ConfigError if there is no such group, if two have that label, and, without
+    `force`, if it has workers. Raises BusNotFoundError and what opening a bus raises.
+    """
+    uid = _owner(bus, uid)
+    registry, rings = Registry.open(bus, create=False, uid=uid), Rings(object_prefix(bus, uid), owner=uid)
+    try:
+        with registry.locked() as change:
+            if change.died_inside:
+                reclaim.repair(change, rings)
+            for participant in reclaim.dead_participants(change.document, registry.lives):
+                reclaim.reclaim(change, rings, participant.id, dead=True)
+            owed = groups.remove(change, rings, group := groups.labelled(change.document, label), force=force)
+            session = Session(registry, 0, supervise=False)  # to wake others; it is no participant
+            session.wake_workers(group.slot, _core.MAX_WORKERS)
+            session.wake_everybody(change.document)
+            session.posts.close()
+    finally:
+        registry.close()
+    return owed
 
 
 def _mark_removed(bus: str, uid: int) -> None:

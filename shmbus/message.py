@@ -5,11 +5,12 @@ Must stay true: a Message of a worker carries the claim that it was handed out u
 
 from __future__ import annotations
 
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
-from shmbus.errors import ReclaimedError
+from shmbus import _core
+from shmbus.errors import ConfigError, ReclaimedError
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -69,7 +70,7 @@ class Message(Generic[T_co]):
 class Settles(Protocol):
     """What a claimed message needs of its worker."""
 
-    def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "") -> bool:
+    def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "", delay_ns: int = 0) -> bool:
         """Settle a message; False if it is no longer this worker's."""
         ...
 
@@ -80,6 +81,14 @@ class Settles(Protocol):
 
 ACK, NACK, REJECT, UNDECODABLE = range(4)
 """As in claimer.c."""
+MAX_DELAY: Final = _core.MAX_DELAY_NS / 1e9
+"""Seconds, a week: what is delayed keeps its place in the ring, and its publisher cannot pass it."""
+
+
+def _delay_ns(delay: object) -> int:
+    if not isinstance(delay, (int, float)) or not 0 <= delay <= MAX_DELAY:
+        raise ConfigError(f"a delay is a number of seconds from 0 to {MAX_DELAY:g}: delay={delay!r}")
+    return int(delay * 1e9)
 
 
 class ClaimedMessage(Message[T_co]):
@@ -114,21 +123,29 @@ class ClaimedMessage(Message[T_co]):
         """Done. Raises ReclaimedError if it has been given to another worker, ClosedError after close()."""
         self._settle(ACK)
 
-    def nack(self) -> None:
-        """Give it back, to be delivered again to any worker of the group."""
-        self._settle(NACK)
+    def nack(self, delay: float = 0.0) -> None:
+        """Give it back, to be delivered again to any worker of the group, but not before `delay` seconds have passed.
+
+        It is on the books as depth meanwhile, holds up no worker, keeps its room in the ring, and outlives whoever gave
+        it back. Raises ConfigError for a delay of more than a week, ReclaimedError, ClosedError.
+        """
+        self._settle(NACK, delay_ns=_delay_ns(delay))
 
     def reject(self, reason: str = "rejected") -> None:
-        """Send it to the dead-letter topic, with a reason of at most 1,000 characters, and be done with it."""
+        """Send it to the dead-letter topic, with a reason of at most 1,000 characters, and be done with it.
+
+        Where that has no room for a second (in an event loop: now), or cannot be opened, the event goes back to the
+        group, as by `nack` with a delay, and a warning in the log says why.
+        """
         self._settle(REJECT, reason)
 
     async def aack(self) -> None:
         """`ack` in an event loop."""
         self.ack()
 
-    async def anack(self) -> None:
+    async def anack(self, delay: float = 0.0) -> None:
         """`nack` in an event loop."""
-        self.nack()
+        self.nack(delay)
 
     async def areject(self, reason: str = "rejected") -> None:
         """`reject` in an event loop, which goes on meanwhile. If it is cancelled the message is open as before."""
@@ -140,9 +157,9 @@ class ClaimedMessage(Message[T_co]):
         """What `_core` knows the claim by: ring, sequence, claim word."""
         return self.ring_id, self.sequence, self.word
 
-    def _settle(self, how: int, reason: str = "") -> None:
+    def _settle(self, how: int, reason: str = "", delay_ns: int = 0) -> None:
         if not self.settled:
-            self._told(self._worker.settle(self, how, reason))
+            self._told(self._worker.settle(self, how, reason, delay_ns))
 
     def _told(self, done: bool) -> None:
         if not done:

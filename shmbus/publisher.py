@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, cast
 
 from shmbus import _core
@@ -151,7 +152,7 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
                 if (not room or lines) and (self._on_full == "raise" or left <= 0):
                     raise Full(self.topic.name, self._blocking(slots, lines), committed())
                 self._tell(since, slots, lines)
-                await self._tasks.wait(lambda: self._has_room(length()), left, again=again)
+                await self._tasks.wait(lambda: self._has_room(length()), partial(float, left), again=again)
                 again = True
                 if self.closed and _core.exiting():
                     await interpreter_ends()
@@ -162,6 +163,14 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         finally:
             self._unblock(True)
             self._tasks.pass_on(lambda: True)
+
+    def publish_now(self, event: T) -> None:
+        """Publish one event if there is room for it now. Raises Full, whatever `on_full` and `timeout` are."""
+        record = payload, _ = self._encode(event, None)
+        if self._put(record, False) is _core.NOTHING:
+            _, slots, lines = self._full(len(payload))
+            self._unblock(False)
+            raise Full(self.topic.name, self._blocking(slots, lines))
 
     def _has_room(self, length: int) -> bool:
         """Raises the flag that a consumer looks at, then looks; true as well at the end."""
@@ -179,13 +188,13 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         me = document.publisher(self._id)
         if me is None or me.state != "active":
             raise ReclaimedError(f"publisher {self.name!r} of topic {self.topic.name!r} was taken for dead")
-        consumers = {c.id: c for c in document.consumers}
+        consumers = {c.id: c for c in document.consumers if c.state == "active"}
         groups = [
             (self._work_ring(ring), consumers[ring.group].slot)
             for ring in document.rings
             if ring.publisher == self._id and ring.group in consumers
         ]
-        subscribed = any(c.kind == "subscriber" and c.state == "active" for c in consumers.values())
+        subscribed = any(c.kind == "subscriber" for c in consumers.values())
         self._set_groups(subscribed, groups)
 
     def _work_ring(self, entry: RingEntry) -> _core.WorkRing:
@@ -260,9 +269,9 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         """Names of the consumers that hold the room."""
 
         def blocks(consumer: ConsumerEntry) -> bool:
-            if consumer.kind == "group":
-                return consumer.slot in lines
-            return consumer.state == "active" and slots >> consumer.slot & 1 != 0
+            if consumer.state != "active":
+                return False
+            return consumer.slot in lines if consumer.kind == "group" else slots >> consumer.slot & 1 != 0
 
         return [c.name for c in self._session.membership(self._entry.index).consumers if blocks(c)]
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from shmbus import _core
 from shmbus._handles.session import Session
-from shmbus._ledger import books, departures, reclaim, retired
+from shmbus._ledger import books, departures, overdue, reclaim, retired
 from shmbus._ledger.registry import Registry
 from shmbus._shm import descriptors, place, processes
 from shmbus._shm.failpoint import reach
@@ -151,6 +151,7 @@ class _Supervisor:
         self.progress: dict[int, tuple[tuple[int, ...], int]] = {}
         self.reported: dict[tuple[str, ...], int] = {}
         self.logged: tuple[int, list[int]] | None = None
+        self.seen: overdue.Seen = {}
         self.next_look = 0.0
         self.next_sweep = 0.0
 
@@ -278,8 +279,22 @@ class _Supervisor:
             if on_the_books != self.logged:
                 self.log_losses(books.losses(self.registry, self.rings))
                 self.logged = on_the_books
+            if overdue.look(self.registry.read(), self.rings, self.seen):
+                self.take_back()
+        except FileNotFoundError:
+            pass  # a ring that was removed meanwhile
         except ShmbusError as error:
             _log.error("bus %s: %s", self.registry.bus, error)
+
+    def take_back(self) -> None:
+        """What takes too long goes to others."""
+        with self.registry.locked() as change:
+            if self.registry.removed:
+                return
+            if change.died_inside:
+                reclaim.repair(change, self.rings)
+            if overdue.act(change, self.rings, self.seen):
+                self.session.wake_everybody(change.document)
 
     def sweep(self) -> None:
         """Remove what is drained; the lock is taken only when there is something."""
@@ -290,6 +305,8 @@ class _Supervisor:
             if found.gone or found.loose:
                 with self.registry.locked() as change:
                     if not self.registry.removed:
+                        if change.died_inside:
+                            reclaim.repair(change, self.rings)
                         departures.sweep(change, self.rings, None)
         except FileNotFoundError:
             pass  # somebody else was faster

@@ -51,6 +51,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
     group: str
     time_ns: int
     """When it was published, in ns since the epoch."""
+    truncated: int = 0
+    """Bytes that are missing at the end of `payload`, because no ring for dead letters could hold it; 0: none."""
 
 
 def check_name(kind: str, name: str) -> str:
@@ -142,10 +144,11 @@ def codec_of(topic: Topic[Any]) -> Codec:
     return topic._wire
 
 
-def dead_letter_topic(topic: Topic[Any]) -> Topic[DeadLetter]:
+def dead_letter_topic(topic: Topic[Any], *, capacity: int = 0) -> Topic[DeadLetter]:
     """The topic `<name>.dead` that takes what workers of `topic` reject or give up on.
 
-    Its rings are twice as large, so that the largest event of `topic` fits into a dead letter. `ConfigError`
+    Its rings are twice as large, so that the largest event of `topic` fits into a dead letter. `capacity` is that of
+    the largest ring of `topic`, where somebody publishes with a larger one than `topic` has. `ConfigError`
     for a name of more than 43 characters.
     """
     room = _NAME_MAX - len(DEAD_SUFFIX)
@@ -153,7 +156,7 @@ def dead_letter_topic(topic: Topic[Any]) -> Topic[DeadLetter]:
         raise ConfigError(
             f"topic name leaves no room for {DEAD_SUFFIX!r}, at most {room} characters: name={topic.name!r}"
         )
-    capacity = min(max(2 * topic.capacity, _MIN_DEAD_CAPACITY), MAX_CAPACITY)
+    capacity = min(max(2 * topic.capacity, 2 * capacity, _MIN_DEAD_CAPACITY), MAX_CAPACITY)
     return Topic(topic.name + DEAD_SUFFIX, DeadLetter, capacity=capacity)
 
 

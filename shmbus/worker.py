@@ -5,14 +5,16 @@ May touch: claim words of its group through `_core`, its own wake-up channel, th
 
 Must stay true:
 - What it claimed and did not settle goes back to the group when it closes, breaks off or dies: at least once, each.
+- What it cannot settle now, for want of room among the dead letters, it gives back for later; the group goes on.
 - An event is dead-lettered before it is marked done: a death in between makes two dead letters of it, never none.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeVar
 
 from shmbus import _core
 from shmbus._handles.handle import Handle
@@ -20,7 +22,7 @@ from shmbus._handles.messages import Messages
 from shmbus._handles.waiting import Parking, Receiver
 from shmbus._ledger import departures
 from shmbus._shm.failpoint import reach
-from shmbus.errors import DecodeError, ReclaimedError
+from shmbus.errors import ClosedError, DecodeError, ForkedError, ReclaimedError, ShmbusError
 from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage
 from shmbus.topic import DeadLetter, codec_of
 
@@ -30,15 +32,41 @@ if TYPE_CHECKING:
     from shmbus._handles.session import Session
     from shmbus._ledger.document import ConsumerEntry, RingEntry, TopicEntry, WorkerEntry
     from shmbus._ledger.registry import Change
-    from shmbus.publisher import Publisher
+    from shmbus.letters import Letters
     from shmbus.topic import Topic
 
 T = TypeVar("T")
 
 MAX_PREFETCH: Final = 1024
 MAX_REASON: Final = 1000  # characters; the smallest dead-letter ring holds them beside the payload
+RETRY_NS: Final = 1_000_000_000
+"""After so long an event is tried again whose dead letter could not be written."""
+LOG_INTERVAL: Final = 10.0  # seconds between two lines of a worker that say so
 
 _log = logging.getLogger("shmbus.loss")
+
+
+class _Event(NamedTuple):
+    """A claimed event, as the hooks of the C type name it."""
+
+    ring_id: int
+    sequence: int
+    word: int
+    attempt: int
+    time_ns: int
+    publisher: str
+
+    @property
+    def claim(self) -> tuple[int, int, int]:
+        return self[:3]
+
+
+def _at_the_end(error: ShmbusError) -> bool:
+    return isinstance(error, (ClosedError, ForkedError, ReclaimedError))
+
+
+def _event_of(message: ClaimedMessage[Any]) -> _Event:
+    return _Event(*message.claim, message.attempt, message.time_ns, message.publisher)
 
 
 class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
@@ -61,7 +89,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         max_deliver: int,
         prefetch: int,
         idle: str,
-        dead_letters: Callable[[], Publisher[DeadLetter] | None],
+        letters: Letters | None,
         forget: Callable[[Any], None],
     ) -> None:
         self._session = session
@@ -72,7 +100,8 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._group_id = group.id
         self._group_line = group.slot
         self._id = me.id
-        self._dead_letters = dead_letters
+        self._letters = letters
+        self._next_log = 0.0
         self._forget = forget
         self._sources = {}
         self._open: dict[tuple[int, int], ClaimedMessage[T]] = {}
@@ -87,6 +116,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             me.generation,
             max_deliver,
             prefetch,
+            me.ack_within_ns != 0,
         )
         self._sample_into(group.line)
         self._parking = Parking(
@@ -122,17 +152,15 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._open[message.ring_id, message.sequence] = message
         return message
 
-    def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "") -> bool:
+    def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "", delay_ns: int = 0) -> bool:
         """Settle a message of this worker; False if it is no longer this worker's. `ClaimedMessage` calls it."""
         with self._settling_alone(message) as alone:
             if not alone:
                 return True
             if how == REJECT:
-                done = self._within(
-                    self._bury, *message.claim, message.attempt, message.time_ns, message.publisher, reason, REJECT
-                )
+                done = self._within(self._bury, _event_of(message), reason, REJECT)
             else:
-                done = self._settle(*message.claim, how)
+                done = self._settle(*message.claim, how, delay_ns)
             return self._settled(message, done)
 
     async def areject(self, message: ClaimedMessage[Any], reason: str) -> bool:
@@ -140,7 +168,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         with self._settling_alone(message) as alone:
             if not alone:
                 return True
-            done = await self._abury(message, reason)
+            done = await self._abury(_event_of(message), reason)
             return self._settled(message, done)
 
     @contextmanager
@@ -168,7 +196,8 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         document = self._session.membership(self._entry.index)
         group = document.consumer(self._group_id)
         if group is None or all(w.id != self._id for w in document.workers):
-            raise ReclaimedError(f"worker {self.name!r} of group {self.group!r} was taken for dead")
+            why = "was taken for dead" if group is not None and group.state == "active" else "lost it: it was removed"
+            raise ReclaimedError(f"worker {self.name!r} of group {self.group!r} {why}")
 
         def add(ring: RingEntry, publisher: str) -> bool:
             self._add_source(self._session.rings.work(ring), publisher, ring.state == "retired")
@@ -180,80 +209,97 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         return self._session.post_worker(group, slot)
 
     def _exhausted(self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str) -> None:
-        reason = f"delivered {attempt - 1} times without an ack"
-        self._bury(ring_id, sequence, word, attempt - 1, time_ns, publisher, reason, REJECT)
+        event = _Event(ring_id, sequence, word, attempt - 1, time_ns, publisher)
+        self._bury(event, f"delivered {attempt - 1} times without an ack", REJECT, unseen=True)
 
     def _undecodable(
         self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, error: Exception
     ) -> NoReturn:
-        self._bury(ring_id, sequence, word, attempt, time_ns, publisher, f"undecodable: {error}", UNDECODABLE)
+        event = _Event(ring_id, sequence, word, attempt, time_ns, publisher)
+        self._bury(event, f"undecodable: {error}", UNDECODABLE, unseen=True)
         raise DecodeError(self.topic.name, publisher, sequence, str(error)) from error
 
-    def _bury(
-        self,
-        ring_id: int,
-        sequence: int,
-        word: int,
-        attempt: int,
-        time_ns: int,
-        publisher: str,
-        reason: str,
-        how: int,
-    ) -> bool:
-        """Publish a dead letter, then mark the event done; on an error it goes back. False: it is not ours any more."""
-        letter = self._letter(ring_id, sequence, word, attempt, time_ns, publisher, reason)
+    def _bury(self, event: _Event, reason: str, how: int, *, unseen: bool = False) -> bool:
+        """Publish a dead letter, then mark the event done; False: it is not ours any more.
+
+        Where the letter cannot be written the event goes back, delayed, so that its group goes on; `unseen` says that
+        nobody saw it this time.
+        """
+        letter = self._letter(event, reason)
         if letter is None:
             return False
         try:
-            letters = self._dead_letters()
-            if letters is not None:
-                letters.publish(letter)
-        except BaseException:
-            self._settle(ring_id, sequence, word, NACK)
-            raise
-        return self._buried(ring_id, sequence, word, publisher, reason, how)
+            if self._letters is not None:
+                letter = self._letters.write(letter)
+        except BaseException as error:
+            return self._refused(event, error, unseen)
+        return self._buried(event, letter, how)
 
-    async def _abury(self, message: ClaimedMessage[Any], reason: str) -> bool:
-        """The same in an event loop; on an error the message stays with who has it."""
-        letter = self._letter(*message.claim, message.attempt, message.time_ns, message.publisher, reason)
+    async def _abury(self, event: _Event, reason: str) -> bool:
+        """The same in an event loop; if that is cut short the message stays with who has it."""
+        letter = self._letter(event, reason)
         if letter is None:
             return False
-        letters = self._dead_letters()
-        if letters is not None:
-            await letters.apublish(letter)
-        return self._buried(*message.claim, message.publisher, reason, REJECT)
+        try:
+            if self._letters is not None:
+                letter = await self._letters.awrite(letter)
+        except ShmbusError as error:
+            if _at_the_end(error):
+                raise
+            return self._refused(event, error, False)
+        return self._buried(event, letter, REJECT)
 
-    def _letter(
-        self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, reason: str
-    ) -> DeadLetter | None:
+    def _letter(self, event: _Event, reason: str) -> DeadLetter | None:
         """The dead letter of an event that this worker holds; None: it is not ours any more."""
-        payload = self._payload(ring_id, sequence, word)
+        payload = self._payload(*event.claim)
         if payload is None:
             return None
         return DeadLetter(
             reason=reason[:MAX_REASON],
-            attempts=attempt,
-            publisher=publisher,
-            sequence=sequence,
+            attempts=event.attempt,
+            publisher=event.publisher,
+            sequence=event.sequence,
             payload=payload,
             topic=self.topic.name,
             group=self.group,
-            time_ns=time_ns,
+            time_ns=event.time_ns,
         )
 
-    def _buried(self, ring_id: int, sequence: int, word: int, publisher: str, reason: str, how: int) -> bool:
+    def _refused(self, event: _Event, error: BaseException, unseen: bool) -> bool:
+        """The letter is not out: give the event back, for later unless this worker is at its end."""
+        late = isinstance(error, ShmbusError) and not _at_the_end(error)
+        reach("bury.refused")
+        done = self._settle(*event.claim, NACK, RETRY_NS if late else 0, unseen)
+        if not late:
+            raise error
+        if time.monotonic() >= self._next_log:  # one line for many; the error names who holds up the dead letters
+            self._next_log = time.monotonic() + LOG_INTERVAL
+            again = f"comes again after {RETRY_NS / 1e9:g} s"
+            _log.warning(
+                "group %s of topic %s cannot dead-letter event %d of %s, which %s: %s",
+                *(self.group, self.topic.name, event.sequence, event.publisher, again, error),
+                extra=self._described(event),
+            )
+        return done
+
+    def _buried(self, event: _Event, letter: DeadLetter, how: int) -> bool:
         """The letter is out: mark the event done."""
         reach("bury.published")
+        cut = f", cut by {letter.truncated} bytes" if letter.truncated else ""
         _log.warning(
-            "group %s of topic %s dead-lettered event %d of %s: %s",
-            self.group,
-            self.topic.name,
-            sequence,
-            publisher,
-            reason,
-            extra={"consumer": self.group, "topic": self.topic.name, "publisher": publisher, "sequence": sequence},
+            "group %s of topic %s dead-lettered event %d of %s%s: %s",
+            *(self.group, self.topic.name, event.sequence, event.publisher, cut, letter.reason),
+            extra=self._described(event),
         )
-        return self._settle(ring_id, sequence, word, how)
+        return self._settle(*event.claim, how)
+
+    def _described(self, event: _Event) -> dict[str, Any]:
+        return {
+            "consumer": self.group,
+            "topic": self.topic.name,
+            "publisher": event.publisher,
+            "sequence": event.sequence,
+        }
 
     # -- the end
 

@@ -5,7 +5,9 @@ The same rules as in `model`: one thread, no memory, no clock.
 
     K1  a record has at most one holder
     K2  the gate passes records that are DONE and no other, and the publisher never passes the gate
-    K3  a record is READY again only by give_back or reclaim
+    K3  a record is READY again only by give_back, delay, take_back or reclaim
+
+What is delayed is due when the test says so, by `pass_time`.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ class Job:
     """A descriptor: the record, and the word that says who holds it."""
 
     record: Record
-    state: Literal["READY", "CLAIMED", "DONE"] = "READY"
+    state: Literal["READY", "CLAIMED", "DONE", "DELAYED"] = "READY"
     attempt: int = 0
     holder: tuple[int, int] | None = None
+    due: bool = False
+    spared: int = 0
+    """Claims that were given back before anybody saw the event."""
 
 
 class Claim(NamedTuple):
@@ -54,6 +59,7 @@ class ModelWorkRing:
     refused: Loss = (0, 0, 0)
     rejected: Loss = (0, 0, 0)
     undecodable: Loss = (0, 0, 0)
+    abandoned: Loss = (0, 0, 0)
 
     def __post_init__(self) -> None:
         self.first = self.gate = self.sequence
@@ -87,6 +93,9 @@ class ModelWorkRing:
     def claim(self, owner: int, generation: int = 1) -> Claim | None:
         """K1: the first READY record becomes the worker's; the attempt counts from 1. A claim whose attempts
         are used up, or whose payload does not decode, is held all the same until it is settled."""
+        for job in self.jobs.values():
+            if job.state == "DELAYED" and job.due:
+                job.state = "READY"
         for sequence, job in sorted(self.jobs.items()):
             if job.state != "READY":
                 continue
@@ -94,9 +103,10 @@ class ModelWorkRing:
             job.attempt = min(job.attempt + 1, MAX_ATTEMPT)
             _, headers, payload = job.record.message
             word = (self.lap(sequence), job.attempt, job.holder)
+            attempt = job.attempt - job.spared
             failure = "" if decodes(payload) else "undecodable"
-            failure = "exhausted" if job.attempt > self.max_deliver else failure
-            return Claim(sequence, b"" if failure else headers, payload, job.attempt, word, failure)
+            failure = "exhausted" if attempt > self.max_deliver else failure
+            return Claim(sequence, b"" if failure else headers, payload, attempt, word, failure)
         return None
 
     def mine(self, claim: Claim) -> Job | None:
@@ -114,10 +124,13 @@ class ModelWorkRing:
         if job is None:
             return False
         job.state, job.holder = "DONE", None
+        self.advance()
+        return True
+
+    def advance(self) -> None:
         while self.gate < self.sequence and self.jobs[self.gate].state == "DONE":
             del self.jobs[self.gate]
             self.gate += 1
-        return True
 
     def reject(self, claim: Claim, undecodable: bool = False) -> bool:
         """DONE, but on the books of the losses; not counted if the claim is no longer the worker's."""
@@ -129,13 +142,45 @@ class ModelWorkRing:
             self.rejected = add_loss(self.rejected, claim.sequence)
         return self.ack(claim)
 
-    def give_back(self, claim: Claim) -> bool:
-        """READY again, the attempt kept, so that no claim word ever comes back. False if it is no longer
-        held."""
+    def give_back(self, claim: Claim, unseen: bool = False) -> bool:
+        """READY again, the attempt kept, so that no claim word ever comes back; but one of an `unseen` claim is
+        not told. False if it is no longer held."""
         job = self.mine(claim)
         if job is not None:
             job.state, job.holder = "READY", None
+            job.spared += unseen
         return job is not None
+
+    def delay(self, claim: Claim, unseen: bool = False) -> bool:
+        """The same, but it is READY only once time has passed."""
+        job = self.mine(claim)
+        if job is None or not self.give_back(claim, unseen):
+            return False
+        job.state, job.due = "DELAYED", False
+        return True
+
+    def pass_time(self) -> None:
+        """Whatever is delayed is due: the next worker that looks makes it READY."""
+        for job in self.jobs.values():
+            job.due = True
+
+    def claims(self, owner: int, generation: int) -> list[int]:
+        """Sequences that a worker holds, lowest first."""
+        who = (owner, generation % GENERATIONS)
+        return sorted(sequence for sequence, job in self.jobs.items() if job.holder == who)
+
+    def take_back(self, claim: Claim) -> bool:
+        """From outside, of a worker that holds it for too long: as if that had given it back."""
+        return self.give_back(claim)
+
+    def abandon(self) -> int:
+        """Nobody gets what is left: it is DONE, and on the books as abandoned."""
+        left = [sequence for sequence, job in sorted(self.jobs.items()) if job.state != "DONE"]
+        for sequence in left:
+            self.jobs[sequence].state, self.jobs[sequence].holder = "DONE", None
+            self.abandoned = add_loss(self.abandoned, sequence)
+        self.advance()
+        return len(left)
 
     def held(self, owner: int, generation: int) -> int:
         who = (owner, generation % GENERATIONS)
@@ -153,20 +198,29 @@ class ModelWorkRing:
     # ---- books ----
 
     def terms(self) -> dict[str, int]:
-        """offered = delivered + depth + refused + rejected + undecodable; `claimed` is part of depth."""
+        """offered = delivered + depth + refused + rejected + undecodable + abandoned; `claimed` and `delayed` are
+        parts of depth."""
         open_jobs = [job for job in self.jobs.values() if job.state != "DONE"]
         done = self.sequence - self.first - len(open_jobs)
         free = self.capacity - (self.head - self.start())
         return {
             "offered": self.sequence - self.first + self.refused[0],
-            "delivered": done - self.rejected[0] - self.undecodable[0],
+            "delivered": done - self.rejected[0] - self.undecodable[0] - self.abandoned[0],
             "depth": len(open_jobs),
             "claimed": sum(job.state == "CLAIMED" for job in open_jobs),
+            "delayed": sum(job.state == "DELAYED" for job in open_jobs),
+            "next": min((n for n, job in self.jobs.items() if job.state != "DONE"), default=self.sequence),
             "refused": self.refused[0],
             "rejected": self.rejected[0],
             "undecodable": self.undecodable[0],
+            "abandoned": self.abandoned[0],
             "room": free if self.sequence - self.gate < self.descriptors else 0,
         }
 
     def losses(self) -> dict[str, Loss]:
-        return {"rejected": self.rejected, "undecodable": self.undecodable, "refused": self.refused}
+        return {
+            "rejected": self.rejected,
+            "undecodable": self.undecodable,
+            "abandoned": self.abandoned,
+            "refused": self.refused,
+        }

@@ -32,9 +32,9 @@ def fill(size: int) -> bytes:
     return b"x" * (size - 24)
 
 
-def until_full(publish: Callable[[], Any]) -> int:
+def until_full(publish: Callable[[], Any], most: int = 1000) -> int:
     """How many got in before queue.Full."""
-    for count in range(1000):
+    for count in range(most):
         try:
             publish()
         except queue.Full:
@@ -253,16 +253,37 @@ class CoreWorkRing:
         event, sequence, _, _, headers, attempt, _, word = value
         return Claim(sequence, headers or b"", event, attempt, word)
 
-    def settle(self, claim: Claim, how: int) -> bool:
+    def settle(self, claim: Claim, how: int, delay_ns: int = 0, unseen: bool = False) -> bool:
         """Through any claimer: the word says whose it is."""
         assert isinstance(claim.word, int)
-        return self.claimer(0)._settle(self.ring.ring_id, claim.sequence, claim.word, how)
+        return self.claimer(0)._settle(self.ring.ring_id, claim.sequence, claim.word, how, delay_ns, unseen)
 
     def ack(self, claim: Claim) -> bool:
         return self.settle(claim, ACK)
 
-    def give_back(self, claim: Claim) -> bool:
-        return self.settle(claim, NACK)
+    def give_back(self, claim: Claim, unseen: bool = False) -> bool:
+        return self.settle(claim, NACK, 0, unseen)
+
+    def delay(self, claim: Claim, unseen: bool = False) -> bool:
+        return self.settle(claim, NACK, _core.MAX_DELAY_NS // 2, unseen)
+
+    def pass_time(self) -> None:
+        """Whatever is delayed was due at the beginning of time."""
+        at = 264
+        _core.store(self.segment, at, _core.load(self.segment, at) >> 48 << 48 | 1)
+        slots = self.capacity // 64
+        for due in range(4096 + slots * 16 + 8, 4096 + slots * 32, 16):
+            _core.store(self.segment, due, _core.load(self.segment, due) >> 52 << 52 | 1)
+
+    def claims(self, owner: int, generation: int) -> list[int]:
+        return [sequence for sequence, _ in self.ring.claims(owner, generation)]
+
+    def take_back(self, claim: Claim) -> bool:
+        assert isinstance(claim.word, int)
+        return self.ring.take_back(claim.sequence, claim.word)
+
+    def abandon(self) -> int:
+        return self.ring.abandon()
 
     def reject(self, claim: Claim, undecodable: bool = False) -> bool:
         return self.settle(claim, UNDECODABLE if undecodable else REJECT)

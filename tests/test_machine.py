@@ -22,7 +22,7 @@ SIZES = st.one_of(st.integers(0, 64), st.integers(65, LARGEST), st.sampled_from(
 HEADERS = st.sampled_from([0, 0, 0, 1, 7, 8, 13])
 SEQUENCES = st.sampled_from([1, 2**32 - 5, 2**48 - 40])
 POSITIONS = st.sampled_from([0, CAPACITY - 8, CAPACITY - 40, 2**32 - 48, 2**48 - 1000])
-CAUSES = ("delivered", "depth", "overrun", "refused", "undecodable", "rejected")
+CAUSES = ("delivered", "depth", "overrun", "refused", "undecodable", "rejected", "abandoned")
 
 
 def payload(size: int, bad: bool = False) -> bytes:
@@ -143,7 +143,7 @@ class WorkMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.claims)
     @rule(
-        how=st.sampled_from(["ack", "ack", "ack", "give_back", "reject"]),
+        how=st.sampled_from(["ack", "ack", "ack", "give_back", "delay", "take_back", "reject"]),
         which=st.integers(0, 99),
         forget=st.booleans(),
     )
@@ -163,6 +163,22 @@ class WorkMachine(RuleBasedStateMachine):
             assert self.core.ack(ours) == self.model.ack(theirs)
         self.claims = self.claims[-3:]
 
+    @precondition(lambda self: self.claims)
+    @rule(how=st.sampled_from(["give_back", "delay"]), which=st.integers(0, 99))
+    def unseen(self, how: str, which: int) -> None:
+        ours, theirs = self.claims[which % len(self.claims)]
+        assert getattr(self.core, how)(ours, True) == getattr(self.model, how)(theirs, True)
+
+    @rule()
+    def pass_time(self) -> None:
+        self.core.pass_time()
+        self.model.pass_time()
+
+    @precondition(lambda self: self.model.sequence % 7 == 0)  # now and then: little is left to do after it
+    @rule()
+    def abandon(self) -> None:
+        self.both("abandon")
+
     @rule(owner=OWNERS, generation=st.integers(1, 2))
     def reclaim(self, owner: int, generation: int) -> None:
         self.both("reclaim", owner, generation)
@@ -171,6 +187,7 @@ class WorkMachine(RuleBasedStateMachine):
     def books(self) -> None:
         for owner in range(3):
             self.both("held", owner, 1)
+            self.both("claims", owner, 1)
         self.both("losses")
         assert balanced(self.both("terms"))
 

@@ -40,10 +40,11 @@ RING_WORDS = {
     "refused_last_ns": 224,
     "unrouted": 232,
     "next": 256,
+    "due": 264,
     "gate": 320,
 } | {
     f"{cause}.{name}": at + 8 * i
-    for cause, at in (("rejected", 384), ("undecodable", 424))
+    for cause, at in (("rejected", 384), ("undecodable", 424), ("abandoned", 464))
     for i, name in enumerate(LOSS)
 }
 CURSOR_WORDS = {
@@ -152,7 +153,9 @@ def ring_fields(memory: Memory, work: bool, used: list[int]) -> Iterator[Field]:
         slots = capacity // 64
         for name, at in (("position", 0), ("claim", 8)):
             yield Field("descriptors", f"descriptor.{name}", _damage_descriptor(memory, at, slots))
-        data = (PAGE + slots * 16 + PAGE - 1) // PAGE * PAGE
+        for name, at in (("spared", 0), ("due", 8)):
+            yield Field("notes", f"note.{name}", _damage_note(memory, at, slots))
+        data = (PAGE + slots * 32 + PAGE - 1) // PAGE * PAGE
     else:
         for slot in (*used, 63):
             yield from word("cursors", "cursor", memory, CURSORS + slot * CURSOR_BYTES, CURSOR_WORDS)
@@ -172,6 +175,19 @@ def _damage_descriptor(memory: Memory, at: int, slots: int) -> Callable[[random.
         lap = old + (chance.choice((-1, 1)) << 39)
         other = chance.choice((state, state, lap, memory.load(PAGE + 16 * chance.randrange(slots) + at)))
         new = chance.choice((other, absurd(chance, old, lambda: other)))
+        memory.store(place, new)
+        return f"of {sequence % slots}: {old:#x} -> {new:#x}"
+
+    return damage
+
+
+def _damage_note(memory: Memory, at: int, slots: int) -> Callable[[random.Random], str]:
+    def damage(chance: random.Random) -> str:
+        sequence = chance.choice((memory.load(320), memory.load(64), chance.randrange(slots)))
+        place = PAGE + 16 * slots + 16 * (sequence % slots) + at
+        old = memory.load(place)
+        attempt = old & (2**52 - 1) | chance.randrange(4) << 52  # a due time as it is, of another attempt
+        new = chance.choice((attempt, absurd(chance, old, lambda: sequence // slots << 12 | chance.randrange(5000))))
         memory.store(place, new)
         return f"of {sequence % slots}: {old:#x} -> {new:#x}"
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "shmbus" / "_native"
 SOURCES = (
     ROOT / "tests" / "native" / "fuzz_readers.c",
-    *(NATIVE / name for name in ("ring.c", "reader.c", "work.c", "retire.c", "latency.c")),
+    *(NATIVE / name for name in ("ring.c", "reader.c", "work.c", "delay.c", "retire.c", "latency.c")),
 )
 FLAGS = ("-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-omit-frame-pointer", f"-I{NATIVE}")
 SANITIZE = "address,undefined"

@@ -17,13 +17,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
+from typing import Any, NoReturn
 
 import msgspec
 
 import shmbus
+from shmbus._ledger import overdue
 from shmbus._shm import failpoint
+from shmbus.letters import Letters
 
 GRACE = 60.0  # seconds for a step that takes milliseconds: past it, something hangs
 SUPERVISOR = ("reclaim.", "office.")
@@ -35,6 +38,7 @@ class Note(msgspec.Struct, frozen=True):
 
 
 NOTES = shmbus.Topic("notes", Note, capacity=1 << 14)
+LARGE_NOTES = shmbus.Topic("notes", Note, capacity=1 << 18)
 SCRATCH = shmbus.Topic("scratch", Note, capacity=1 << 14)
 
 context = multiprocessing.get_context("forkserver")
@@ -57,6 +61,43 @@ def one_life(bus: str, point: str, visits: int) -> None:
                 message.reject("a failpoint")
                 break
             worker.try_receive()
+        work_of_all_kinds(opened)
+        opened.group(NOTES, "gone")
+        opened.remove_group(NOTES, "gone")
+
+
+def work_of_all_kinds(bus: shmbus.Bus) -> None:
+    """Delays an event, rejects one too large for the rings of letters so far, has no room for a letter, is too slow."""
+    with bus.worker(NOTES, group="pool", name="mortal", ack_within=1e-9) as worker:
+        messages = worker.messages()
+        next(messages).nack(delay=0.001)
+        with bus.publisher(LARGE_NOTES, name="mortal") as publisher:
+            publisher.publish(Note("l" * 40_000, 1))
+            reject_until(messages, lambda message: message.event.writer.startswith("l"))
+        letters, worker._letters = worker._letters, Refusing(NOTES, None, None)  # type: ignore[arg-type]
+        next(messages).reject("no room")
+        worker._letters = letters
+        held, seen = next(messages), overdue.Seen()
+        with bus._session.locked() as change:
+            overdue.look(change.document, bus._session.rings, seen)
+            overdue.act(change, bus._session.rings, seen)
+        with contextlib.suppress(shmbus.ReclaimedError):
+            held.ack()
+
+
+def reject_until(messages: Iterator[shmbus.ClaimedMessage[Note]], last: Callable[[Any], bool]) -> None:
+    for message in messages:
+        if last(message):
+            message.reject("too large for what there is")
+            return
+        message.nack(delay=0.001)
+
+
+class Refusing(Letters):
+    """A dead-letter topic without room."""
+
+    def write(self, letter: shmbus.DeadLetter) -> NoReturn:
+        raise shmbus.Full("notes.dead", ("nobody",))
 
 
 def lone_life(bus: str, point: str, visits: int) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # PYTHONSAFEPATH keeps it out
 
+from litmus_delay import PATTERNS as DELAY  # noqa: E402
 from litmus_model import Order, executions  # noqa: E402
 from litmus_park import PATTERNS as PARK  # noqa: E402
 from litmus_patterns import Orders, Pattern, Site  # noqa: E402
@@ -30,14 +31,16 @@ from litmus_ring import PATTERNS as RING  # noqa: E402
 from litmus_work import PATTERNS as WORK  # noqa: E402
 
 SOURCE = HERE.parent / "shmbus" / "_native"
-PATTERNS: list[Pattern] = [*PARK, *RING, *WORK]
+PATTERNS: list[Pattern] = [*PARK, *RING, *WORK, *DELAY]
 
 _WORDS = "words of the Python layer are seq_cst, all of them: one rule, and none of them is on the path of an event"
 _BITS = "whoever gets here makes a system call: one rule for the words of the lines"
 _SELDOM = "joining is seldom; what is stored before gate_version comes with it"
 _ORDERED = "what is read next must not be read before it"
 _TWICE = "a claim word and the tail both release the record: whoever finds one of them needs no other"
-_CASES = "claim words, `next` and the gate change by seq_cst CAS, and the CAS decides, not the look before it"
+_CASES = (
+    "claim words, notes, `next`, `due` and the gate change by seq_cst CAS, and the CAS decides, not the look before it"
+)
 
 SPARE: dict[Site, str] = {
     ("words.c", "AND_{}(at, value)"): _WORDS,
@@ -63,6 +66,11 @@ SPARE: dict[Site, str] = {
     ("work.c", "CAS_{}(&descriptor_of(view, sequence)->claim, &expected, ready)"): "lower_next follows and releases it",
     ("work.c", "uint64_t gate = LOAD_{}(&view->header->gate); for (;;)"): _CASES,
     ("work.c", "hint = LOAD_{}(&view->header->next), lowered"): _CASES,
+    ("delay.c", "(seen < fresh && !CAS_{}(at, &seen, fresh))"): _CASES,
+    ("delay.c", "CAS_{}(&descriptor_of(view, sequence)->claim, &expected, delayed)"): _CASES,
+    ("delay.c", "} while (!CAS_{}(at, &seen, fresh));"): _CASES,
+    ("delay.c", "hint = LOAD_{}(&view->header->due), before"): _CASES,
+    ("delay.c", "CAS_{}(&view->header->due, &hint, ((hint >> SEQUENCE_BITS) + 1)"): _CASES,
     ("work.c", "hint = LOAD_{}(&view->header->next); uint64_t tail"): _CASES,
 }
 """Statements whose order is stronger than all the patterns need, and why it stands there."""

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "shmbus" / "_native"
 SOURCES = [
-    *(NATIVE / name for name in ("ring.c", "reader.c", "work.c", "retire.c")),
+    *(NATIVE / name for name in ("ring.c", "reader.c", "work.c", "delay.c", "retire.c")),
     ROOT / "tests" / "native" / "stress.c",
 ]
 

@@ -41,10 +41,11 @@ class Awaiting:
         self._readers: dict[asyncio.AbstractEventLoop, list[int]] = {}
         """By loop: the descriptor that it watches, and for how many."""
 
-    async def wait(self, ready: Callable[[], bool], seconds: float, *, again: bool) -> bool:
-        """Sleep until woken, unless `ready` already, but at most `seconds`: False then.
+    async def wait(self, ready: Callable[[], bool], seconds: Callable[[], float], *, again: bool) -> bool:
+        """Sleep until woken, unless `ready` already, but at most `seconds()`: False then.
 
-        `again`: the caller was woken, found nothing, and keeps its place.
+        That is asked once the channel is armed: whoever delays an event wakes those that sleep (SYNC due). `again`: the
+        caller was woken, found nothing, and keeps its place.
         """
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[bool] = loop.create_future()
@@ -52,12 +53,16 @@ class Awaiting:
         self._waiting[woken] = loop
         if again:
             self._waiting.move_to_end(woken, last=False)
-        timer = loop.call_later(seconds, _wake, woken, False)
+        timer: asyncio.TimerHandle | None = None
         try:
             self._arm()
-            return ready() or await woken
+            if ready():
+                return True
+            timer = loop.call_later(seconds(), _wake, woken, False)
+            return await woken
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             del self._waiting[woken]
             self._unwatch(loop)
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from shmbus import _core
-from shmbus._ledger import departures, reclaim, retired
+from shmbus._ledger import departures, overdue, reclaim, retired
 from shmbus._shm import spawn
 from shmbus.errors import ClosedError, CorruptSegmentError, LockTimeoutError, ReclaimedError, ShmbusError
 
@@ -41,6 +41,7 @@ class Care:
         self._next_spawn = 0.0
         self._processes = -1
         self._crowded = False
+        self._seen: overdue.Seen = {}
 
     def crowded(self) -> bool:
         """More processes on this bus than cores: a spin would only keep somebody from running."""
@@ -89,10 +90,13 @@ class Care:
             document = self._session.registry.read()
             dead = reclaim.dead_participants(document, self._session.registry.lives)
             found = retired.leftovers(document, self._session.rings, retired.PATIENCE)
-            if dead or found.gone or found.loose:
+            late = overdue.look(document, self._session.rings, self._seen)
+            if dead or late or found.gone or found.loose:
                 with self._session.locked(timeout=0) as change:
                     self._session.reclaim_dead(change)
                     departures.sweep(change, self._session.rings)
+                    if late and overdue.act(change, self._session.rings, self._seen):
+                        self._session.wake_everybody(change.document)
         except (LockTimeoutError, FileNotFoundError):
             pass  # at the next look
 

@@ -151,9 +151,9 @@ class Session:
             raise ReclaimedError(self.why_reclaimed(f"process {self.pid}"))
         return found
 
-    def enter(self, attempt: Callable[[Change], R], topic: str) -> R:
+    def enter(self, attempt: Callable[[Change], R], topic: str, timeout: float = LOCK_TIMEOUT) -> R:
         """Under the bus lock, what `attempt` returns, which enters somebody into a topic (`room.enter`)."""
-        with self.locked() as change:
+        with self.locked(timeout) as change:
             return room.enter(change, self.rings, self.reclaim_dead, attempt, topic)
 
     @property

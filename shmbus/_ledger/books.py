@@ -58,7 +58,7 @@ class Progress(NamedTuple):
     entry: ConsumerEntry
     done: tuple[int, ...]
     depth: int
-    """Events that wait for it."""
+    """Events that wait for it; those that are delayed are not waited for."""
     dropped: int
 
 
@@ -234,7 +234,7 @@ class _Books(Look):
         return ConsumerStats(
             name=closed.name,
             topic=self.topics[closed.topic].name,
-            kind="subscriber",
+            kind=closed.kind,
             mode=closed.mode,
             state="dead" if closed.dead else "closed",
             pid=0,
@@ -329,11 +329,13 @@ class _Books(Look):
         found = []
         for consumer in self.document.consumers:
             if consumer.state == "active":
-                sums = _sums(consumer, [self.terms(consumer, entry) for entry in self.sources(consumer)])
+                terms = [self.terms(consumer, entry) for entry in self.sources(consumer)]
+                sums = _sums(consumer, terms)
                 if not self.still_there(consumer):
                     continue
                 done = tuple(sums[t] for t in _TERMS if t not in ("offered", "depth"))
-                found.append(Progress(consumer, done, sums["depth"], sum(done) - sums["delivered"]))
+                depth = sums["depth"] - sum(t.get("delayed", 0) for t in terms)
+                found.append(Progress(consumer, done, depth, sum(done) - sums["delivered"]))
         return found
 
     # -- losses

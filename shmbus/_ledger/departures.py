@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from shmbus._shm.rings import Rings
 
 MAX_CLOSED: Final = 32
-"""Closed subscribers that a topic keeps by name; past it the oldest are merged into one."""
+"""Closed subscribers that a topic keeps by name, and as many removed groups; past it the oldest are merged into one."""
 DEPARTED: Final = "(departed)"
 
-_CAUSES: Final[tuple[Cause, ...]] = ("overrun", "refused", "undecodable", "rejected")
+_CAUSES: Final[tuple[Cause, ...]] = ("overrun", "refused", "undecodable", "rejected", "abandoned")
 
 
 def close_publisher(change: Change, rings: Rings, id: int, *, dead: bool = False) -> None:
@@ -77,13 +77,20 @@ def close_subscriber(change: Change, rings: Rings, id: int, *, dead: bool = Fals
     for _, ring in members:
         ring.leave(consumer.slot)
         reach("close.ring")
-    document.consumers.remove(consumer)
-    document.closed.append(
-        ClosedEntry(consumer.id, consumer.topic, consumer.name, consumer.mode, consumer.dead, consumer.totals)
-    )
-    merge_closed(document, consumer.topic, MAX_CLOSED)
+    keep_totals(document, consumer)
     change.commit(consumer.topic)
     sweep(change, rings)
+
+
+def keep_totals(document: Document, consumer: ConsumerEntry) -> None:
+    """Of a consumer that is gone nothing but its totals stays."""
+    document.consumers.remove(consumer)
+    document.closed.append(
+        ClosedEntry(
+            consumer.id, consumer.topic, consumer.name, consumer.mode, consumer.dead, consumer.totals, consumer.kind
+        )
+    )
+    merge_closed(document, consumer.topic, MAX_CLOSED)
 
 
 def close_worker(change: Change, rings: Rings, id: int) -> int:
@@ -100,11 +107,13 @@ def close_worker(change: Change, rings: Rings, id: int) -> int:
                 given_back += rings.work(entry).reclaim(worker.slot, worker.generation)
     reach("close.worker")
     document.workers.remove(worker)
+    if group is not None and all(w.group != group.id for w in document.workers):
+        group.idle_since_ns = time.monotonic_ns()
     change.commit(*(() if group is None else (group.topic,)))
     return given_back
 
 
-def remove_group(change: Change, rings: Rings, id: int) -> None:
+def undo_group(change: Change, rings: Rings, id: int) -> None:
     """Undo the making of a group that never had a worker, under the lock that it was made under."""
     document = change.document
     group = document.consumer(id)
@@ -140,7 +149,7 @@ def release(change: Change, rings: Rings, entries: list[RingEntry]) -> None:
     document = change.document
     for entry in sorted(entries, key=lambda entry: entry.id):
         with unless_unreadable(entry):
-            _settle_ring(document, rings, entry)
+            settle_ring(document, rings, entry)
     gone = {entry.id for entry in entries}
     document.rings = [r for r in document.rings if r.id not in gone]
     having = {r.publisher for r in document.rings}
@@ -160,7 +169,8 @@ def _members(document: Document, entry: RingEntry, ring: _core.BroadcastRing) ->
     ]
 
 
-def _settle_ring(document: Document, rings: Rings, entry: RingEntry) -> None:
+def settle_ring(document: Document, rings: Rings, entry: RingEntry) -> None:
+    """Put the books of a ring that goes into its consumers' totals; what a group is still owed then is abandoned."""
     if not entry.group:
         ring = rings.broadcast(entry)
         for consumer in _members(document, entry, ring):
@@ -172,6 +182,7 @@ def _settle_ring(document: Document, rings: Rings, entry: RingEntry) -> None:
         terms = cast("dict[str, int]", work.terms())
         _add(group.totals, terms)
         _note_losses(document, group, entry, terms, work.losses())
+        _abandon(document, group, entry, terms)
 
 
 def _settle_slot(
@@ -185,7 +196,13 @@ def _settle_slot(
         _give_up(document, consumer, entry, terms)
     _add(consumer.totals, terms)
     _note_losses(document, consumer, entry, terms, losses)
-    if abandoned and depth:
+    if abandoned:
+        _abandon(document, consumer, entry, terms)
+
+
+def _abandon(document: Document, consumer: ConsumerEntry, entry: RingEntry, terms: Mapping[str, int]) -> None:
+    depth = terms["depth"]
+    if depth:
         consumer.totals.abandoned += depth
         first, now = terms["next"], time.time_ns()
         _note(document, consumer, entry, "abandoned", (depth, first, first + depth - 1, now, now))
@@ -256,10 +273,15 @@ def _name_of(publisher: PublisherEntry | None) -> str:
 
 
 def merge_closed(document: Document, topic: int, most: int) -> bool:
-    """Keep at most `most` entries of subscribers that are gone: the oldest become one, and none of their totals is
-    lost. False if there are no more.
+    """Keep at most `most` entries of subscribers that are gone, and as many of groups: the oldest become one, and none
+    of their totals is lost. False if there are no more.
     """
-    closed = [c for c in document.closed if c.topic == topic]
+    merged = [_merge(document, topic, kind, most) for kind in ("subscriber", "group")]
+    return any(merged)
+
+
+def _merge(document: Document, topic: int, kind: str, most: int) -> bool:
+    closed = [c for c in document.closed if c.topic == topic and c.kind == kind]
     if len(closed) <= most:
         return False
     into = next((c for c in closed if c.name == DEPARTED), closed[0])

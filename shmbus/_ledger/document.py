@@ -124,12 +124,16 @@ class ConsumerEntry(msgspec.Struct):
     totals: Totals = msgspec.field(default_factory=Totals)
     generations: dict[WorkerSlot, Generation] = {}
     """Group: the last generation of each worker slot."""
+    expires_ns: Natural = 0
+    """Group: it is removed after so long without a worker; 0: never."""
+    idle_since_ns: Natural = 0
+    """Group: CLOCK_MONOTONIC since when it has no worker; 0: it has one."""
     given_up: list[GivenUp] = []
     """Lossy: the last of them."""
 
 
 class ClosedEntry(msgspec.Struct):
-    """A subscriber that is gone: it holds nothing, and is here for its totals."""
+    """A subscriber that is gone, or a group that was removed: it holds nothing, and is here for its totals."""
 
     id: Count
     topic: TopicIndex
@@ -137,6 +141,7 @@ class ClosedEntry(msgspec.Struct):
     mode: Literal["reliable", "lossy"]
     dead: bool
     totals: Totals
+    kind: Literal["subscriber", "group"] = "subscriber"
 
 
 class WorkerEntry(msgspec.Struct):
@@ -146,6 +151,8 @@ class WorkerEntry(msgspec.Struct):
     generation: Generation
     participant: Natural
     name: Name
+    ack_within_ns: Natural = 0
+    """What it holds for longer is given to another worker; 0: it may take its time."""
 
 
 class RingEntry(msgspec.Struct):
@@ -276,7 +283,7 @@ def check_document(document: Document) -> None:
     _require_unique("consumer line", [c.line for c in document.consumers])
     for closed in document.closed:
         if all(closed.topic != t.index for t in document.topics):
-            raise ValueError(f"a closed subscriber names topic {closed.topic}, which is not there: id={closed.id}")
+            raise ValueError(f"a closed consumer names topic {closed.topic}, which is not there: id={closed.id}")
     for table in (document.participants, document.publishers, document.consumers, document.workers, document.rings):
         _require_unique("id", [entry.id for entry in table])
 

@@ -56,7 +56,7 @@ def open_publisher(
         participant=participant,
     )
     publisher.name = name or f"pub-{publisher.id}"
-    groups = [c for c in document.consumers if c.topic == topic.index and c.kind == "group"]
+    groups = [c for c in document.consumers if c.topic == topic.index and c.kind == "group" and c.state == "active"]
     entries = [_new_ring(document, publisher, group, capacity) for group in (0, *(g.id for g in groups))]
     created: list[RingEntry] = []
     version = change.version
@@ -122,10 +122,8 @@ def open_subscriber(
     consumer = _new_consumer(change, topic, "subscriber", name or "", slot)
     consumer.name = name or f"sub-{consumer.id}"
     consumer.mode, consumer.participant = mode, participant
-    before = next((c for c in document.closed if c.topic == topic.index and c.name == name), None)
-    if before is not None:
-        consumer.totals = before.totals
-        document.closed.remove(before)
+    if name is not None:
+        _take_totals(document, consumer)
     # All are attached before anything is entered: what may fail for want of descriptors or memory fails here.
     joined = [rings.joinable(r, slot) for r in document.rings_of(consumer) if r.state == "active" or start == "oldest"]
     change.commit(entering=True)
@@ -148,6 +146,15 @@ def open_subscriber(
     return consumer
 
 
+def _take_totals(document: Document, consumer: ConsumerEntry) -> None:
+    """One that comes back under its name goes on with its totals."""
+    for closed in document.closed:
+        if (closed.kind, closed.topic, closed.name) == (consumer.kind, consumer.topic, consumer.name):
+            consumer.totals = closed.totals
+            document.closed.remove(closed)
+            return
+
+
 def _new_consumer(
     change: Change, topic: TopicEntry, kind: Literal["subscriber", "group"], name: str, slot: int
 ) -> ConsumerEntry:
@@ -167,16 +174,27 @@ def _begin_latency(change: Change, consumer: ConsumerEntry, since_ns: int) -> No
     _core.store(memory, at + _core.LATENCY_SINCE, since_ns)
 
 
-def open_group(change: Change, rings: Rings, topic: TopicEntry, name: str) -> ConsumerEntry:
-    """The group of that name, created if need be with a work ring for every live publisher."""
+def open_group(
+    change: Change, rings: Rings, topic: TopicEntry, name: str, expires_ns: int | None = None
+) -> ConsumerEntry:
+    """The group of that name, created if need be with a work ring for every live publisher.
+
+    One that was removed comes back with its totals. `expires_ns` None leaves what a group has; the last one to say
+    something else is right.
+    """
     document = change.document
     groups = [c for c in document.consumers if c.kind == "group"]
     for group in groups:
-        if group.topic == topic.index and group.name == name:
+        if group.topic == topic.index and group.name == name and group.state == "active":
+            if expires_ns is not None and expires_ns != group.expires_ns:
+                group.expires_ns = expires_ns
+                change.commit()
             return group
     slot = _lowest_free((g.slot for g in groups), _core.MAX_GROUPS, "groups")
     group = _new_consumer(change, topic, "group", name, slot)
+    _take_totals(document, group)
     group.state = "active"
+    group.expires_ns, group.idle_since_ns = expires_ns or 0, time.monotonic_ns()
     _begin_latency(change, group, 0)
     active = {p.id: p for p in document.publishers if p.topic == topic.index and p.state == "active"}
     capacities = {r.publisher: r.capacity for r in document.rings if r.group == 0}
@@ -198,7 +216,9 @@ def open_group(change: Change, rings: Rings, topic: TopicEntry, name: str) -> Co
     return group
 
 
-def open_worker(change: Change, group: ConsumerEntry, participant: int, name: str | None) -> WorkerEntry:
+def open_worker(
+    change: Change, group: ConsumerEntry, participant: int, name: str | None, ack_within_ns: int = 0
+) -> WorkerEntry:
     """Enter a worker of a group, under a generation that its slot has not had."""
     document = change.document
     slot = _lowest_free(
@@ -210,10 +230,17 @@ def open_worker(change: Change, group: ConsumerEntry, participant: int, name: st
     generation = group.generations.get(slot, 0) % 0xFFFF + 1
     group.generations = {**group.generations, slot: generation}
     worker = WorkerEntry(
-        id=document.new_id(), group=group.id, slot=slot, generation=generation, participant=participant, name=name or ""
+        id=document.new_id(),
+        group=group.id,
+        slot=slot,
+        generation=generation,
+        participant=participant,
+        name=name or "",
+        ack_within_ns=ack_within_ns,
     )
     worker.name = name or f"worker-{worker.id}"
     document.workers.append(worker)
+    group.idle_since_ns = 0
     clear_worker_bits(change, group, slot)
     change.commit(entering=True)
     reach("worker.committed")

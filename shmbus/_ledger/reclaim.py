@@ -16,7 +16,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from shmbus import _core
-from shmbus._ledger import departures, topics
+from shmbus._ledger import departures, groups, topics
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._shm import schemas, segment, waker
 from shmbus._shm.failpoint import reach
@@ -68,6 +68,11 @@ def dead_participants(document: Document, lives: Lives) -> list[Participant]:
 def repair(change: Change, rings: Rings) -> None:
     """After a death under the lock: remove the segments that the document does not know, and finish what was begun."""
     document = change.document
+    groups.finish_all(change, rings)
+    for entry in document.rings:
+        if entry.group:
+            with unless_unreadable(entry):
+                rings.work(entry).reclaim(0, 0)  # nobody's generation: the hints, which the dead may not have lowered
     orphans = rings.remove_orphans({r.id for r in document.rings})
     orphans += segment.remove_temporaries(change.registry.prefix)
     orphans += schemas.remove_orphans(change.registry.prefix, {t.id for t in document.topics})

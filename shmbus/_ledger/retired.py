@@ -80,7 +80,7 @@ def _look_at_work(found: Leftovers, rings: Rings, queue: list[RingEntry], patien
         with unless_unreadable(entry):
             ring = rings.work(entry)
             terms = ring.terms()
-            depth, unclaimed = terms["depth"], terms["depth"] - terms["claimed"]
+            depth, unclaimed = terms["depth"], terms["depth"] - terms["claimed"] - terms["delayed"]
             if depth and ring.slack() > entry.capacity // _LOOSE:
                 found.loose.append(entry)
         left += unclaimed > 0  # of what is claimed others may be done with younger rings

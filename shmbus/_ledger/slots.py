@@ -40,6 +40,7 @@ _DIRECTORY: Final = _PART.size * (1 + _core.MAX_TOPICS)
 _LOSS: Final = 384  # bytes of a loss entry at most: three names of 64, six numbers of nine, the names of its fields
 _GIVEN_UP: Final = 112  # bytes of what is told of one ring at most: a name of 64, four numbers of nine
 _TOTALS: Final = 7 * 8  # bytes by which seven numbers can grow
+_IDLE: Final = 8  # bytes by which a group grows when its last worker leaves
 _STATE: Final = 8  # bytes by which a state, or a name that becomes `(departed)`, can grow
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -53,7 +54,8 @@ def reserve(document: Document) -> int:
     growing = len(document.consumers) + len(document.closed)
     changing = len(document.participants) + len(document.publishers) + len(document.rings) + growing
     told = MAX_GIVEN_UP * sum(c.mode == "lossy" for c in document.consumers)
-    return MAX_LOSSES * _LOSS + told * _GIVEN_UP + growing * _TOTALS + changing * _STATE
+    groups = sum(c.kind == "group" for c in document.consumers)
+    return MAX_LOSSES * _LOSS + told * _GIVEN_UP + growing * _TOTALS + changing * _STATE + groups * _IDLE
 
 
 def encode(document: Document) -> bytes:

@@ -76,27 +76,36 @@ static claim claim_of(unsigned long long sequence, unsigned long long claim_word
     return (claim){.word = claim_word, .record = {.sequence = sequence}};
 }
 
+/* Gives back a claim: at once, or after `delay_ns`. 1, 0 if it is not ours any more, -1. */
+static int settle_back(Claimer *self, Ring *ring, const claim *c, uint64_t delay_ns, bool unseen) {
+    bool first = false;
+    int status = delay_ns ? work_delay(&ring->view, c, monotonic_ns() + delay_ns, unseen, &first)
+                          : work_give_back(&ring->view, c, unseen);
+    if (status != RING_OK)
+        return 0;
+    return (first ? claims_wake_all(self) : claims_pass_on(self)) < 0 ? -1 : 1;
+}
+
 static int settle_claim(Claimer *self, Ring *ring, const claim *c, int how) {
+    ring_header *h = ring->view.header;
     claim probe = *c;
     if (work_read(&ring->view, &probe) == RING_LOST)
         return 0;
-    if (how == HOW_REJECT || how == HOW_UNDECODABLE)
-        work_count_loss(&ring->view, how == HOW_REJECT, c->record.sequence, realtime_ns());
-    int status = how == HOW_NACK ? work_give_back(&ring->view, c) : work_done(&ring->view, c);
-    if (status != RING_OK)
+    if (how != HOW_ACK)
+        work_count_loss(how == HOW_REJECT ? &h->rejected : &h->undecodable, c->record.sequence, realtime_ns());
+    if (work_done(&ring->view, c) != RING_OK)
         return 0;
-    if (how == HOW_NACK)
-        return claims_pass_on(self) < 0 ? -1 : 1;
     ring->acked++;
     return claims_settle(self, ring, false) < 0 ? -1 : 1;
 }
 
-/* _settle(ring_id, sequence, word, how): false if the claim is not ours any more. From any thread. */
+/* _settle(ring_id, sequence, word, how, delay_ns=0, unseen=False): false if the claim is not ours any more. From any
+ * thread. `unseen`: what is given back was handed to nobody, and costs no attempt. */
 static PyObject *claimer_settle(PyObject *object, PyObject *args) {
     Claimer *self = (Claimer *)object;
-    unsigned long long ring_id, sequence, claim_word;
-    int how;
-    if (!PyArg_ParseTuple(args, "KKKi:_settle", &ring_id, &sequence, &claim_word, &how) ||
+    unsigned long long ring_id, sequence, claim_word, delay_ns = 0;
+    int how, unseen = 0;
+    if (!PyArg_ParseTuple(args, "KKKi|Kp:_settle", &ring_id, &sequence, &claim_word, &how, &delay_ns, &unseen) ||
         guard_enter_inside(&self->base.guard, "worker") < 0)
         return NULL;
     source *s = claims_source(self, ring_id);
@@ -104,7 +113,7 @@ static PyObject *claimer_settle(PyObject *object, PyObject *args) {
     if (s) {
         Ring *ring = (Ring *)Py_NewRef((PyObject *)s->ring);
         claim c = claim_of(sequence, claim_word);
-        status = settle_claim(self, ring, &c, how);
+        status = how == HOW_NACK ? settle_back(self, ring, &c, delay_ns, unseen) : settle_claim(self, ring, &c, how);
         Py_DECREF((PyObject *)ring);
     }
     return guard_leave(&self->base.guard, object, status < 0 ? NULL : PyBool_FromLong(status));
@@ -119,7 +128,7 @@ static PyObject *claimer_give_back(PyObject *object, PyObject *args) {
     source *s = claims_source(self, ring_id);
     if (s && self->base.guard.fork_generation == fork_generation) {
         claim c = claim_of(sequence, claim_word);
-        work_give_back(&s->ring->view, &c);
+        work_give_back(&s->ring->view, &c, false);
     }
     Py_RETURN_NONE;
 }
@@ -136,7 +145,12 @@ static PyObject *claimer_payload(PyObject *object, PyObject *args) {
     if (!s || work_read(&s->ring->view, &c) != RING_OK)
         Py_RETURN_NONE;
     uint64_t padded = (c.record.headers + 7u) & ~(uint64_t)7;
-    return PyBytes_FromStringAndSize((const char *)c.record.body + padded, (Py_ssize_t)(c.record.length - padded));
+    PyObject *payload =
+        PyBytes_FromStringAndSize((const char *)c.record.body + padded, (Py_ssize_t)(c.record.length - padded));
+    if (!payload || work_read(&s->ring->view, &c) == RING_OK)
+        return payload;
+    Py_DECREF(payload); /* others took the claim meanwhile: it may be of another record */
+    Py_RETURN_NONE;
 }
 
 /* ack(): acks what this thread or task was handed, and what those were that have ended, without asking for more. */
@@ -214,23 +228,26 @@ static PyObject *take_message(Receiver *base) {
 
 static bool ready(Receiver *base) { return claims_ready((Claimer *)base) || receiver_stale(base); }
 
+static uint64_t due(Receiver *base) { return claims_due((Claimer *)base); }
+
 static int end(Receiver *base) { return claims_end((Claimer *)base); }
 
 static int pass_on(Receiver *base) { return claims_pass_on((Claimer *)base); }
 
 static void drop_all(Receiver *base) { claims_drop_all((Claimer *)base); }
 
-static const receiver_kind kind = {"worker", prepare, take, take_message, ready, end, pass_on, drop_all};
+static const receiver_kind kind = {"worker", prepare, take, take_message, ready, due, end, pass_on, drop_all};
 
 static int claimer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"segment",    "topic",       "decode",   "group", "owner",
-                            "generation", "max_deliver", "prefetch", NULL};
+    static char *names[] = {"segment",    "topic",       "decode",   "group",   "owner",
+                            "generation", "max_deliver", "prefetch", "expires", NULL};
     Claimer *self = (Claimer *)object;
     PyObject *segment, *decode;
     unsigned topic, group, generation, max_deliver, prefetch;
     unsigned long owner;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOIkIII", names, &segment, &topic, &decode, &group, &owner,
-                                     &generation, &max_deliver, &prefetch))
+    int expires = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOIkIII|p", names, &segment, &topic, &decode, &group, &owner,
+                                     &generation, &max_deliver, &prefetch, &expires))
         return -1;
     if (owner >= MAX_WORKERS || group >= MAX_GROUPS || !prefetch) {
         PyErr_Format(PyExc_ValueError, "no group line %u or worker slot %lu, or nothing to prefetch: prefetch=%u",
@@ -245,6 +262,7 @@ static int claimer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     self->generation = generation;
     self->max_deliver = max_deliver;
     self->prefetch = prefetch;
+    self->expires = expires;
     return 0;
 }
 

@@ -27,6 +27,9 @@ typedef struct Claimer {
     Py_ssize_t retired; /* of them, at the front and in the order of their ids: claimed from first */
     Py_ssize_t more;    /* true: there are retired rings that are not among them yet */
     unsigned owner, generation, max_deliver, prefetch;
+    bool expires;        /* others may take a claim that is held for too long: nothing is decoded in place */
+    unsigned char *copy; /* of the record at `held[handed]`, then */
+    uint64_t copy_size;
     group_line *line;
     wakers siblings;
     held *held; /* [handed, held_count): claimed ahead; changed by the call that takes events alone */
@@ -49,7 +52,9 @@ void claims_hand_out(Claimer *self);
 int claims_end(Claimer *self);
 int claims_next(Claimer *self);
 int claims_pass_on(Claimer *self);
+int claims_wake_all(Claimer *self);
 bool claims_ready(const Claimer *self);
+uint64_t claims_due(const Claimer *self);
 PyObject *claims_decode(Claimer *self);
 void claims_take_off(Claimer *self);
 

@@ -42,16 +42,16 @@ Py_ssize_t claims_retired_left(const Claimer *self) {
     return left;
 }
 
-static void give_back(const Claimer *self, const held *h) {
+static void give_back(const Claimer *self, const held *h, bool unseen) {
     if (self->base.guard.fork_generation == fork_generation)
-        work_give_back(&h->ring->view, &h->claim); /* what was reclaimed meanwhile is no longer ours to give */
+        work_give_back(&h->ring->view, &h->claim, unseen); /* what was reclaimed meanwhile is no longer ours to give */
 }
 
-/* Gives back what was claimed ahead, and handed to nobody. */
+/* Gives back what was claimed ahead, and handed to nobody: that has cost no attempt. */
 static void give_back_ahead(Claimer *self) {
     while (self->handed < self->held_count) {
         held h = self->held[self->handed++];
-        give_back(self, &h);
+        give_back(self, &h, true);
         Py_DECREF((PyObject *)h.ring);
     }
 }
@@ -63,7 +63,7 @@ static void give_back_out(Claimer *self) {
     self->out = NULL;
     self->out_count = self->out_size = 0;
     for (Py_ssize_t i = 0; i < count; i++) {
-        give_back(self, &out[i].held);
+        give_back(self, &out[i].held, false);
         asker_drop(&out[i].by);
         Py_DECREF((PyObject *)out[i].held.ring);
     }
@@ -77,9 +77,12 @@ void claims_drop_all(Claimer *self) {
         claims_drop_source(self, self->count - 1);
     PyMem_Free(self->sources);
     PyMem_Free(self->held);
+    PyMem_Free(self->copy);
     wakers_clear(&self->siblings);
     self->sources = NULL;
     self->held = NULL;
+    self->copy = NULL;
+    self->copy_size = 0;
     self->held_size = self->held_count = self->handed = 0;
 }
 
@@ -102,7 +105,7 @@ int claims_settle(Claimer *self, Ring *ring, bool dry) {
 }
 
 static int lost(uint64_t sequence) {
-    PyErr_Format(ReclaimedError, "event %llu was given to another worker: this one was taken for dead",
+    PyErr_Format(ReclaimedError, "event %llu was given to another worker: this one was taken for dead, or was too slow",
                  (unsigned long long)sequence);
     return -1;
 }
@@ -190,6 +193,8 @@ static int held_room(Claimer *self) {
 /* Claims up to `prefetch` records from one source: how many, or -1. */
 static int claim_from(Claimer *self, source *s) {
     unsigned got = 0, vain = 0;
+    if (work_delayed(&s->ring->view) && work_promote(&s->ring->view, monotonic_ns()) == RING_CORRUPT)
+        return corrupt(s->ring, "gate and tail cannot be");
     while (got < self->prefetch && work_ready(&s->ring->view)) {
         if (held_room(self) < 0)
             return -1;
@@ -208,10 +213,23 @@ static int claim_from(Claimer *self, source *s) {
 }
 
 bool claims_ready(const Claimer *self) {
-    for (Py_ssize_t i = 0; i < self->count; i++)
-        if (work_ready(&self->sources[i].ring->view))
+    for (Py_ssize_t i = 0; i < self->count; i++) {
+        const ring_view *view = &self->sources[i].ring->view;
+        if (work_ready(view) || (work_delayed(view) && work_is_due(work_due(view), monotonic_ns())))
             return true;
+    }
     return self->more; /* in a ring that we do not have yet */
+}
+
+/* When a delayed event is due, UINT64_MAX: none is. */
+uint64_t claims_due(const Claimer *self) {
+    uint64_t first = UINT64_MAX;
+    for (Py_ssize_t i = 0; i < self->count; i++) {
+        uint64_t due = work_due(&self->sources[i].ring->view); /* SYNC due */
+        if (due && due < first)
+            first = due;
+    }
+    return first;
 }
 
 /* A publisher wakes a worker for the first event of a backlog only. Every claim wakes one for the next (SYNC chain), and so
@@ -224,6 +242,13 @@ int claims_pass_on(Claimer *self) {
         return 0;
     return wakers_wake((PyObject *)self, &self->siblings, self->line->parked, self->line->awaiting, MAX_WORKERS / 64,
                        1);
+}
+
+/* A delayed event is due before those that the others know of: each of them looks, and sleeps again, no longer than until
+ * then (SYNC due). */
+int claims_wake_all(Claimer *self) {
+    return wakers_wake((PyObject *)self, &self->siblings, self->line->parked, self->line->awaiting, MAX_WORKERS / 64,
+                       MAX_WORKERS);
 }
 
 /* Claims from the rings whose publishers are gone, the oldest first: as claim_some, 2 to start again with more of them.
@@ -297,12 +322,40 @@ static int pass_on(Claimer *self, const char *hook, PyObject *error) {
     return result ? 0 : -1;
 }
 
+/* Copies the record at `held[handed]`, whose memory may be another record's once the claim is: 1, 0 if it is lost, -1. */
+static int copy_next(Claimer *self) {
+    held *h = &self->held[self->handed];
+    if (work_read(&h->ring->view, &h->claim) != RING_OK)
+        return 0;
+    uint64_t needed = (h->claim.record.length + 7) & ~(uint64_t)7;
+    if (needed > self->copy_size) {
+        unsigned char *grown = PyMem_Realloc(self->copy, needed);
+        if (!grown) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        self->copy = grown;
+        self->copy_size = needed;
+    }
+    if (work_copy(&h->ring->view, &h->claim, self->copy) != RING_OK)
+        return 0;
+    h->claim.record.body = self->copy;
+    return 1;
+}
+
 /* The next claim that is to be handed out, at `held[handed]`: 1, 0 when there is nothing, -1. */
 int claims_next(Claimer *self) {
     for (;;) {
         int status = claim_some(self);
-        if (status <= 0 || self->held[self->handed].claim.attempt <= self->max_deliver)
+        if (status <= 0)
             return status;
+        if (self->held[self->handed].claim.attempt <= self->max_deliver) {
+            int copied = self->expires ? copy_next(self) : 1;
+            if (copied)
+                return copied;
+            claims_take_off(self); /* it was claimed ahead, and others have it now */
+            continue;
+        }
         if (pass_on(self, "_exhausted", NULL) < 0)
             return -1;
     }
@@ -313,7 +366,9 @@ PyObject *claims_decode(Claimer *self) {
     const record *r = &self->held[self->handed].claim.record;
     uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
     PyObject *event = window_decode(&self->base.window, self->base.decode, r->body + padded, r->length - padded,
-                                    (PyObject *)self->held[self->handed].ring, NULL);
+                                    (PyObject *)self->held[self->handed].ring, self->expires ? &self->copy : NULL);
+    if (!self->copy)
+        self->copy_size = 0;
     if (event || !PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
         return event;
     PyObject *error = error_take();

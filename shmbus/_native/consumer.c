@@ -330,12 +330,17 @@ static bool ready(Receiver *base) {
     return self->more || receiver_stale(base);
 }
 
+static uint64_t due(Receiver *base) {
+    (void)base;
+    return UINT64_MAX;
+}
+
 static int pass_on(Receiver *base) { /* nobody else can take what is ours */
     (void)base;
     return 0;
 }
 
-static const receiver_kind kind = {"subscriber", prepare, take, take_message, ready, end, pass_on, drop_all};
+static const receiver_kind kind = {"subscriber", prepare, take, take_message, ready, due, end, pass_on, drop_all};
 
 static int consumer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"segment", "topic", "decode", NULL};

@@ -1,7 +1,7 @@
 /* Layout of all segments: the one place that knows an offset. Python reads the constants from _core.
  *
  * Layout      A bus segment (header, topic lines, group lines, consumer lines, latency lines, two document slots), and ring
- *             segments: broadcast (header, cursor slots, records) and work (header, descriptors, records).
+ *             segments: broadcast (header, cursor slots, records) and work (header, descriptors, notes, records).
  * Writers     Each word names its writer below: P the publisher, S one subscriber, W any worker by CAS, V the
  *             supervisor, L whoever holds the bus lock.
  * Invariants  Sizes and offsets are ABI: LAYOUT_VERSION changes with any of them.
@@ -171,15 +171,17 @@ typedef struct ring_header {
     word unrouted;         /* 232  P  events published while nobody was there */
     word reserved3[2];
 
-    word next; /* 256  W  CAS; hint {sequence 48, tag 16}: where to look for READY first */
-    word reserved4[7];
+    word next; /* 256  W  CAS; hint {tag 16, sequence 48}: where to look for READY first */
+    word due;  /* 264  W  CAS; hint {tag 16, ticks 48}: not above the first DELAYED record's due time; ticks 0: none */
+    word reserved4[6];
 
     word gate; /* 320  W  CAS; first sequence that is not DONE: SYNC gate */
     word reserved5[7];
 
     loss_record rejected; /* 384  W  count: add before DONE; it splits `delivered`, never enters a sum. The rest is */
     loss_record undecodable; /* 424  W  advisory: two workers at once may mix it */
-    word reserved6[6];
+    loss_record abandoned;   /* 464  L  what a group was owed that is removed */
+    word reserved6;
 } ring_header;
 
 typedef struct loss_pair {
@@ -210,11 +212,14 @@ typedef struct cursor_slot {
  *
  *   claim:  63        39 38   36 35          24 23        16 15               0
  *           +-----------+-------+--------------+------------+------------------+
- *           | lap 25    |state 3| attempt 12   | owner 8    | owner generation |
+ *           | lap 25    |state 3| attempt 12   | owner 8    | owner generation |   CLAIMED, DONE
  *           +-----------+-------+--------------+------------+------------------+
+ *           | lap 25    |state 3| attempt 12   | 0 12          | spared 12     |   READY, DELAYED
+ *           +-----------+-------+--------------+---------------+---------------+
  *
- * `lap` is `sequence / slots`: a worker that slept through a lap fails its CAS. `attempt` only grows within a lap, so no
- * word ever comes back. */
+ * `lap` is `sequence / slots`: a worker that slept through a lap fails its CAS. `attempt` counts claims and only grows
+ * within a lap, so no word ever comes back. `spared` is how many of them were given back before anybody saw the event;
+ * what is told as an attempt is the difference. */
 typedef struct descriptor {
     word position; /*  0  P  before the claim word */
     word claim;    /*  8  P at first (release: SYNC claim), then W and L by CAS */
@@ -224,7 +229,20 @@ typedef struct descriptor {
 #define CLAIM_READY 1u
 #define CLAIM_CLAIMED 2u
 #define CLAIM_DONE 3u
+#define CLAIM_DELAYED 4u
 #define MAX_ATTEMPT 4095u
+
+/* Beside each descriptor, in a table of their own behind them all, stand the words that hardly any event needs.
+ *
+ *   spared:  lap 52 (whole), spared 12    while it is CLAIMED, for the claim word has no room for it then; only grows
+ *   due:     attempt 12, ticks 52         when it may be READY again; of the DELAYED word with that attempt, or of none */
+typedef struct note {
+    word spared; /*  0  W  CAS, before the claim: SYNC spared */
+    word due;    /*  8  W  CAS, before the word is DELAYED: SYNC due */
+} note;
+
+#define TICK_BITS 13 /* a tick is 8,192 ns of CLOCK_MONOTONIC: 48 bits of them last for 73 years */
+#define MAX_DELAY_NS (7 * 86400 * 1000000000ull) /* a due time further ahead is none: nobody wrote it on this clock */
 
 typedef struct broadcast_segment {
     ring_header header;
@@ -234,6 +252,7 @@ typedef struct broadcast_segment {
 } broadcast_segment;
 
 #define WORK_DESCRIPTORS(capacity) ((capacity) / 64) /* a record of 64 bytes fills both tables at once */
+#define WORK_TABLES(capacity) (WORK_DESCRIPTORS(capacity) * (sizeof(descriptor) + sizeof(note)))
 
 _Static_assert(offsetof(bus_header, version) == LINE, "layout is ABI");
 _Static_assert(sizeof(topic_line) == LINE && sizeof(group_line) == LINE && sizeof(consumer_line) == LINE,
@@ -245,10 +264,11 @@ _Static_assert(sizeof(document_slot) == DOCUMENT_BYTES, "layout is ABI");
 _Static_assert(offsetof(ring_header, tail) == 64 && offsetof(ring_header, gate_version) == 128, "layout is ABI");
 _Static_assert(offsetof(ring_header, refused) == 192 && offsetof(ring_header, next) == 256, "layout is ABI");
 _Static_assert(offsetof(ring_header, gate) == 320 && offsetof(ring_header, rejected) == 384, "layout is ABI");
+_Static_assert(offsetof(ring_header, due) == 264 && offsetof(ring_header, abandoned) == 464, "layout is ABI");
 _Static_assert(sizeof(ring_header) == 512, "layout is ABI");
 _Static_assert(offsetof(cursor_slot, losses) == 128 && sizeof(cursor_slot) == 320, "layout is ABI");
 _Static_assert(sizeof(broadcast_segment) % PAGE == 0, "records begin on a page");
 _Static_assert(sizeof(lives_file) == PAGE, "layout is ABI");
-_Static_assert(sizeof(descriptor) == 16, "layout is ABI");
+_Static_assert(sizeof(descriptor) == 16 && sizeof(note) == 16, "layout is ABI");
 
 #endif

@@ -13,6 +13,7 @@ static int add_constants(PyObject *module) {
         {"MAX_WORKERS", MAX_WORKERS},
         {"MAX_CONSUMERS", MAX_CONSUMERS},
         {"MAX_ATTEMPT", MAX_ATTEMPT},
+        {"MAX_DELAY_NS", (long long)MAX_DELAY_NS},
         {"MAX_HEADERS", MAX_HEADERS},
         {"MIN_CAPACITY", MIN_CAPACITY},
         {"MAX_CAPACITY", MAX_CAPACITY},

@@ -328,6 +328,14 @@ static PyObject *receiver_ready(PyObject *object, PyObject *unused) {
     return receiver_check(self) < 0 ? NULL : PyBool_FromLong(self->kind->ready(self));
 }
 
+/* _due(): seconds until something will be there that is delayed, however many; at most those of a sleep. */
+static PyObject *receiver_due(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Receiver *self = (Receiver *)object;
+    uint64_t due = self->kind ? self->kind->due(self) : UINT64_MAX, now = monotonic_ns(); /* closed: no sources */
+    return PyFloat_FromDouble(due > now ? (double)(due - now) / 1e9 : 0.0);
+}
+
 static PyObject *receiver_seen_epoch(PyObject *object, PyObject *unused) {
     (void)unused;
     Receiver *self = (Receiver *)object;
@@ -406,6 +414,7 @@ static PyMethodDef methods[] = {
     {"_bind", wait_bind, METH_VARARGS, NULL},
     {"_pass_on", receiver_pass_on, METH_NOARGS, NULL},
     {"_ready", receiver_ready, METH_NOARGS, NULL},
+    {"_due", receiver_due, METH_NOARGS, NULL},
     {"_sample_into", receiver_sample_into, METH_O, NULL},
     {"_seen_epoch", receiver_seen_epoch, METH_NOARGS, NULL},
     {"_cancel", receiver_cancel, METH_NOARGS, NULL},

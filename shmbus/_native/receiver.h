@@ -28,6 +28,7 @@ typedef struct receiver_kind {
     receiver_take take;           /* an event */
     receiver_take take_message;   /* the tuple of which a Message is made */
     bool (*ready)(Receiver *);    /* something may be there; called without the GIL */
+    uint64_t (*due)(Receiver *);  /* CLOCK_MONOTONIC when something will be, UINT64_MAX; called without the GIL */
     int (*end)(Receiver *);       /* nothing more will be asked for: a worker gives back what it claimed ahead */
     int (*pass_on)(Receiver *);   /* a wake-up that may have been ours is another one's */
     void (*drop_all)(Receiver *); /* let go of rings and memory */

@@ -148,14 +148,18 @@ void work_trim(const ring_view *view) {
     STORE_RELAXED(&view->header->intent, LOAD_RELAXED(&view->header->intent) + work_slack(view));
 }
 
-/* Pages without a record that is not DONE, and without a descriptor that was ever used: a hint may lie below the gate. */
+/* Pages without a record that is not DONE, or its note, and without a descriptor that was ever used: a hint may lie below
+ * the gate. */
 unsigned work_spare(const ring_view *view, span *out) {
     spans s = {out, 0};
     uint64_t first = LOAD_ACQUIRE(&view->header->oldest), tail = LOAD_ACQUIRE(&view->header->tail);
     uint64_t end = LOAD_ACQUIRE(&view->header->position), kept = first_kept(view, end);
+    uint64_t gate = LOAD_SEQ(&view->header->gate), table = view->slots * sizeof(descriptor);
     if (tail - first < view->slots)
-        add_wrapped(&s, PAGE, view->slots * sizeof(descriptor), tail * sizeof(descriptor),
-                    (view->slots - (tail - first)) * sizeof(descriptor));
+        add_wrapped(&s, PAGE, table, tail * sizeof(descriptor), (view->slots - (tail - first)) * sizeof(descriptor));
+    if (gate <= tail && tail - gate < view->slots)
+        add_wrapped(&s, PAGE + table, view->slots * sizeof(note), tail * sizeof(note),
+                    (view->slots - (tail - gate)) * sizeof(note));
     if (kept <= end && end - kept <= view->capacity)
         add_wrapped(&s, records_at(view), view->capacity, end, view->capacity - (end - kept));
     return s.count;

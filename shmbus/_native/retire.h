@@ -6,7 +6,7 @@
  * Writers     The lock holder writes oldest and intent, in place of the publisher; `attached` changes by CAS beside the
  *             reader that opens the ring.
  * Invariants  R1  every page that a member may still look at stays: its slot, the records from `oldest` to the frontier,
- *                 the descriptors that were ever used, the records from the gate on.
+ *                 the descriptors that were ever used, the records and notes from the gate on.
  *             R2  a reader has opened its slot, or the slot was given up: never both.
  * Crash order oldest, intent, pages: a death in between leaves pages that go at the next attempt. A slot is given up
  *             before the document has it: a death in between leaves a ring whose reader does not come, until the next

@@ -45,7 +45,7 @@ int ring_open(ring_view *view, void *base, uint64_t size, uint32_t kind) {
         return RING_CORRUPT;
     uint64_t data = sizeof(broadcast_segment);
     if (kind == RING_WORK)
-        data = page_round(PAGE + WORK_DESCRIPTORS(capacity) * sizeof(descriptor));
+        data = page_round(PAGE + WORK_TABLES(capacity));
     if (slots != (kind == RING_WORK ? WORK_DESCRIPTORS(capacity) : MAX_SUBSCRIBERS) || size < data + capacity)
         return RING_CORRUPT;
     *view = (ring_view){base, (unsigned char *)base + data, capacity, slots};

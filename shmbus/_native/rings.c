@@ -360,7 +360,53 @@ static PyObject *work_held_(PyObject *object, PyObject *args) {
     unsigned owner, generation;
     if (owner_of(args, "kI:held", &owner, &generation) < 0)
         return NULL;
-    return PyLong_FromUnsignedLongLong(work_held(&((Ring *)object)->view, owner, generation));
+    return PyLong_FromUnsignedLongLong(work_held(&((Ring *)object)->view, owner, generation, NULL, 0));
+}
+
+static PyObject *claim_list(const held_claim *claims, uint64_t count) {
+    PyObject *list = PyList_New(0);
+    for (uint64_t i = 0; list && i < count; i++) {
+        PyObject *pair = Py_BuildValue("(KK)", claims[i].sequence, claims[i].word);
+        if (!pair || PyList_Append(list, pair) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(pair);
+    }
+    return list;
+}
+
+static PyObject *work_claims(PyObject *object, PyObject *args) {
+    const ring_view *view = &((Ring *)object)->view;
+    unsigned owner, generation;
+    if (owner_of(args, "kI:claims", &owner, &generation) < 0)
+        return NULL;
+    uint64_t room = work_held(view, owner, generation, NULL, 0);
+    held_claim *claims = PyMem_Malloc(sizeof(held_claim) * (room ? room : 1));
+    if (!claims)
+        return PyErr_NoMemory();
+    uint64_t held = work_held(view, owner, generation, claims, room);
+    PyObject *list = claim_list(claims, held < room ? held : room);
+    PyMem_Free(claims);
+    return list;
+}
+
+static PyObject *work_take_back(PyObject *object, PyObject *args) {
+    unsigned long long sequence, word;
+    if (!PyArg_ParseTuple(args, "KK:take_back", &sequence, &word) || !writable(object))
+        return NULL;
+    claim c = {.word = word, .record = {.sequence = sequence}};
+    return PyBool_FromLong(work_give_back(&((Ring *)object)->view, &c, false) == RING_OK);
+}
+
+static PyObject *work_abandon_(PyObject *object, PyObject *unused) {
+    (void)unused;
+    uint64_t count;
+    if (!writable(object))
+        return NULL;
+    if (work_abandon(&((Ring *)object)->view, realtime_ns(), &count) != RING_OK) {
+        corrupt((Ring *)object, "gate and tail cannot be");
+        return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(count);
 }
 
 static PyObject *work_terms_(PyObject *object, PyObject *unused) {
@@ -370,9 +416,10 @@ static PyObject *work_terms_(PyObject *object, PyObject *unused) {
         corrupt((Ring *)object, "gate and tail cannot be");
         return NULL;
     }
-    return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsK}", "offered", t.offered, "delivered",
-                         t.done - t.rejected - t.undecodable, "depth", t.depth, "claimed", t.claimed, "refused",
-                         t.refused, "rejected", t.rejected, "undecodable", t.undecodable, "oldest_ns", t.oldest_ns,
+    return Py_BuildValue("{sKsKsKsKsKsKsKsKsKsKsKsKsK}", "offered", t.offered, "delivered",
+                         t.done - t.rejected - t.undecodable - t.abandoned, "depth", t.depth, "claimed", t.claimed,
+                         "delayed", t.delayed, "refused", t.refused, "rejected", t.rejected, "undecodable",
+                         t.undecodable, "abandoned", t.abandoned, "oldest_ns", t.oldest_ns, "next", t.first_open,
                          "need", LOAD_ACQUIRE(&((Ring *)object)->view.header->need), "room",
                          work_room(&((Ring *)object)->view));
 }
@@ -380,8 +427,8 @@ static PyObject *work_terms_(PyObject *object, PyObject *unused) {
 static PyObject *work_losses(PyObject *object, PyObject *unused) {
     (void)unused;
     const ring_header *h = ((Ring *)object)->view.header;
-    return Py_BuildValue("{sNsNsN}", "rejected", loss_tuple(&h->rejected), "undecodable", loss_tuple(&h->undecodable),
-                         "refused", refused_losses(h));
+    return Py_BuildValue("{sNsNsNsN}", "rejected", loss_tuple(&h->rejected), "undecodable", loss_tuple(&h->undecodable),
+                         "abandoned", loss_tuple(&h->abandoned), "refused", refused_losses(h));
 }
 
 static PyMethodDef work_methods[] = {
@@ -392,6 +439,10 @@ static PyMethodDef work_methods[] = {
     {"reclaim", work_reclaim_, METH_VARARGS,
      "reclaim(owner, generation): give back what a dead worker held; how many."},
     {"held", work_held_, METH_VARARGS, "held(owner, generation): records that a worker holds."},
+    {"claims", work_claims, METH_VARARGS, "claims(owner, generation): (sequence, word) of each record that it holds."},
+    {"take_back", work_take_back, METH_VARARGS,
+     "take_back(sequence, word): give a claim to others, if it still stands."},
+    {"abandon", work_abandon_, METH_NOARGS, "Make an end of what is left, and count it as abandoned; how many."},
     {"terms", work_terms_, METH_NOARGS, "The group's books on this ring."},
     {"losses", work_losses, METH_NOARGS, "(count, first, last, first_ns, last_ns) by cause."},
     {"release_publisher", release_publisher, METH_NOARGS, "Clear a waiting publisher's flag; true: post."},

@@ -82,10 +82,13 @@ static bool spin(Receiver *self, uint64_t now, uint64_t until) {
 static void park(Receiver *self, uint64_t until) {
     const waiting *w = &self->waiting;
     sem_t *own = w->semaphore.buf;
-    struct timespec end = {.tv_sec = (time_t)(until / SECOND), .tv_nsec = (long)(until % SECOND)};
     while (sem_trywait(own) == 0)
         ;
     OR_SEQ(w->parked, w->bit); /* SYNC park */
+    uint64_t due = self->kind->due(self);
+    if (due < until)
+        until = due;
+    struct timespec end = {.tv_sec = (time_t)(until / SECOND), .tv_nsec = (long)(until % SECOND)};
     if (!self->kind->ready(self) && !ended(self))
         sem_clockwait(own, CLOCK_MONOTONIC, &end); /* posted, interrupted or over: the caller looks in any case */
     AND_SEQ(w->parked, ~w->bit);

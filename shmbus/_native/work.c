@@ -1,33 +1,16 @@
 /* Work ring: see work.h for what must hold, layout.h for the claim word. */
-#include "work.h"
+#include "claim_word.h"
 
 #include <string.h>
 
 /* ---- layout ---- */
 
-#define SEQUENCE_BITS 48 /* of the `next` hint; the rest is its tag */
-#define SEQUENCE_MASK ((1ull << SEQUENCE_BITS) - 1)
-#define LAP_MASK ((1u << 25) - 1)
-#define WORD(lap, state, attempt, owner, generation)                                                                   \
-    ((uint64_t)((lap) & LAP_MASK) << 39 | (uint64_t)(state) << 36 | (uint64_t)(attempt) << 24 |                        \
-     (uint64_t)(owner) << 16 | (uint64_t)((generation) & 0xffff))
-#define LAP_OF(word) ((word) >> 39)
-#define STATE_OF(word) ((unsigned)((word) >> 36) & 7)
-#define ATTEMPT_OF(word) ((unsigned)((word) >> 24) & 0xfff)
-#define HOLDER_OF(word) ((unsigned)(word) & 0xffffff) /* owner slot and generation */
-
 uint64_t work_size(uint64_t capacity) {
     if (!ring_size(capacity))
         return 0;
-    uint64_t table = PAGE + WORK_DESCRIPTORS(capacity) * sizeof(descriptor);
+    uint64_t table = PAGE + WORK_TABLES(capacity);
     return ((table + PAGE - 1) & ~(uint64_t)(PAGE - 1)) + capacity;
 }
-
-static descriptor *descriptor_of(const ring_view *view, uint64_t sequence) {
-    return (descriptor *)((unsigned char *)view->header + PAGE) + (sequence & (view->slots - 1));
-}
-
-static uint64_t lap_of(const ring_view *view, uint64_t sequence) { return (sequence / view->slots) & LAP_MASK; }
 
 /* The segment comes zeroed: every claim word is CLAIM_FREE of lap 0, which nobody claims and no gate passes. */
 int work_format(void *base, uint64_t size, uint64_t capacity, uint64_t ring_id, uint64_t first_sequence,
@@ -139,7 +122,7 @@ bool work_fresh(const ring_view *view, uint64_t first) { return behind(LOAD_SEQ(
 
 /* Lowers the hint to `sequence` where it is above, and changes its tag in any case: a raise that was computed before
  * this line fails its CAS, so a word made READY before the call is never skipped. */
-static void lower_next(const ring_view *view, uint64_t sequence) {
+void work_lower_next(const ring_view *view, uint64_t sequence) {
     uint64_t hint = LOAD_SEQ(&view->header->next), lowered;
     do {
         uint64_t low = behind(hint, sequence) ? hint : sequence;
@@ -163,6 +146,20 @@ int work_read(const ring_view *view, claim *claim) {
     return read_claimed(view, sequence, &claim->record);
 }
 
+/* Copies the body of a claim's record, for a worker whose claim others may take meanwhile: RING_LOST if they did, and what
+ * was copied may be anything. Acquire, so that the look at the claim word stays below: who reads a word of the next lap
+ * sees that the claim is over (SYNC claim, gate). */
+int work_copy(const ring_view *view, const claim *claim, void *into) {
+    const record *r = &claim->record;
+    word *from = (word *)r->body;
+    unsigned char *to = into;
+    for (uint64_t done = 0; done < r->length; done += 8) {
+        uint64_t value = LOAD_ACQUIRE(from++);
+        memcpy(to + done, &value, 8);
+    }
+    return LOAD_RELAXED(&descriptor_of(view, r->sequence)->claim) == claim->word ? RING_OK : RING_LOST;
+}
+
 /* True of a tail that cannot be: the publisher passes the gate by the descriptors that there are, and no further. */
 static bool tail_beyond_gate(const ring_view *view, uint64_t tail) {
     uint64_t gate = LOAD_SEQ(&view->header->gate); /* after the tail: it may have grown since, which only hides */
@@ -175,11 +172,14 @@ static int claim_one(const ring_view *view, uint64_t sequence, uint64_t hint, un
     uint64_t seen = LOAD_ACQUIRE(&d->claim); /* SYNC claim */
     while (STATE_OF(seen) == CLAIM_READY && LAP_OF(seen) == lap_of(view, sequence)) {
         unsigned attempt = ATTEMPT_OF(seen) < MAX_ATTEMPT ? ATTEMPT_OF(seen) + 1 : MAX_ATTEMPT;
+        unsigned spared = SPARED_OF(seen);
+        if (spared)
+            work_keep_spared(view, sequence, spared);
         uint64_t mine = WORD(LAP_OF(seen), CLAIM_CLAIMED, attempt, 0, 0) | holder;
         if (!CAS_SEQ(&d->claim, &seen, mine))
             continue; /* seen is what it is now */
         CAS_SEQ(&view->header->next, &hint, (hint & ~SEQUENCE_MASK) | ((sequence + 1) & SEQUENCE_MASK));
-        *out = (claim){.word = mine, .attempt = attempt};
+        *out = (claim){.word = mine, .attempt = attempt < MAX_ATTEMPT && spared < attempt ? attempt - spared : attempt};
         int status = read_claimed(view, sequence, &out->record);
         if (status != RING_OK)
             out->record.sequence = sequence;
@@ -210,7 +210,7 @@ int work_claim(const ring_view *view, unsigned owner, unsigned generation, claim
 
 /* Moves the gate over DONE words, as far as they go. Whoever makes a word DONE looks at the gate afterwards, so the
  * last of two neighbours moves it over both. */
-static void advance_gate(const ring_view *view) {
+void work_advance_gate(const ring_view *view) {
     uint64_t gate = LOAD_SEQ(&view->header->gate);
     for (;;) {
         uint64_t tail = LOAD_SEQ(&view->header->tail), to = gate;
@@ -229,25 +229,26 @@ static void advance_gate(const ring_view *view) {
 
 int work_done(const ring_view *view, const claim *claim) {
     uint64_t expected = claim->word, sequence = claim->record.sequence;
-    uint64_t done = (expected & ~(7ull << 36)) | (uint64_t)CLAIM_DONE << 36;
+    uint64_t done = IN_STATE(expected, CLAIM_DONE);
     if (!CAS_SEQ(&descriptor_of(view, sequence)->claim, &expected, done)) /* SYNC claim */
         return RING_LOST;
-    advance_gate(view);
+    work_advance_gate(view);
     return RING_OK;
 }
 
-int work_give_back(const ring_view *view, const claim *claim) {
+/* `unseen`: the event was handed to nobody, so that this claim is not to count as an attempt. */
+int work_give_back(const ring_view *view, const claim *claim, bool unseen) {
     uint64_t expected = claim->word, sequence = claim->record.sequence;
-    uint64_t ready = WORD(LAP_OF(expected), CLAIM_READY, ATTEMPT_OF(expected), 0, 0);
+    unsigned attempt = ATTEMPT_OF(expected), spared = work_spared(view, sequence) + unseen;
+    uint64_t ready = WORD(LAP_OF(expected), CLAIM_READY, attempt, 0, spared < attempt ? spared : attempt);
     if (!CAS_SEQ(&descriptor_of(view, sequence)->claim, &expected, ready)) /* SYNC claim */
         return RING_LOST;
-    lower_next(view, sequence);
+    work_lower_next(view, sequence);
     return RING_OK;
 }
 
 /* Before work_done: the counter splits what is done, so that a death in between counts as delivered or not at all. */
-void work_count_loss(const ring_view *view, bool rejected, uint64_t sequence, uint64_t now_ns) {
-    loss_record *loss = rejected ? &view->header->rejected : &view->header->undecodable;
+void work_count_loss(loss_record *loss, uint64_t sequence, uint64_t now_ns) {
     if (!LOAD_RELAXED(&loss->first_ns)) {
         STORE_RELAXED(&loss->first, sequence);
         STORE_RELAXED(&loss->first_ns, now_ns);
@@ -257,40 +258,92 @@ void work_count_loss(const ring_view *view, bool rejected, uint64_t sequence, ui
     ADD_SEQ(&loss->count, 1);
 }
 
-/* ---- reclaim ---- */
+/* ---- what is open ---- */
 
-/* Makes READY what `owner` of `generation` holds, the attempt kept, and lowers `next` in any case, so that a reclaim cut
- * short by another death is simply done again. Only for proven deaths. */
+/* The sequences that may not be DONE. The tail is read first: the gate may have grown since, which only hides; the other
+ * way round a whole lap may come in between, and a sound ring look corrupt. */
+int work_open_range(const ring_view *view, uint64_t *from, uint64_t *to) {
+    uint64_t tail = LOAD_SEQ(&view->header->tail), gate = LOAD_SEQ(&view->header->gate);
+    *from = gate;
+    *to = gate < tail ? tail : gate;
+    return *to - gate > view->slots || (gate > tail && gate > LOAD_SEQ(&view->header->tail)) ? RING_CORRUPT : RING_OK;
+}
+
+static bool holds(const ring_view *view, uint64_t sequence, uint64_t seen, unsigned holder) {
+    return STATE_OF(seen) == CLAIM_CLAIMED && HOLDER_OF(seen) == holder && LAP_OF(seen) == lap_of(view, sequence);
+}
+
+/* Makes READY what `owner` of `generation` holds, the attempt kept, and lowers `next` and `due` in any case, so that a
+ * reclaim cut short by another death is simply done again. Only for proven deaths. */
 int work_reclaim(const ring_view *view, unsigned owner, unsigned generation, uint64_t *count) {
-    uint64_t gate = LOAD_SEQ(&view->header->gate), tail = LOAD_SEQ(&view->header->tail);
     unsigned holder = (owner & 0xff) << 16 | (generation & 0xffff);
+    uint64_t from, to;
     *count = 0;
-    if (gate > tail || tail - gate > view->slots)
+    if (work_open_range(view, &from, &to) != RING_OK)
         return RING_CORRUPT;
-    for (uint64_t sequence = gate; sequence < tail; sequence++) {
+    for (uint64_t sequence = from; sequence < to; sequence++) {
         word *w = &descriptor_of(view, sequence)->claim;
         uint64_t seen = LOAD_ACQUIRE(w);
-        if (STATE_OF(seen) != CLAIM_CLAIMED || HOLDER_OF(seen) != holder || LAP_OF(seen) != lap_of(view, sequence))
+        if (!holds(view, sequence, seen, holder))
             continue;
-        uint64_t ready = WORD(LAP_OF(seen), CLAIM_READY, ATTEMPT_OF(seen), 0, 0);
+        uint64_t ready = WORD(LAP_OF(seen), CLAIM_READY, ATTEMPT_OF(seen), 0, work_spared(view, sequence));
         *count += CAS_SEQ(w, &seen, ready);
     }
-    lower_next(view, gate);
-    advance_gate(view); /* the dead may have acked without moving it */
+    work_lower_next(view, from);
+    work_lower_due(view, 1); /* long over: whoever looks next finds out what is delayed */
+    work_advance_gate(view); /* the dead may have acked without moving it */
     return RING_OK;
 }
 
-uint64_t work_held(const ring_view *view, unsigned owner, unsigned generation) {
-    uint64_t gate = LOAD_SEQ(&view->header->gate), tail = LOAD_SEQ(&view->header->tail), held = 0;
+/* How many records a worker holds; the first `room` of them are told. */
+uint64_t work_held(const ring_view *view, unsigned owner, unsigned generation, held_claim *into, uint64_t room) {
     unsigned holder = (owner & 0xff) << 16 | (generation & 0xffff);
-    for (uint64_t sequence = gate; sequence < tail && sequence - gate < view->slots; sequence++) {
+    uint64_t from, to, held = 0;
+    if (work_open_range(view, &from, &to) != RING_OK)
+        return 0;
+    for (uint64_t sequence = from; sequence < to; sequence++) {
         uint64_t seen = LOAD_ACQUIRE(&descriptor_of(view, sequence)->claim);
-        held += STATE_OF(seen) == CLAIM_CLAIMED && HOLDER_OF(seen) == holder && LAP_OF(seen) == lap_of(view, sequence);
+        if (!holds(view, sequence, seen, holder))
+            continue;
+        if (held < room)
+            into[held] = (held_claim){sequence, seen};
+        held++;
     }
     return held;
 }
 
+/* Nobody is to get what is left: makes DONE all that is not, counts it as abandoned, and moves the gate. Each event is
+ * either acked or abandoned, whichever CAS came first; the counter goes before the word, and is taken back. */
+int work_abandon(const ring_view *view, uint64_t now_ns, uint64_t *count) {
+    loss_record *loss = &view->header->abandoned;
+    uint64_t from, to;
+    *count = 0;
+    if (work_open_range(view, &from, &to) != RING_OK)
+        return RING_CORRUPT;
+    for (uint64_t sequence = from; sequence < to; sequence++) {
+        word *w = &descriptor_of(view, sequence)->claim;
+        uint64_t seen = LOAD_ACQUIRE(w);
+        bool gone = false;
+        while (!gone && STATE_OF(seen) != CLAIM_DONE && LAP_OF(seen) == lap_of(view, sequence)) {
+            work_count_loss(loss, sequence, now_ns);
+            gone = CAS_SEQ(w, &seen, IN_STATE(seen, CLAIM_DONE));
+            if (!gone)
+                ADD_SEQ(&loss->count, UINT64_MAX);
+        }
+        *count += gone;
+    }
+    work_advance_gate(view);
+    return RING_OK;
+}
+
 /* ---- books ---- */
+
+/* What a counter says of what is done, as far as there is some left. */
+static uint64_t part_of(const loss_record *loss, uint64_t *left) {
+    uint64_t count = LOAD_ACQUIRE(&loss->count), part = count < *left ? count : *left;
+    *left -= part;
+    return part;
+}
 
 /* The group's books on this ring. What is done comes from the gate and the claim words above it; the counters split it. */
 int work_terms_of(const ring_view *view, work_terms *out) {
@@ -310,6 +363,7 @@ int work_terms_of(const ring_view *view, work_terms *out) {
             continue;
         }
         out->claimed += STATE_OF(seen) == CLAIM_CLAIMED;
+        out->delayed += STATE_OF(seen) == CLAIM_DELAYED;
         if (out->first_open == tail)
             out->first_open = sequence;
     }
@@ -318,9 +372,10 @@ int work_terms_of(const ring_view *view, work_terms *out) {
         return RING_CORRUPT;
     out->offered = tail - first + out->refused;
     out->depth = tail - first - out->done;
-    uint64_t rejected = LOAD_ACQUIRE(&h->rejected.count), undecodable = LOAD_ACQUIRE(&h->undecodable.count);
-    out->rejected = rejected < out->done ? rejected : out->done;
-    out->undecodable = undecodable < out->done - out->rejected ? undecodable : out->done - out->rejected;
+    uint64_t left = out->done;
+    out->rejected = part_of(&h->rejected, &left);
+    out->undecodable = part_of(&h->undecodable, &left);
+    out->abandoned = part_of(&h->abandoned, &left);
     record r;
     if (out->first_open < tail && read_claimed(view, out->first_open, &r) == RING_OK)
         out->oldest_ns = r.time_ns;

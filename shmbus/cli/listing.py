@@ -21,10 +21,13 @@ def register(commands: _arguments.Commands) -> None:
     """Add `ls` and `rm`."""
     ls = commands.add_parser("ls", help="the buses of this host")
     ls.set_defaults(run=run_ls)
-    rm = commands.add_parser("rm", help="remove a bus that nobody uses")
+    rm = commands.add_parser("rm", help="remove a bus that nobody uses, or a group of it")
     rm.add_argument("buses", metavar="BUS", nargs="+", type=_arguments.bus)
     rm.add_argument(
         "--force", action="store_true", help="even if it is in use or owes events to somebody: they are lost"
+    )
+    rm.add_argument(
+        "--group", metavar="TOPIC/NAME", help="remove this group only, and count what it was owed as abandoned"
     )
     rm.set_defaults(run=run_rm)
 
@@ -57,17 +60,24 @@ def run_ls(arguments: argparse.Namespace) -> int:
 
 
 def run_rm(arguments: argparse.Namespace) -> int:
-    """Remove each bus; one that cannot be removed does not keep the others."""
-    codes = {_remove(name, force=arguments.force) for name in arguments.buses}
+    """Remove each bus, or a group of each; one that cannot be removed does not keep the others."""
+    codes = {_remove(name, arguments.group, force=arguments.force) for name in arguments.buses}
     return next(code for code in (FAILED, NOT_FOUND, OK) if code in codes)
 
 
-def _remove(name: str, *, force: bool) -> int:
+def _remove(name: str, group: str | None, *, force: bool) -> int:
+    owed = 0
     try:
-        inspect.remove(name, force=force)
+        if group is None:
+            inspect.remove(name, force=force)
+        else:
+            owed = inspect.remove_group(name, group, force=force)
     except BusNotFoundError as error:
         return complain(error, NOT_FOUND)
     except (ShmbusError, OSError) as error:
         return complain(error)
-    print(f"removed {name}")
+    if group is None:
+        print(f"removed {name}")
+    else:
+        print(f"removed group {group} of {name}; it was owed {owed} events")
     return OK

@@ -38,8 +38,8 @@ typedef struct scene {
     bounds brief, full;
 } scene;
 
-extern const scene ring_scenes[], join_scenes[], park_scenes[], work_scenes[], chain_scenes[],
-    retire_scenes[]; /* each ends with one without a name */
+extern const scene ring_scenes[], join_scenes[], park_scenes[], work_scenes[], chain_scenes[], retire_scenes[],
+    delay_scenes[]; /* each ends with one without a name */
 
 /* ---- what scenes call ---- */
 

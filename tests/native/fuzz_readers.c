@@ -143,6 +143,11 @@ static void use_work(const ring_view *view, unsigned char *segment, uint64_t siz
     bool writes = work_writer_open(&w, view) == RING_OK;
     claim held[8];
     int claims = 0;
+    bool first;
+    uint64_t now;
+    held_claim seen[4];
+    unsigned char copy[CAPACITY];
+    memcpy(&now, in->script + 8, 8);
     for (int round = 0; round < 3; round++) {
         for (int i = 0; i < EVENTS; i++) {
             claim c;
@@ -155,16 +160,21 @@ static void use_work(const ring_view *view, unsigned char *segment, uint64_t siz
             if (i % 5 == 0 && claims < 8)
                 held[claims++] = c;
             else if (i % 5 == 1)
-                work_give_back(view, &c);
+                work_give_back(view, &c, i & 2);
+            else if (i % 5 == 2)
+                work_delay(view, &c, now, i & 2, &first);
             else
                 work_done(view, &c);
         }
         if (!round)
             disturb(segment, size, in->script);
         for (int i = 0; i < claims; i++) {
-            if (work_read(view, &held[i]) == RING_OK)
+            if (work_read(view, &held[i]) == RING_OK) {
                 touch(held[i].record.body, held[i].record.length);
-            work_count_loss(view, i & 1, held[i].record.sequence, 5);
+                if (work_copy(view, &held[i], copy) == RING_OK)
+                    touch(copy, held[i].record.length);
+            }
+            work_count_loss(i & 1 ? &view->header->rejected : &view->header->undecodable, held[i].record.sequence, 5);
             work_done(view, &held[i]);
         }
         claims = 0;
@@ -173,8 +183,11 @@ static void use_work(const ring_view *view, unsigned char *segment, uint64_t siz
             work_commit(&w);
         }
         work_reclaim(view, in->script[2] & 3, 1, &count);
-        work_held(view, in->script[2] & 3, 1);
+        work_held(view, in->script[2] & 3, 1, seen, 4);
+        work_promote(view, now + MAX_DELAY_NS);
         work_ready(view);
+        if (in->script[2] & 32)
+            work_abandon(view, 5, &count);
         if (work_room(view) > view->capacity)
             fail("more room than capacity");
         if (work_terms_of(view, &terms) == RING_OK && terms.offered != terms.done + terms.depth + terms.refused)

@@ -18,17 +18,29 @@ typedef struct region {
 
 #define FIELD(type, name) {offsetof(type, name), #name}
 
-static const field header_fields[] = {FIELD(ring_header, tail),           FIELD(ring_header, intent),
-                                      FIELD(ring_header, oldest),         FIELD(ring_header, position),
-                                      FIELD(ring_header, gate_version),   FIELD(ring_header, waiting),
-                                      FIELD(ring_header, need),           FIELD(ring_header, members),
-                                      FIELD(ring_header, reliable),       FIELD(ring_header, refused),
-                                      FIELD(ring_header, refused_first),  FIELD(ring_header, refused_last),
-                                      FIELD(ring_header, unrouted),       FIELD(ring_header, next),
-                                      FIELD(ring_header, gate),           FIELD(ring_header, rejected),
-                                      FIELD(ring_header, undecodable),    FIELD(ring_header, capacity),
-                                      FIELD(ring_header, slots),          FIELD(ring_header, refused_first_ns),
-                                      FIELD(ring_header, refused_last_ns)};
+static const field header_fields[] = {FIELD(ring_header, tail),
+                                      FIELD(ring_header, intent),
+                                      FIELD(ring_header, oldest),
+                                      FIELD(ring_header, position),
+                                      FIELD(ring_header, gate_version),
+                                      FIELD(ring_header, waiting),
+                                      FIELD(ring_header, need),
+                                      FIELD(ring_header, members),
+                                      FIELD(ring_header, reliable),
+                                      FIELD(ring_header, refused),
+                                      FIELD(ring_header, refused_first),
+                                      FIELD(ring_header, refused_last),
+                                      FIELD(ring_header, unrouted),
+                                      FIELD(ring_header, next),
+                                      FIELD(ring_header, gate),
+                                      FIELD(ring_header, rejected),
+                                      FIELD(ring_header, undecodable),
+                                      FIELD(ring_header, capacity),
+                                      FIELD(ring_header, slots),
+                                      FIELD(ring_header, refused_first_ns),
+                                      FIELD(ring_header, refused_last_ns),
+                                      FIELD(ring_header, due),
+                                      FIELD(ring_header, abandoned)};
 static const field slot_fields[] = {FIELD(cursor_slot, cursor),        FIELD(cursor_slot, position),
                                     FIELD(cursor_slot, attached),      FIELD(cursor_slot, join_position),
                                     FIELD(cursor_slot, join_sequence), FIELD(cursor_slot, refused_base),
@@ -102,6 +114,10 @@ void name_of(const void *at, char *out, size_t size) {
         snprintf(out, size, "%s.%s", r->label, LOOKUP(header_fields, offset));
     else if (r->kind == RING_BROADCAST)
         name_slot_word(r, offset, out, size);
+    else if (offset >= PAGE + ((const ring_header *)r->base)->slots * sizeof(descriptor))
+        snprintf(out, size, "%s.note[%u].%s", r->label,
+                 (unsigned)((offset - PAGE) / sizeof(note) - ((const ring_header *)r->base)->slots),
+                 (offset - PAGE) % sizeof(note) ? "due" : "spared");
     else
         snprintf(out, size, "%s.descriptor[%u].%s", r->label, (unsigned)((offset - PAGE) / sizeof(descriptor)),
                  (offset - PAGE) % sizeof(descriptor) ? "claim" : "position");

@@ -25,9 +25,10 @@ def work(request: pytest.FixtureRequest) -> MakeWork:
 
 def books(ring: AnyWorkRing, **expected: int) -> None:
     """The terms are the expected ones, and zero where nothing is expected."""
-    zero = dict.fromkeys(("offered", "delivered", "depth", "claimed", "refused", "rejected", "undecodable"), 0)
+    names = ("offered", "delivered", "depth", "claimed", "delayed", "refused", "rejected", "undecodable", "abandoned")
+    zero = dict.fromkeys(names, 0)
     terms = ring.terms()
-    del terms["room"]
+    del terms["room"], terms["next"]
     assert terms == zero | expected
 
 
@@ -145,6 +146,122 @@ def test_reclaim(work: MakeWork) -> None:
     assert ring.ack(alive)
     assert all(ring.ack(claim) for claim in again)
     books(ring, offered=6, depth=2, delivered=4)
+
+
+def test_unseen(work: MakeWork) -> None:
+    """What is given back unseen costs no attempt, whoever claims it next, and whether that one returns it or dies."""
+    ring = work(max_deliver=2)
+    ring.publish(b"a")
+    for _ in range(20):
+        assert ring.give_back(claimed(ring), True)
+    claim = claimed(ring, 3)
+    assert (claim.attempt, claim.failure) == (1, "")
+    assert ring.reclaim(3, 1) == 1
+    assert ring.give_back(claimed(ring), True)
+    assert claimed(ring, 3).attempt == 2
+    assert ring.reclaim(3, 1) == 1
+    assert claimed(ring).failure == "exhausted"
+
+
+def test_unseen_of_another_lap(work: MakeWork) -> None:
+    """What was given back unseen a lap ago says nothing of the record that has its place now."""
+    ring = work()
+    for _ in range(CAPACITY // 64 * 2):
+        ring.publish(b"a")
+        first = claimed(ring)
+        assert (first.attempt, ring.give_back(first)) == (1, True)
+        second = claimed(ring)
+        assert (second.attempt, ring.give_back(second, True)) == (2, True)
+        assert ring.ack(claimed(ring))
+
+
+def test_delay(work: MakeWork) -> None:
+    """A delayed record is depth and nobody's until it is due; then it is first in line, with the next attempt."""
+    ring = work()
+    ring.publish(b"a")
+    ring.publish(b"b")
+    old = claimed(ring)
+    assert ring.delay(old)
+    books(ring, offered=2, depth=2, delayed=1)
+    assert not any(settle(old) for settle in (ring.ack, ring.delay, ring.give_back))
+    other = claimed(ring)
+    assert (other.payload, ring.claim(0)) == (b"b", None)
+    assert ring.reclaim(0, 1) == 1
+    assert claimed(ring, 1).payload == b"b"
+    assert ring.claim(1) is None
+    ring.pass_time()
+    claim = claimed(ring, 1)
+    assert (claim.payload, claim.attempt) == (b"a", 2)
+    assert ring.ack(claim)
+
+
+def test_delay_unseen(work: MakeWork) -> None:
+    """What is delayed unseen costs no attempt either."""
+    ring = work(max_deliver=1)
+    ring.publish(b"a")
+    for _ in range(3):
+        assert ring.delay(claimed(ring), True)
+        assert ring.claim(0) is None
+        ring.pass_time()
+    assert claimed(ring).attempt == 1
+
+
+def test_a_delayed_record_keeps_its_place(work: MakeWork) -> None:
+    """The publisher does not pass a delayed record, and stops at a whole ring behind it."""
+    ring = work()
+    ring.publish(b"a")
+    assert ring.delay(claimed(ring))
+    assert until_full(lambda: ring.publish(b"")) == CAPACITY // 64 - 1
+    ring.pass_time()
+    assert ring.ack(claimed(ring))
+    assert ring.publish(b"")
+
+
+@pytest.mark.parametrize("capacity", [4096, 1 << 14, 1 << 16])
+def test_notes_lie_beside_the_records(capacity: int) -> None:
+    """What is noted of a record, in any place of a ring of any size, changes no record."""
+    ring = WORK["core"](capacity)
+    count = until_full(lambda: ring.publish(b"x" * 40), capacity)
+    held = [claimed(ring) for _ in range(count)]
+    for unseen in (True, False):
+        for claim in held:
+            assert ring.delay(claim, unseen)
+        ring.pass_time()
+        held = [claimed(ring) for _ in range(count)]
+    assert {(claim.attempt, claim.payload) for claim in held} == {(2, b"x" * 40)}
+    assert [claim.sequence for claim in held] == list(range(1, count + 1))
+
+
+def test_take_back(work: MakeWork) -> None:
+    """A claim that is taken back goes to others with the next attempt, and is worth nothing to who had it."""
+    ring = work()
+    ring.publish(b"a")
+    old = claimed(ring, 4)
+    assert (ring.claims(4, 1), ring.claims(4, 2)) == ([1], [])
+    assert ring.take_back(old)
+    assert not ring.take_back(old)
+    assert not ring.ack(old)
+    assert ring.claims(4, 1) == []
+    new = claimed(ring, 5)
+    assert new.attempt == 2
+    assert ring.ack(new)
+
+
+def test_abandon(work: MakeWork) -> None:
+    """Whatever is READY, claimed or delayed is abandoned, counted, and nobody's; what was done stays delivered."""
+    ring = work()
+    for _ in range(5):
+        ring.publish(b"a")
+    assert ring.ack(claimed(ring))
+    held = claimed(ring)
+    assert ring.delay(claimed(ring))
+    assert ring.abandon() == 4
+    assert ring.abandon() == 0
+    books(ring, offered=5, delivered=1, abandoned=4)
+    assert ring.losses()["abandoned"] == (4, 2, 5)
+    assert not ring.ack(held)
+    assert ring.claim(0) is None
+    assert until_full(lambda: ring.publish(b"")) == CAPACITY // 64
 
 
 def test_max_deliver(work: MakeWork) -> None:

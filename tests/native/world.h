@@ -36,7 +36,10 @@ typedef struct watcher { /* a subscriber of one ring, and what it saw */
 typedef struct job { /* one record of the work ring */
     unsigned char holder;
     unsigned char attempt, claims, nacks, done;
-    bool finishing; /* somebody who held it called work_done */
+    unsigned char unseen;    /* claims that were given back so */
+    unsigned char returning; /* of them: those of which only the explorer knows whether the word says so yet */
+    unsigned char due;       /* ticks; nobody may have it before */
+    bool finishing;          /* somebody who held it called work_done */
 } job;
 
 typedef struct workshop { /* a work ring, its publisher, and what became of its records */
@@ -61,6 +64,8 @@ typedef struct world {
     uint64_t target;            /* how far the actors want to come */
     uint64_t raised;            /* times that `waiting` was set and no post answered */
     uint64_t asleep;            /* bit per actor: sleeps and nobody posts */
+    word *clock;                /* ticks */
+    bool contested;             /* a claim may go while it is delayed: then what it is delayed to counts once it is */
     bool opened, lost, settled; /* what became of a slot that was to be given up */
 } world;
 
@@ -97,6 +102,9 @@ void offer_batch(workshop *w, unsigned count);
 bool take_job(workshop *w, unsigned self, claim *out);
 bool finish_job(workshop *w, unsigned self, const claim *claim);
 bool return_job(workshop *w, unsigned self, const claim *claim);
+bool return_unseen(workshop *w, unsigned self, const claim *claim);
+bool delay_job(workshop *w, unsigned self, const claim *claim, unsigned due, bool *first);
+void promote(workshop *w, unsigned self);
 void reclaim(unsigned victim);
 void post(unsigned actor);
 void offer_many(unsigned count);

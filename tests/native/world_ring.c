@@ -44,6 +44,7 @@ void make_lines(void) {
     the.topic = (topic_line *)lines;
     the.group = (group_line *)(lines + LINE);
     the.semaphores = (word *)(lines + 2 * LINE);
+    the.clock = &the.topic->reserved[0];
     name_region(lines, LINE, 0, "topic");
     name_region(lines + LINE, LINE, 0, "group");
     name_region(lines + 2 * LINE, LINE, 0, "semaphore");

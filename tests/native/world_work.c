@@ -102,9 +102,16 @@ static void note_claim(workshop *w, unsigned self, const claim *c) {
     bool losses = anybody_dead() || the.reclaimed;
     if (j->claims > j->nacks && !losses)
         fail("K3: event %llu is delivered twice", (unsigned long long)c->record.sequence);
-    if (c->attempt <= j->attempt || c->attempt > j->attempt + 1u + losses)
-        fail("attempt %u follows attempt %u", c->attempt, j->attempt);
-    j->attempt = (unsigned char)c->attempt;
+    unsigned attempt = (unsigned)(c->word >> 24) & MAX_ATTEMPT, told = attempt - j->unseen;
+    if (attempt <= j->attempt || attempt > j->attempt + 1u + losses)
+        fail("attempt %u follows attempt %u", attempt, j->attempt);
+    if (c->attempt < told || c->attempt > told + j->returning)
+        fail("attempt %u of event %llu is told as %u, %u were unseen", attempt, (unsigned long long)c->record.sequence,
+             c->attempt, j->unseen);
+    if (LOAD_SEQ(the.clock) < j->due)
+        fail("T: event %llu was delayed, and is delivered too soon", (unsigned long long)c->record.sequence);
+    j->due = 0;
+    j->attempt = (unsigned char)attempt;
     j->holder = (unsigned char)self;
     j->claims++;
 }
@@ -140,15 +147,50 @@ bool finish_job(workshop *w, unsigned self, const claim *c) {
     return true;
 }
 
-bool return_job(workshop *w, unsigned self, const claim *c) {
+static job *let_go(workshop *w, unsigned self, const claim *c) {
     job *j = job_of(w, c->record.sequence);
     if (j->holder == self)
         j->holder = NO_HOLDER;
     j->nacks++;
-    bool returned = work_give_back(&w->view, c) == RING_OK;
-    if (!returned && !given_up(self))
+    return j;
+}
+
+static bool returned(unsigned self, const claim *c, int status) {
+    if (status != RING_OK && !given_up(self))
         fail("K1: the claim of actor %u on event %llu went away", self, (unsigned long long)c->record.sequence);
-    return returned;
+    return status == RING_OK;
+}
+
+bool return_job(workshop *w, unsigned self, const claim *c) {
+    let_go(w, self, c);
+    return returned(self, c, work_give_back(&w->view, c, false));
+}
+
+/* Counted before it is done, for others may claim at once. */
+bool return_unseen(workshop *w, unsigned self, const claim *c) {
+    job *j = let_go(w, self, c);
+    j->unseen++;
+    j->returning++;
+    bool done = returned(self, c, work_give_back(&w->view, c, true));
+    if (!done)
+        j->unseen--;
+    j->returning--;
+    return done;
+}
+
+bool delay_job(workshop *w, unsigned self, const claim *c, unsigned due, bool *first) {
+    job *j = let_go(w, self, c);
+    if (!the.contested)
+        j->due = (unsigned char)due;
+    bool done = returned(self, c, work_delay(&w->view, c, (uint64_t)due << TICK_BITS, false, first));
+    if (done)
+        j->due = (unsigned char)due;
+    return done;
+}
+
+void promote(workshop *w, unsigned self) {
+    if (work_promote(&w->view, LOAD_SEQ(the.clock) << TICK_BITS) == RING_CORRUPT)
+        fail("worker %u finds a healthy ring corrupt", self);
 }
 
 static void reclaim_ring(workshop *w, unsigned victim) {
@@ -158,7 +200,7 @@ static void reclaim_ring(workshop *w, unsigned victim) {
             w->jobs[i].holder = NO_HOLDER;
     if (work_reclaim(&w->view, victim, GENERATION, &count) != RING_OK)
         fail("the reclaimer finds a healthy ring corrupt");
-    if (work_held(&w->view, victim, GENERATION) && is_dead(victim))
+    if (work_held(&w->view, victim, GENERATION, NULL, 0) && is_dead(victim))
         fail("K2: a dead worker still holds something after its reclaim");
 }
 
@@ -210,6 +252,18 @@ static void verify_gate(const workshop *w) {
         fail("the gate stays before event %llu, which is done", (unsigned long long)gate);
 }
 
+/* T, once all is quiet and the dead are seen to. */
+static void verify_due(const workshop *w) {
+    uint64_t tail = LOAD_SEQ(&w->view.header->tail), due = work_due(&w->view) >> TICK_BITS;
+    const note *notes = (const note *)((unsigned char *)w->view.header + PAGE + w->view.slots * sizeof(descriptor));
+    for (uint64_t sequence = LOAD_SEQ(&w->view.header->gate); sequence < tail; sequence++) {
+        uint64_t own = LOAD_SEQ(&notes[sequence & (w->view.slots - 1)].due) << 12 >> 12;
+        if (state_of(w, sequence) == CLAIM_DELAYED && (!due || due > own))
+            fail("T: event %llu is due at %llu, and nobody looks before %llu", (unsigned long long)sequence,
+                 (unsigned long long)own, (unsigned long long)due);
+    }
+}
+
 /* What a worker that comes last finds: everything that is not done. */
 static void finish_all(workshop *w) {
     claim c;
@@ -217,6 +271,9 @@ static void finish_all(workshop *w) {
     for (uint64_t sequence = gate; sequence < tail; sequence++)
         if (state_of(w, sequence) == CLAIM_CLAIMED && given_up(w->jobs[sequence - FIRST_SEQUENCE].holder))
             fail("K2: event %llu stays with the dead", (unsigned long long)sequence);
+    verify_due(w);
+    STORE_SEQ(the.clock, 250);
+    promote(w, FRESH_OWNER);
     while (take_job(w, FRESH_OWNER, &c))
         finish_job(w, FRESH_OWNER, &c);
     gate = LOAD_SEQ(&w->view.header->gate);
