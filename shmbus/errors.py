@@ -6,7 +6,7 @@
     ├── SchemaMismatchError (TypeError)   the topic exists with another event type; .difference says where
     ├── LayoutMismatchError               a segment of another layout version, or not of shmbus at all
     ├── CorruptSegmentError               a segment holds a number that cannot be; nothing was read past it
-    ├── EventTypeError (TypeError)        an event of another type than the topic's; nothing was written
+    ├── EventTypeError (TypeError)        an event of another type, or one that cannot be encoded; nothing was written
     ├── EventTooLargeError (ValueError)   an event that the ring can never hold; nothing was written
     ├── NoSpaceError (OSError)            /dev/shm cannot hold the segment; nothing was created
     ├── NoSharedMemoryError (OSError)     /dev/shm is missing, read-only, or no directory
@@ -83,7 +83,16 @@ class CorruptSegmentError(ShmbusError):
 
 
 class EventTypeError(ShmbusError, TypeError):
-    """The event is not of the topic's type; nothing was written."""
+    """The event is not of the topic's type, or holds what its codec cannot write; nothing was written.
+
+    `path` is where in the event, `difference` where its class parts from the topic's, a line each.
+    """
+
+    def __init__(self, message: str, topic: str = "", path: str = "$", difference: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.topic = topic
+        self.path = path
+        self.difference = tuple(difference)
 
 
 class EventTooLargeError(ShmbusError, ValueError):

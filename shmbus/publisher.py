@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, cast
@@ -26,9 +27,11 @@ from shmbus.errors import (
     ConfigError,
     CorruptSegmentError,
     EventTooLargeError,
+    EventTypeError,
     ForkedError,
     Full,
     ReclaimedError,
+    ShmbusError,
 )
 from shmbus.message import encode_headers
 
@@ -84,8 +87,12 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
             codec.encode,
             codec.accepts,
             f"topic {topic.name!r} carries {_words(topic.type)}",
-            codec.encode_into,
+            None if topic.validate else codec.encode_into,  # bytes are decoded faster than a bytearray
+            codec.decode if topic.validate else None,
+            codec.suspects,
+            codec.finite,
         )
+        self._codec: Final = codec
         self._refresh()  # what it may lack, memory say, it lacks now
         self._sleeper = Sleeper(f"{session.prefix}pub-{me.slot}")
         self._tasks = Awaiting(self._sleeper, _nothing, _nothing)  # who waits says so with the need, in every ring
@@ -98,8 +105,8 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
             """Publish one event; returns its sequence in the broadcast ring, None if a consumer had to go without it.
 
             Blocks, drops or raises as `on_full` says when a reliable consumer is a whole ring behind. Raises
-            EventTypeError, EventTooLargeError and what the encoder raises before anything is written; Full,
-            ClosedError, ForkedError, CorruptSegmentError.
+            EventTypeError and EventTooLargeError before anything is written; Full, ClosedError, ForkedError,
+            CorruptSegmentError.
             """
 
     async def apublish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None:
@@ -212,10 +219,51 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
     def _encode_headers(self, headers: dict[str, Any]) -> bytes:
         if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):
             raise ConfigError(f"headers are a dict with str keys: headers={headers!r}")
-        data = encode_headers(headers)
+        try:
+            data = encode_headers(headers)
+        except Exception as error:
+            from shmbus._schema import refusal
+
+            path = refusal.blame(headers, encode_headers, None)
+            raise EventTypeError(
+                f"topic {self.topic.name!r}: headers: {error} - at `{path}`", self.topic.name
+            ) from error
         if len(data) > _core.MAX_HEADERS:
             raise EventTooLargeError(self.topic.name, len(data), _core.MAX_HEADERS)
         return data
+
+    def _foreign(self, event: object) -> weakref.ref[type]:
+        """An event of another class than the topic's: admitted if that is the same definition, in another object."""
+        from shmbus._schema import refusal
+
+        topic, cls = self.topic, type(event)
+        hooks = topic.enc_hook is not None and topic.dec_hook is not None
+        lines = refusal.against(topic.type, cls, topic.codec, hooks=hooks)
+        if not lines:
+            return weakref.ref(cls)
+        carried, got = _words(topic.type), _words(cls)
+        raise EventTypeError(
+            f"topic {topic.name!r} carries {carried}, got {got}: {'; '.join(lines)}", topic.name, difference=lines
+        )
+
+    def _refused(self, event: object, error: Exception) -> None:
+        """What the encoder raised, or the decoder under `validate=True`, with topic and path."""
+        if isinstance(error, ShmbusError | MemoryError):
+            return
+        from shmbus._schema import refusal
+
+        path, message = refusal.where(event, error, self._codec, self.topic.codec)
+        raise EventTypeError(f"topic {self.topic.name!r}: {message}", self.topic.name, path) from error
+
+    def _suspect(self, event: object) -> None:
+        """An event of a JSON topic that may hold NaN, for which msgspec writes null."""
+        from shmbus._schema import refusal
+
+        found = refusal.nonfinite(event, self._codec.enc_hook)
+        if found is not None:
+            raise EventTypeError(
+                f"topic {self.topic.name!r}: JSON has no {found[1]!r} - at `{found[0]}`", self.topic.name, found[0]
+            )
 
     def _too_large(self, size: int, maximum: int) -> NoReturn:
         raise EventTooLargeError(self.topic.name, size, maximum)
@@ -297,7 +345,11 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
 
 
 def _words(type: Any) -> str:
-    return type.__qualname__ if hasattr(type, "__qualname__") else str(type)
+    """A type for a message; a class with its module, for two of one name are what such messages are about."""
+    name = getattr(type, "__qualname__", None)
+    if name is None:
+        return str(type)
+    return name if type.__module__ == "builtins" else f"{type.__module__}.{name}"
 
 
 def _nothing() -> None: ...

@@ -7,9 +7,8 @@ that could be constructed is valid, on whatever path it came to be (call, pickle
 from __future__ import annotations
 
 import builtins
-import dataclasses
 import re
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, NoReturn, TypeVar, final
 
 import msgspec
 
@@ -18,6 +17,8 @@ from shmbus._schema.codec import Codec, codec_for
 from shmbus.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     # The checkers bring it along; unlike type[T] it takes unions and Annotated.
     from typing_extensions import TypeForm
 
@@ -30,8 +31,9 @@ DEFAULT_CAPACITY: Final = 1 << 20
 DEAD_SUFFIX: Final = ".dead"
 _MIN_DEAD_CAPACITY = 1 << 16  # room for the reason and the names beside a small payload
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,47}")
 _NAME_MAX = 48
+_BUS_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")  # it is part of file names
+_TOPIC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _LABEL_MAX = 63  # UTF-8 bytes; an entry of 64 holds it with an end mark
 
 
@@ -55,15 +57,19 @@ class DeadLetter(msgspec.Struct, frozen=True):
     """Bytes that are missing at the end of `payload`, because no ring for dead letters could hold it; 0: none."""
 
 
-def check_name(kind: str, name: str) -> str:
+def check_name(kind: Literal["bus", "topic"], name: str) -> str:
     """Return the name of a bus or topic (`kind` says which) if it is valid.
 
-    Raises `ConfigError` otherwise. Valid is `[a-z0-9][a-z0-9._-]{0,47}`.
+    Raises `ConfigError` otherwise. Valid for a bus is `[a-z0-9][a-z0-9._-]{0,47}`. A topic's name may have
+    capitals, and parts of that form joined by `/`; it too has 48 characters at most.
     """
     if not isinstance(name, str):
         raise ConfigError(f"{kind} name must be a str: name={name!r}")
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"{kind} name must match {_NAME.pattern}: name={name!r}")
+    pattern = _BUS_NAME if kind == "bus" else _TOPIC_NAME
+    if not pattern.fullmatch(name):
+        raise ConfigError(f"{kind} name must match {pattern.pattern}: name={name!r}")
+    if len(name) > _NAME_MAX:
+        raise ConfigError(f"{kind} name must have at most {_NAME_MAX} characters, not {len(name)}: name={name!r}")
     return name
 
 
@@ -85,16 +91,16 @@ def check_label(kind: str, name: str) -> str:
 
 
 @final
-@dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Topic(Generic[T]):
-    """A named, typed stream of events; immutable, comparable, hashable, and picklable where its type is.
+    """A named, typed stream of events; immutable, comparable, hashable, and picklable where its type and hooks are.
 
     `type` is what msgspec can encode and decode (a Struct, dataclass, TypedDict, builtin, union of tagged
     Structs, ...), or `bytes` for raw payloads. `capacity` is the size of each ring in bytes: a power of two
     from 4096 to 1 << 40; an event may take a quarter of it. `schema="strict"` demands the same definition of
     every process, "evolve" admits what msgspec can decode. `codec="pickle"` takes any class, but loading a
     pickle runs code of whoever wrote it: payloads are data, never code, unless a topic asks for it by that
-    name.
+    name. `enc_hook` and `dec_hook` are msgspec's: they make builtins of types that it does not know, and the other way
+    round. `validate=True` decodes every event before it is published, and refuses one that no receiver would get.
 
     Raises `ConfigError` with the offending value. Opens nothing.
 
@@ -102,12 +108,71 @@ class Topic(Generic[T]):
         MOVES = Topic("moves", Opened | Closed)          # Topic[Opened | Closed]
     """
 
-    name: str
-    type: TypeForm[T] = dataclasses.field(hash=False)  # Annotated metadata need not be hashable
-    capacity: int
-    schema: Literal["strict", "evolve"]
-    codec: Literal["msgpack", "json", "pickle"]
-    _wire: Codec = dataclasses.field(init=False, compare=False)
+    if TYPE_CHECKING:  # read-only, as what lies in the slots is
+
+        @property
+        def name(self) -> str:
+            """What every process knows it by."""
+            ...
+
+        @property
+        def type(self) -> TypeForm[T]:
+            """What its events are."""
+            ...
+
+        @property
+        def capacity(self) -> int:
+            """Bytes of each ring."""
+            ...
+
+        @property
+        def schema(self) -> Literal["strict", "evolve"]:
+            """Whether another definition of the type may take part."""
+            ...
+
+        @property
+        def codec(self) -> Literal["msgpack", "json", "pickle"]:
+            """How events are written."""
+            ...
+
+        @property
+        def enc_hook(self) -> Callable[[Any], Any] | None:
+            """What makes builtins of a value that msgspec does not know."""
+            ...
+
+        @property
+        def dec_hook(self) -> Callable[[builtins.type, Any], Any] | None:
+            """What makes a value of a type that msgspec does not know of builtins."""
+            ...
+
+        @property
+        def validate(self) -> bool:
+            """Whether every event is decoded before it is published."""
+            ...
+
+        _wire: Codec
+    else:
+        __slots__ = (
+            "__weakref__",
+            "_wire",
+            "capacity",
+            "codec",
+            "dec_hook",
+            "enc_hook",
+            "name",
+            "schema",
+            "type",
+            "validate",
+        )
+
+    _usual: ClassVar[dict[str, object]] = {
+        "capacity": DEFAULT_CAPACITY,
+        "schema": "strict",
+        "codec": "msgpack",
+        "enc_hook": None,
+        "dec_hook": None,
+        "validate": False,
+    }
 
     def __init__(
         self,
@@ -117,26 +182,51 @@ class Topic(Generic[T]):
         capacity: int = DEFAULT_CAPACITY,
         schema: Literal["strict", "evolve"] = "strict",
         codec: Literal["msgpack", "json", "pickle"] = "msgpack",
+        enc_hook: Callable[[Any], Any] | None = None,
+        dec_hook: Callable[[builtins.type, Any], Any] | None = None,
+        validate: bool = False,
     ) -> None:
         check_name("topic", name)
         _check_capacity(capacity)
         _check_choice("schema", schema, ("strict", "evolve"))
         _check_choice("codec", codec, ("msgpack", "json", "pickle"))
+        hooks = {"enc_hook": enc_hook, "dec_hook": dec_hook}
+        for option, hook in hooks.items():
+            if not (hook is None or callable(hook)):
+                raise ConfigError(f"{option} is None or a callable: {option}={hook!r}")
+            if hook is not None and codec == "pickle":
+                raise ConfigError(f"{option} is msgspec's, and codec='pickle' does without: {option}={hook!r}")
+        if not isinstance(validate, bool) or (validate and codec == "pickle"):
+            raise ConfigError(f"validate is a bool, and False for codec='pickle', which has no fields: {validate=!r}")
         if name.endswith(DEAD_SUFFIX) and type is not DeadLetter:
             raise ConfigError(f"a topic named *{DEAD_SUFFIX} has the type DeadLetter: name={name!r}, type={type!r}")
-        wire = codec_for(type, codec)
-        values = {"name": name, "type": type, "capacity": capacity, "schema": schema, "codec": codec, "_wire": wire}
+        values = {"name": name, "type": type, "capacity": capacity, "schema": schema, "codec": codec}
+        values |= {**hooks, "validate": validate, "_wire": codec_for(type, codec, enc_hook, dec_hook)}
         for field, value in values.items():
             object.__setattr__(self, field, value)
 
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a topic is immutable: {name}={value!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a topic is immutable: {name}")
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if isinstance(other, Topic) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.capacity, self.schema, self.codec))  # metadata and hooks need not be hashable
+
     def __repr__(self) -> str:
-        shown = self.type.__qualname__ if isinstance(self.type, builtins.type) else repr(self.type)
-        defaults = {"capacity": DEFAULT_CAPACITY, "schema": "strict", "codec": "msgpack"}
-        options = [f", {key}={getattr(self, key)!r}" for key, usual in defaults.items() if getattr(self, key) != usual]
-        return f"Topic({self.name!r}, {shown}{''.join(options)})"
+        shown = [repr(self.name), _shown(self.type)]
+        options = {key: getattr(self, key) for key, usual in self._usual.items() if getattr(self, key) != usual}
+        return f"Topic({', '.join(shown + [f'{key}={_shown(value)}' for key, value in options.items()])})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.name, self.type, self.capacity, self.schema, self.codec)
+        return _rebuild, self._values()
+
+    def _values(self) -> tuple[Any, ...]:
+        return (self.name, self.type, *(getattr(self, key) for key in self._usual))
 
 
 def codec_of(topic: Topic[Any]) -> Codec:
@@ -160,8 +250,14 @@ def dead_letter_topic(topic: Topic[Any], *, capacity: int = 0) -> Topic[DeadLett
     return Topic(topic.name + DEAD_SUFFIX, DeadLetter, capacity=capacity)
 
 
-def _rebuild(name: str, type: Any, capacity: int, schema: Any, codec: Any) -> Topic[Any]:
-    return Topic(name, type, capacity=capacity, schema=schema, codec=codec)
+def _rebuild(name: str, type: Any, *options: Any) -> Topic[Any]:
+    return Topic(name, type, **dict(zip(Topic._usual, options, strict=True)))
+
+
+def _shown(value: Any) -> str:
+    """A class or a function by its name, so that a repr can be read and evaluated; anything else by its repr."""
+    named = isinstance(value, builtins.type) or hasattr(value, "__code__")
+    return str(value.__qualname__) if named else repr(value)
 
 
 def _check_capacity(capacity: object) -> None:

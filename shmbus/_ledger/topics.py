@@ -65,7 +65,8 @@ def _require_compatible(prefix: str, topic: Topic[Any], entry: TopicEntry, ours:
     except FileNotFoundError:
         raise SchemaMismatchError(topic.name, ["the bus's own description of it was removed"]) from None
     if topic.schema == "strict":
-        raise SchemaMismatchError(topic.name, compare.difference(ours, theirs))
+        forms = map(compare.wire_form, (ours, theirs))
+        raise SchemaMismatchError(topic.name, compare.difference(*forms))
     reasons = compare.admits(ours, theirs) if role == "reader" else compare.admits(theirs, ours)
     if reasons:
         raise SchemaMismatchError(topic.name, reasons)

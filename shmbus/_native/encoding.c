@@ -1,18 +1,61 @@
 /* Encoding: an event, checked and turned into bytes, before anything of it is written. */
 #include "producer.h"
 
+/* Classes that `_foreign` found to be the topic's own in another object: weak references, the last one first. */
+static int adopted(Producer *self, PyObject *type) {
+    for (Py_ssize_t i = PyList_Size(self->adopted) - 1; i >= 0; i--) {
+        PyObject *known = call_none(PyList_GetItem(self->adopted, i));
+        Py_XDECREF(known);
+        if (!known || known == type)
+            return known ? 1 : -1;
+        if (known == Py_None && PySequence_DelItem(self->adopted, i) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* The exact type decides, by pointer. Any other is looked at once: `_foreign` raises, or returns what to remember it by. */
 static int check_type(Producer *self, PyObject *event) {
     Py_ssize_t count = TUPLE_SIZE(self->accepts);
+    PyObject *type = (PyObject *)Py_TYPE(event);
     for (Py_ssize_t i = 0; i < count; i++)
-        if ((PyObject *)Py_TYPE(event) == TUPLE_ITEM(self->accepts, i))
+        if (type == TUPLE_ITEM(self->accepts, i))
             return 0;
-    if (!count)
-        return 0;
+    int status = count ? adopted(self, type) : 1;
+    if (status)
+        return status < 0 ? -1 : 0;
+    PyObject *reference = PyObject_CallMethod((PyObject *)self, "_foreign", "(O)", event);
+    status = reference ? PyList_Append(self->adopted, reference) : -1;
+    Py_XDECREF(reference);
+    return status;
+}
+
+/* _foreign(event): a Publisher knows more to say. */
+PyObject *encoding_foreign(PyObject *self, PyObject *event) {
     PyObject *name = PyType_GetQualName(Py_TYPE(event));
     if (name)
-        PyErr_Format(EventTypeError, "%S, got %U", self->type_error, name);
+        PyErr_Format(EventTypeError, "%S, got %U", ((Producer *)self)->type_error, name);
     Py_XDECREF(name);
-    return -1;
+    return NULL;
+}
+
+/* _refused(event, error): so does it here; without one the error stays as it is. */
+PyObject *encoding_refused(PyObject *self, PyObject *args) {
+    (void)self, (void)args;
+    Py_RETURN_NONE;
+}
+
+/* What an encoder or decoder raised, told by `_refused(event, error)`; what is no Exception passes as it is. */
+static void refused(Producer *self, PyObject *event) {
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return;
+    PyObject *error = error_take();
+    PyObject *result = PyObject_CallMethod((PyObject *)self, "_refused", "OO", event, error);
+    if (result)
+        error_restore(error);
+    else
+        Py_DECREF(error);
+    Py_XDECREF(result);
 }
 
 /* Bytes of a payload, which is what an encoder returned, or the scratch. */
@@ -66,12 +109,46 @@ static PyObject *encode_as(Producer *self, PyObject *event, uint64_t headers, bo
     return done ? Py_NewRef(self->scratch) : NULL;
 }
 
+/* An event that was written without complaint as something else, NaN as null in JSON: where the payload has one of the
+ * `suspects` in it, `finite(event)` has a look, and `_suspect(event)`, which raises, if it says no. */
+static int check_finite(Producer *self, PyObject *event, const part *p) {
+    for (Py_ssize_t i = 0; i < TUPLE_SIZE(self->suspects); i++) {
+        PyObject *suspect = TUPLE_ITEM(self->suspects, i);
+        if (!memmem(p->payload, p->payload_length, BYTES_DATA(suspect), (size_t)BYTES_SIZE(suspect)))
+            continue;
+        PyObject *finite = call_one(self->finite, event);
+        PyObject *done =
+            finite == Py_False ? PyObject_CallMethod((PyObject *)self, "_suspect", "(O)", event) : Py_XNewRef(finite);
+        Py_XDECREF(finite);
+        Py_XDECREF(done);
+        return done ? 0 : -1;
+    }
+    return 0;
+}
+
+/* `validate` is the topic's decoder: what it takes, receivers take. */
+static int check_payload(Producer *self, PyObject *event, PyObject *payload, const part *p) {
+    if (check_finite(self, event, p) < 0)
+        return -1;
+    if (self->validate == Py_None)
+        return 0;
+    PyObject *decoded = call_one(self->validate, payload);
+    Py_XDECREF(decoded);
+    if (!decoded)
+        refused(self, event);
+    return decoded ? 0 : -1;
+}
+
 /* The event's payload; a new reference. The encoder may run Python code, which may close us. */
 PyObject *encoding_one(Producer *self, PyObject *event, uint64_t headers, bool mine) {
     part p;
-    PyObject *payload = check_type(self, event) < 0 ? NULL : encode_as(self, event, headers, mine);
-    if (payload && (guard_check(&self->guard, "publisher") < 0 || encoding_bytes(self, payload, &p) < 0 ||
-                    check_size(self, headers, p.payload_length) < 0))
+    if (check_type(self, event) < 0)
+        return NULL;
+    PyObject *payload = encode_as(self, event, headers, mine);
+    if (!payload)
+        refused(self, event);
+    else if (encoding_bytes(self, payload, &p) < 0 || check_payload(self, event, payload, &p) < 0 ||
+             guard_check(&self->guard, "publisher") < 0 || check_size(self, headers, p.payload_length) < 0)
         Py_CLEAR(payload);
     return payload;
 }

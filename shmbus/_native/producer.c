@@ -5,7 +5,10 @@
  *   _make_room(length, since, committed)  a ring is full, for this call since then (CLOCK_MONOTONIC in ns): True to try
  *                         again, False to drop; or raises Full
  *   _post(group, slot)    a subscriber (group -1) or a worker sleeps: see wake.c
- *   _encode_headers(h)    bytes for the headers of one event */
+ *   _encode_headers(h)    bytes for the headers of one event
+ *   _foreign(event)       another class than the topic's: a weak reference to it if that is admitted; or raises
+ *   _refused(event, e)    what the encoder, or the decoder that validates, raised, in words
+ *   _suspect(event)       `finite` says no: raises, if that is so */
 #include "producer.h"
 
 /* ---- rings ---- */
@@ -24,13 +27,25 @@ static void drop_rings(PyObject *object) {
     lines_unbind(&self->lines);
 }
 
+static bool all_bytes(PyObject *tuple) {
+    for (Py_ssize_t i = 0; i < PyTuple_Size(tuple); i++)
+        if (!PyBytes_Check(PyTuple_GetItem(tuple, i))) {
+            PyErr_SetString(PyExc_TypeError, "suspects are bytes");
+            return false;
+        }
+    return true;
+}
+
 static int producer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"segment", "topic", "ring", "encode", "accepts", "expected", "encode_into", NULL};
+    static char *names[] = {"segment",     "topic",    "ring",     "encode", "accepts", "expected",
+                            "encode_into", "validate", "suspects", "finite", NULL};
     Producer *self = (Producer *)object;
-    PyObject *segment, *ring, *encode, *accepts, *expected, *into = Py_None;
+    PyObject *segment, *ring, *encode, *accepts, *expected, *into = Py_None, *validate = Py_None, *suspects = NULL,
+                                                            *finite = Py_None;
     unsigned topic;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOOO!O|O", names, &segment, &topic, &ring, &encode, &PyTuple_Type,
-                                     &accepts, &expected, &into))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOOO!O|OOO!O", names, &segment, &topic, &ring, &encode,
+                                     &PyTuple_Type, &accepts, &expected, &into, &validate, &PyTuple_Type, &suspects,
+                                     &finite))
         return -1;
     if (self->ring) {
         PyErr_SetString(PyExc_RuntimeError, "a producer is made once");
@@ -43,9 +58,14 @@ static int producer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     self->into = Py_NewRef(into);
     self->scratch = PyByteArray_FromStringAndSize(NULL, 0);
     self->accepts = Py_NewRef(accepts);
+    self->adopted = PyList_New(0);
+    self->validate = Py_NewRef(validate);
+    self->finite = Py_NewRef(finite);
+    self->suspects = suspects ? Py_NewRef(suspects) : PyTuple_New(0);
     self->type_error = Py_NewRef(expected);
     self->ring = (Ring *)Py_NewRef(ring);
-    if (!self->scratch || wakers_init(&self->subscribers, -1, MAX_SUBSCRIBERS) < 0)
+    if (!self->scratch || !self->adopted || !self->suspects || !all_bytes(self->suspects) ||
+        wakers_init(&self->subscribers, -1, MAX_SUBSCRIBERS) < 0)
         return -1;
     return ring_writer_open(&self->writer, &self->ring->view) == RING_OK ? 0 : corrupt(self->ring, "tail cannot be");
 }
@@ -56,6 +76,9 @@ static int producer_traverse(PyObject *object, visitproc visit, void *arg) {
     Py_VISIT(self->encode);
     Py_VISIT(self->into);
     Py_VISIT(self->accepts);
+    Py_VISIT(self->adopted);
+    Py_VISIT(self->validate);
+    Py_VISIT(self->finite);
     Py_VISIT(self->type_error);
     return 0;
 }
@@ -68,6 +91,10 @@ static int producer_clear(PyObject *object) {
     Py_CLEAR(self->into);
     Py_CLEAR(self->scratch);
     Py_CLEAR(self->accepts);
+    Py_CLEAR(self->adopted);
+    Py_CLEAR(self->validate);
+    Py_CLEAR(self->finite);
+    Py_CLEAR(self->suspects);
     Py_CLEAR(self->type_error);
     return 0;
 }
@@ -251,6 +278,8 @@ static PyMethodDef methods[] = {
     {"_put_many", producer_put_many, METH_VARARGS, NULL},
     {"_shut", producer_shut, METH_NOARGS, NULL},
     {"_quiet", producer_quiet, METH_NOARGS, NULL},
+    {"_foreign", encoding_foreign, METH_O, NULL},
+    {"_refused", encoding_refused, METH_VARARGS, NULL},
     {"_release", producer_release, METH_NOARGS, NULL},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},

@@ -16,10 +16,14 @@ typedef struct group_out {
 typedef struct Producer {
     PyObject_HEAD guard guard;
     bus_lines lines;
-    PyObject *encode;  /* callable, or None for raw bytes */
-    PyObject *into;    /* callable that encodes into a bytearray, or None */
-    PyObject *scratch; /* that bytearray; `scratch_busy` from the encoder's start until its bytes are written */
-    PyObject *accepts; /* tuple of exact types; empty: unchecked */
+    PyObject *encode;   /* callable, or None for raw bytes */
+    PyObject *into;     /* callable that encodes into a bytearray, or None */
+    PyObject *scratch;  /* that bytearray; `scratch_busy` from the encoder's start until its bytes are written */
+    PyObject *accepts;  /* tuple of exact types; empty: unchecked */
+    PyObject *adopted;  /* list of weak references to further ones */
+    PyObject *validate; /* callable that every payload must pass, or None */
+    PyObject *suspects; /* tuple of bytes; an event whose payload has one of them must be `finite` */
+    PyObject *finite;   /* callable, asked about such events */
     PyObject *type_error;
     Ring *ring;
     ring_writer writer;
@@ -32,6 +36,8 @@ typedef struct Producer {
     bool routed, fits, scratch_busy;
 } Producer;
 
+PyObject *encoding_foreign(PyObject *self, PyObject *event);
+PyObject *encoding_refused(PyObject *self, PyObject *args);
 int encoding_bytes(Producer *self, PyObject *payload, part *out);
 PyObject *encoding_one(Producer *self, PyObject *event, uint64_t headers, bool mine);
 PyObject *encoding_many(Producer *self, PyObject *events);

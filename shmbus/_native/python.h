@@ -18,6 +18,7 @@
 #define call_one(callable, argument) PyObject_CallFunctionObjArgs((callable), (argument), NULL)
 #define call_many(callable, arguments, count)                                                                          \
     ((void)(arguments), (void)(count), PyObject_CallNoArgs(callable)) /* for the syntax check */
+#define call_none(callable) PyObject_CallFunctionObjArgs((callable), NULL)
 #define call_two(callable, first, second) PyObject_CallFunctionObjArgs((callable), (first), (second), NULL)
 #define BYTES_DATA PyBytes_AsString
 #define BYTES_SIZE PyBytes_Size
@@ -36,6 +37,7 @@
 #define TUPLE_ITEM PyTuple_GET_ITEM
 #define call_one(callable, argument) PyObject_CallOneArg((callable), (argument))
 #define call_many(callable, arguments, count) PyObject_Vectorcall((callable), (arguments), (size_t)(count), NULL)
+#define call_none(callable) PyObject_CallNoArgs(callable)
 #define call_two(callable, first, second)                                                                              \
     PyObject_Vectorcall((callable), (PyObject *[]){NULL, (first), (second)} + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET,   \
                         NULL)

@@ -7,27 +7,35 @@ since the payload it was decoded from lies in a ring that will be overwritten.
 from __future__ import annotations
 
 import functools
-import hashlib
-import inspect
-import pickle
+import re
 import types
 import typing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from shmbus._schema.compare import describe
+from shmbus._schema.description import describe, wire_form
 from shmbus.errors import ConfigError
+
+try:  # what hashlib would hand out, without the OpenSSL that it loads
+    from _blake2 import blake2b
+except ImportError:  # an interpreter that was built without it
+    from hashlib import blake2b
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PICKLE_PROTOCOL = 5  # the newest that every supported Python reads
+    Hook = Callable[[Any], Any]
+    DecodeHook = Callable[[type, Any], Any]
+
+_PICKLE_PROTOCOL: Final = 5  # the newest that every supported Python reads
+_ABSTRACT: Final = 1 << 20  # Py_TPFLAGS_IS_ABSTRACT
+_NULL: Final = (b"null",)
+_NULL_KEYS: Final = (b"null", b'"nan"', b'"inf"', b'"-inf"')
+_FLOAT: Final = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")  # NaN and the infinities in msgpack, and little else
 
 
-@dataclass(frozen=True, slots=True)
-class Codec:
+class Codec(NamedTuple):
     """What publishers and consumers of a topic need to know about its type."""
 
     encode: Callable[[Any], bytes] | None
@@ -37,104 +45,130 @@ class Codec:
     accepts: tuple[type, ...]
     """Exact types an event may have when it is published; empty when any may."""
     description: bytes
-    """The schema, as `compare.describe` writes it."""
+    """The schema, as `description.describe` writes it."""
     fingerprint: int
-    """64 bits of the schema and the codec; never 0."""
+    """64 bits of the codec and of what two strict definitions share (`description.wire_form`); never 0."""
     encode_into: Callable[[Any, bytearray], None] | None = None
     """The same as `encode`, into a bytearray that is resized; None where the codec has no such thing."""
+    enc_hook: Hook | None = None
+    """What makes builtins of the values that msgspec does not know."""
+    suspects: tuple[bytes, ...] = ()
+    """What msgspec writes into JSON for NaN; a payload with any of it is of an event that `finite` must look at."""
+    finite: Callable[[Any], bool] = bool
+    """False for an event that may hold NaN or an infinity."""
 
 
-def codec_for(event_type: Any, codec: str) -> Codec:
-    """The codec of a type, built once for each class.
+def codec_for(event_type: Any, codec: str, enc_hook: Hook | None = None, dec_hook: DecodeHook | None = None) -> Codec:
+    """The codec of a type, built once for each class that needs no hooks.
 
     Raises `ConfigError` naming the type and msgspec's reason when no decoder can be built for it.
     """
-    if type(event_type) is type(msgspec.Struct) or type(event_type) is type:  # a class is equal to itself alone
+    plain = type(event_type) is type(msgspec.Struct) or type(event_type) is type  # a class is equal to itself alone
+    if plain and enc_hook is None and dec_hook is None:
         return _of_class(event_type, codec)
-    return _build(event_type, codec)
+    return _build(event_type, codec, enc_hook, dec_hook)
 
 
-def _build(event_type: Any, codec: str) -> Codec:
+def _build(event_type: Any, codec: str, enc_hook: Hook | None = None, dec_hook: DecodeHook | None = None) -> Codec:
     try:
-        description = describe(event_type, codec)
-        encode, decode = _functions(event_type, codec, description)
+        description = describe(event_type, codec, hooks=enc_hook is not None and dec_hook is not None)
+        encode, decode = _functions(event_type, codec, description, enc_hook, dec_hook)
     except ConfigError:
         raise
     except Exception as error:  # msgspec reads annotations, so anything may come out of them
         raise ConfigError(f"no {codec} decoder for type={event_type!r}: {error}") from error
     owner = getattr(encode, "__self__", None)  # msgspec's Encoder
     into = getattr(owner, "encode_into", None)
-    return Codec(encode, decode, _accepts(event_type), description, _fingerprint(description), into)
+    suspects: tuple[bytes, ...] = ()
+    if codec == "json" and encode is not None:
+        keyed = any(b'"kind":"%b"' % kind in description for kind in (b"dict", b"frozendict", b"any", b"custom"))
+        suspects = _NULL_KEYS if keyed else _NULL
+    fingerprint = _fingerprint(description)
+    accepts = _accepts(event_type)
+    return Codec(encode, decode, accepts, description, fingerprint, into, enc_hook, suspects, _finite(enc_hook))
 
 
 _of_class = functools.lru_cache(maxsize=512)(_build)
 
 
 def _functions(
-    event_type: Any, codec: str, description: bytes
+    event_type: Any, codec: str, description: bytes, enc_hook: Hook | None, dec_hook: DecodeHook | None
 ) -> tuple[Callable[[Any], bytes] | None, Callable[[Any], Any] | None]:
     if event_type is bytes:
         return None, None
     if codec == "pickle":
+        import pickle  # 5 ms, which only such a topic is worth
+
         if not _is_type(event_type):
             raise TypeError("not a type")
         return functools.partial(pickle.dumps, protocol=_PICKLE_PROTOCOL), pickle.loads
-    if codec == "json":
-        return msgspec.json.Encoder().encode, _owning(msgspec.json.Decoder(event_type).decode, description)
-    return msgspec.msgpack.Encoder().encode, _owning(msgspec.msgpack.Decoder(event_type).decode, description)
+    module = msgspec.json if codec == "json" else msgspec.msgpack
+    decode = module.Decoder(event_type, dec_hook=dec_hook).decode
+    return module.Encoder(enc_hook=enc_hook).encode, _owning(decode, description)
+
+
+def _finite(enc_hook: Hook | None) -> Callable[[Any], bool]:
+    encode = msgspec.msgpack.Encoder(enc_hook=enc_hook).encode
+
+    def finite(event: Any) -> bool:
+        try:
+            return _FLOAT.search(encode(event)) is None
+        except Exception:  # JSON has larger integers, for one
+            return False
+
+    return finite
 
 
 def _is_type(hint: Any) -> bool:
     alias = hasattr(hint, "__supertype__") or hasattr(hint, "__value__") or typing.get_origin(hint) is not None
-    return alias or inspect.isclass(hint) or hint is Any or hint is None
+    return alias or isinstance(hint, type) or hint is Any or hint is None
 
 
 def _owning(decode: Callable[[Any], Any], description: bytes) -> Callable[[Any], Any]:
-    # Raw and memoryview fields are views of the payload. Quotes inside a JSON string are escaped, so these
-    # bytes can occur in no title; in a default they would cost a copy and nothing else.
-    if b'"kind":"raw"' in description or b'"kind":"memoryview"' in description:
+    # Raw and memoryview fields are views of the payload; a hook may be given one too. Quotes inside a JSON string are
+    # escaped, so these bytes can occur in no title; in a default they would cost a copy and nothing else.
+    if any(b'"kind":"%b"' % kind in description for kind in (b"raw", b"memoryview", b"custom")):
         return lambda payload: decode(bytes(payload))
     return decode
 
 
 def _fingerprint(description: bytes) -> int:
     # The description names the codec. 0 means "no schema" in a segment.
-    return int.from_bytes(hashlib.blake2b(description, digest_size=8).digest(), "little") or 1
+    return int.from_bytes(blake2b(wire_form(description), digest_size=8).digest(), "little") or 1
 
 
 def _accepts(event_type: Any) -> tuple[type, ...]:
     if event_type is bytes:
         return (bytes, bytearray, memoryview)
-    members = dict.fromkeys(_members(event_type))
+    members = dict.fromkeys(cls for hint in alternatives(event_type) for cls in _instances(hint))
     return () if object in members else tuple(members)
 
 
-def _members(hint: Any) -> list[type]:
-    """The exact types of the values that `hint` admits; `object` among them stands for "cannot tell"."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return [object]
-    if hint is None:
-        return [type(None)]
+def alternatives(hint: Any) -> list[Any]:
+    """The members of a union, and what stands behind aliases and annotations; of anything else the one that it is."""
     if hasattr(hint, "__supertype__"):  # NewType
-        return _members(hint.__supertype__)
+        return alternatives(hint.__supertype__)
     if hasattr(hint, "__value__"):  # type X = ...
-        return _members(hint.__value__)
+        return alternatives(hint.__value__)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Annotated, typing.Final):
-        return _members(args[0])
-    if origin is typing.Literal:
-        return [type(value) for value in args]
+        return alternatives(args[0])
     if origin in (typing.Union, types.UnionType):
-        return [member for arg in args for member in _members(arg)]
-    if origin is not None:
-        return _members(origin)
-    return _instances(hint) if inspect.isclass(hint) else [object]
+        return [member for arg in args for member in alternatives(arg)]
+    return [hint]
 
 
-def _instances(cls: type) -> list[type]:
+def _instances(hint: Any) -> list[type]:
+    """The exact types of the values that `hint` admits; `object` among them stands for "cannot tell"."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return [type(value) for value in typing.get_args(hint)]
+    cls = type(None) if hint is None else origin or hint
+    if cls is Any or not isinstance(cls, type):
+        return [object]
     if cls is float:
         return [float, int]  # an int is received as the float it equals
     if issubclass(cls, dict) and hasattr(cls, "__total__"):  # TypedDict
         return [dict]
-    abstract = inspect.isabstract(cls) or getattr(cls, "_is_protocol", False)
+    abstract = cls.__flags__ & _ABSTRACT or getattr(cls, "_is_protocol", False)
     return [object] if abstract else [cls]

@@ -1,8 +1,8 @@
 """What two schemas have to do with each other: where they part, and whether one reads what the other writes.
 
-Pure. `describe` makes the bytes that are compared here, `conform` checks a JSON value against them; both are
-exported so that the rest of the project imports schemas from one place. What must stay true: `difference` is
-never empty for different bytes, and `admits` never says yes where msgspec then refuses.
+Pure. `describe` makes the bytes that are compared here, `wire_form` takes off them what does not matter, `conform`
+checks a JSON value against them; all are exported so that the rest of the project imports schemas from one place. What
+must stay true: `difference` is never empty for different bytes, and `admits` never says yes where msgspec then refuses.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from shmbus._schema.description import (
     Node,
     describe,
     parse,
+    wire_form,
     words,
 )
 
-__all__ = ["admits", "conform", "decode_any", "describe", "difference"]
+__all__ = ["admits", "conform", "decode_any", "describe", "difference", "wire_form"]
 
 # Which other kinds a reader's kind takes, beside itself. JSON has no bytes and no timestamps: there they are
 # strings.
@@ -42,7 +43,7 @@ _VALUE_KINDS = {bool: "boolean", int: "integer", str: "string", type(None): "nul
 
 
 def difference(ours: bytes, theirs: bytes) -> list[str]:
-    """Where two descriptions part, a line for people each; empty only for equal bytes.
+    """Where two descriptions, or their wire forms, part, a line for people each; empty only for equal bytes.
 
     Raises `CorruptSegmentError` for bytes that are no description.
     """
@@ -174,6 +175,8 @@ class _Admission:
         takes = _TAKES.get(r.kind, frozenset())
         if r.kind == "string" and self.reader.codec == "json":
             takes = takes | BYTES | {"datetime"}
+        if r.kind == "custom":
+            return w.kind == "custom" and w.title == r.title
         single = r.kind in SEQUENCES | MAPPINGS | {"tuple"}
         return not single and (w.kind == r.kind or w.kind in takes) and _limits_hold(r, w)
 

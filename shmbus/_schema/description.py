@@ -1,8 +1,8 @@
 """Schema descriptions: what an event type looks like on the wire, as canonical JSON kept in the bus segment.
 
 Pure: reads types through `msgspec.inspect`, touches no OS object. What must stay true: two processes with the
-same definition, in whatever module, get the same bytes; every change that a receiver could notice changes
-them.
+same definition, in whatever module, get the same `wire_form`; every change after which one would read what the other
+writes as something else changes it.
 
     Description   codec, root node, and the named types (`defs`) that nodes of kind "ref" point to
     Node          one type; only "struct", "dataclass", "typeddict" and "namedtuple" nodes have fields
@@ -14,13 +14,13 @@ A description read from a segment is untrusted: `parse` validates it, or raises 
 from __future__ import annotations
 
 import enum
-import inspect
+import math
 import re
 import typing
 from typing import Any, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import NODEFAULT, UNSET, UnsetType
 
 from shmbus.errors import ConfigError, CorruptSegmentError
 
@@ -73,6 +73,7 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """The writer may leave it out: UNSET, a key that is not required, or a default under `omit_defaults`."""
     default: Any = UNSET
     factory: str | None = None
+    """What makes the default, or what the default is where JSON has no word for it."""
 
 
 class Description(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -103,26 +104,46 @@ def parse(description: bytes) -> Description:
         raise CorruptSegmentError(f"not a schema description ({error}): {description[:80]!r}") from error
 
 
-def describe(type: Any, codec_name: str) -> bytes:
+def describe(type: Any, codec_name: str, *, hooks: bool = False) -> bytes:
     """Describe `type` as canonical JSON: sorted keys, compact, fields in order, no module names, no prose.
 
     `bytes` gives one fixed description under every codec (its payloads are raw); "pickle" gives the qualified
-    class name only. Raises `ConfigError` for a type that msgspec handles only through hooks, and whatever
-    msgspec raises for one that it cannot handle.
+    class name only, and so does a type that msgspec handles only through `hooks`. Raises `ConfigError` for one where
+    there are none, and whatever msgspec raises for one that it cannot handle.
     """
     if type is bytes:
         return _canonical(Description("raw", Node("bytes")))
     if codec_name == "pickle":
         return _canonical(Description("pickle", Node("python", title=getattr(type, "__qualname__", _title(type)))))
-    walk = _Describer()
+    walk = _Describer(hooks)
     root = walk.node(msgspec.inspect.type_info(type))
     return _canonical(Description(typing.cast(Any, codec_name), root, walk.defs))
+
+
+def wire_form(description: bytes) -> bytes:
+    """The part of a description that two definitions under `schema="strict"` share: what tells how bytes are read.
+
+    Whoever has the same definition writes every field, so a default is read from the wire and never filled in, and
+    neither whether there is one nor which matters; nor whether unknown fields are refused. They do where the writer may
+    leave the field out.
+    """
+    schema = parse(description)
+    defs = {name: _as_written(node) for name, node in schema.defs.items()}
+    return _canonical(Description(schema.codec, _as_written(schema.root), defs))
+
+
+def _as_written(node: Node) -> Node:
+    fields = tuple(
+        field if field.omissible else Field(field.name, field.type)  # objects lie in `defs`, not in fields
+        for field in node.fields
+    )
+    return msgspec.structs.replace(node, fields=fields, closed=False) if node.kind in OBJECTS else node
 
 
 def words(schema: Description, node: Node) -> str:
     """A type in the words of a message: "integer (ge 0)", "list of OrderPaid", "integer | null"."""
     node = schema.resolve(node)
-    if node.title and (node.kind in OBJECTS or node.kind == "python"):
+    if node.title and (node.kind in OBJECTS or node.kind in ("python", "custom")):
         return node.title
     if node.kind == "union":
         return " | ".join(words(schema, member) for member in node.of)
@@ -140,13 +161,14 @@ def _canonical(description: Description) -> bytes:
 
 
 def _title(cls: Any) -> str:
-    return cls.__name__ if inspect.isclass(cls) else _MODULE.sub("", str(cls))
+    return cls.__name__ if isinstance(cls, type) else _MODULE.sub("", str(cls))
 
 
 class _Describer:
     """Turns `msgspec.inspect` types into nodes; named types are written once, so recursive ones end."""
 
-    def __init__(self) -> None:
+    def __init__(self, hooks: bool) -> None:
+        self._hooks = hooks
         self.defs: dict[str, Node] = {}
         self._names: dict[Any, str] = {}
 
@@ -157,7 +179,7 @@ class _Describer:
             title = (info.extra_json_schema or {}).get("title")
             return msgspec.structs.replace(inner, title=title) if title and inner.kind != "ref" else inner
         if kind == "custom":
-            return _custom(info.cls)
+            return self._custom(info.cls)
         if kind == "enum" or kind in OBJECTS:
             return self._named(kind, info)
         if kind == "literal":
@@ -165,6 +187,13 @@ class _Describer:
         if kind == "union":
             return Node("union", of=tuple(sorted(map(self.node, info.types), key=_sort_key)))
         return Node(_WORDS.get(kind, kind), of=tuple(map(self.node, _children(info))), limits=_limits(info))
+
+    def _custom(self, cls: Any) -> Node:
+        if cls is object:
+            return Node("any")
+        if self._hooks:
+            return Node("custom", title=getattr(cls, "__qualname__", _title(cls)))
+        raise ConfigError(f"msgspec knows this type only through enc_hook and dec_hook: type={cls!r}")
 
     def _named(self, kind: str, info: Any) -> Node:
         if info.cls in self._names:
@@ -187,11 +216,11 @@ class _Describer:
         fields = []
         for field in info.fields:
             default, factory = _default(field)
-            plain = default is not UNSET or factory in ("list", "dict", "set")
+            omitted = default is not UNSET or factory in ("list", "dict", "set") or field.default is not NODEFAULT
             omissible = (
                 field.name in unset
                 or (kind == "typeddict" and not field.required)
-                or (plain and omits and not array_like)
+                or (omitted and omits and not array_like)
             )
             fields.append(Field(field.encode_name, self.node(field.type), field.required, omissible, default, factory))
         return Node(
@@ -203,12 +232,6 @@ class _Describer:
             array_like=array_like,
             closed=kind == "namedtuple" or getattr(info, "forbid_unknown_fields", False),
         )
-
-
-def _custom(cls: Any) -> Node:
-    if cls is object:
-        return Node("any")
-    raise ConfigError(f"msgspec handles this type only through hooks, which topics do not have: type={cls!r}")
 
 
 def _children(info: Any) -> tuple[Any, ...]:
@@ -235,14 +258,24 @@ def _sort_key(node: Node) -> bytes:
 
 def _default(field: Any) -> tuple[Any, str | None]:
     """The default as JSON would carry it, or the name of what makes it."""
-    if field.default_factory is not msgspec.NODEFAULT:
+    if field.default_factory is not NODEFAULT:
         return UNSET, getattr(field.default_factory, "__name__", "factory")
-    if field.default is msgspec.NODEFAULT:
+    if field.default is NODEFAULT:
         return UNSET, None
     try:
-        return msgspec.to_builtins(field.default, str_keys=True, order="deterministic"), None
+        value = msgspec.to_builtins(field.default, str_keys=True, order="deterministic")
     except (TypeError, ValueError):
         return UNSET, type(field.default).__name__
+    return (value, None) if _has_word(value) else (UNSET, repr(value))
+
+
+def _has_word(value: Any) -> bool:
+    """False for NaN and the infinities, for which JSON has no word, and for what holds one."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_has_word, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_has_word, value))
 
 
 def _may_be_unset(cls: Any) -> set[str]:

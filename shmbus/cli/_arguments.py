@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from shmbus.errors import ConfigError
 from shmbus.topic import check_name
@@ -42,7 +42,7 @@ def seconds(text: str) -> float:
     return number
 
 
-def _checked(kind: str, text: str) -> str:
+def _checked(kind: Literal["bus", "topic"], text: str) -> str:
     try:
         return check_name(kind, text)
     except ConfigError as error:

@@ -30,13 +30,30 @@ class Point:
     x: float
 
 
+class Vector:
+    def __init__(self, x: float) -> None:
+        self.x = x
+
+
+def to_builtins(value: Any) -> Any:
+    return [value.x] if isinstance(value, Vector) else value
+
+
+def from_builtins(cls: type, value: Any) -> Any:
+    return cls(*value)
+
+
 ORDERS = shmbus.Topic("orders", OrderPaid, capacity=1 << 20)
 MOVES = shmbus.Topic("moves", Opened | Closed, schema="evolve")
 POINTS = shmbus.Topic("points", Point, codec="json")
 RAW = shmbus.Topic("raw", bytes)
 NUMBERS: shmbus.Topic[int] = shmbus.Topic[int]("numbers", int)
 
+VECTORS = shmbus.Topic("camera/Vectors", Vector, enc_hook=to_builtins, dec_hook=from_builtins, validate=True)
+
 assert_type(ORDERS, shmbus.Topic[OrderPaid])
+assert_type(VECTORS, shmbus.Topic[Vector])
+assert_type((VECTORS.name, VECTORS.capacity, VECTORS.validate), tuple[str, int, bool])
 assert_type(POINTS, shmbus.Topic[Point])
 assert_type(RAW, shmbus.Topic[bytes])
 assert_type(shmbus.dead_letter_topic(ORDERS), shmbus.Topic[shmbus.DeadLetter])
@@ -142,6 +159,9 @@ def errors(pub: shmbus.Publisher[int]) -> None:
     except shmbus.Full as error:
         assert_type(error.blocked_by, tuple[str, ...])
         assert_type(error.published, int)
+    except shmbus.EventTypeError as error:
+        assert_type((error.topic, error.path), tuple[str, str])
+        assert_type(error.difference, tuple[str, ...])
 
 
 with shmbus.Bus("shop", idle="adaptive", supervise=True, stall_timeout=5.0) as shop:

@@ -28,6 +28,11 @@ def topics() -> None:
     shmbus.Topic("orders", OrderPaid, codec="yaml")  # wrong
     other: shmbus.Topic[Refund] = ORDERS  # wrong
     ORDERS.capacity = 4096  # wrong
+    ORDERS.validate = True  # wrong
+    shmbus.Topic("orders", OrderPaid, enc_hook=5)  # wrong
+    shmbus.Topic("orders", OrderPaid, dec_hook=lambda value: value)  # wrong
+    shmbus.Topic("orders", OrderPaid, validate="yes")  # wrong
+    shmbus.Topics  # wrong
 
 
 def buses() -> None:
