@@ -347,10 +347,13 @@ class JsonPublisher:
         """Publish one JSON text; returns its sequence. Raises ConfigError with the path of what does not fit."""
         try:
             value = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise ConfigError(f"not JSON: {error}") from error
         value = compare.conform(value, self._schema)
-        payload = value if self._raw else self._encode(value)
+        try:
+            payload = value if self._raw else self._encode(value)
+        except (OverflowError, UnicodeError, RecursionError) as error:
+            raise ConfigError(f"cannot be written as an event of {self._publisher.topic.name!r}: {error}") from error
         return self._publisher.publish(payload, headers=headers) or 0
 
     def close(self) -> None:

@@ -11,11 +11,11 @@ interrupted. An error is one line on stderr that begins with "shmbus: ".
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING
 
 import shmbus
+from shmbus.cli import _streams
 from shmbus.cli._exit import FAILED, INTERRUPTED, NOT_FOUND, OK, complain
 from shmbus.errors import BusNotFoundError, ShmbusError
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; usage errors, `--help` and `--version` raise SystemExit."""
+    _streams.prepare()
     try:
         arguments = parser().parse_args(argv)
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         return OK
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(error, NOT_FOUND)
     except (ShmbusError, OSError) as error:
         return complain(error, FAILED)
+    finally:
+        _streams.finish()
     return code
 
 

@@ -17,7 +17,8 @@ def complain(error: object, code: int = FAILED) -> int:
     """Print an error as one line on stderr and return `code`."""
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
     shown = "".join(char if char.isprintable() else "?" for char in text)
-    with suppress(BrokenPipeError):
+    with suppress(OSError):
         sys.stdout.flush()  # what was printed before stands before it
-    print(f"shmbus: {shown or type(error).__name__}", file=sys.stderr)
+    with suppress(OSError):  # nobody reads it
+        print(f"shmbus: {shown or type(error).__name__}", file=sys.stderr, flush=True)
     return code

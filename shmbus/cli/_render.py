@@ -6,7 +6,6 @@ escape sequence; a row is one line at any width.
 
 from __future__ import annotations
 
-import io
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
@@ -32,10 +31,13 @@ _NAME_MIN: Final = 8  # cells that a name keeps in the tightest table
 
 def console(*, stderr: bool = False) -> Console:
     """A console that colours on a terminal only and takes text as it is."""
-    stream = sys.stderr if stderr else sys.stdout
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")  # an ASCII locale gets "?" for what it cannot show
-    return Console(file=stream, highlight=False, markup=False, emoji=False)
+    return _Console(file=sys.stderr if stderr else sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Let `main` say what that means: rich would exit with code 1."""
+        raise BrokenPipeError
 
 
 def printable(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +11,7 @@ from shmbus import diagnostics
 from shmbus.cli import _arguments
 from shmbus.cli._exit import FAILED, OK
 from shmbus.cli._render import console, plural, printable
+from shmbus.cli._streams import ascii_json
 
 if TYPE_CHECKING:
     import argparse
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print every finding; the exit code is 1 when one of them is a failure."""
     findings = diagnostics.examine()
     if arguments.json:
-        print(msgspec.json.encode(findings).decode())
+        print(ascii_json(findings))
     else:
         show(findings)
     return FAILED if any(finding.status == "fail" for finding in findings) else OK

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ from shmbus import Bus, inspect
 from shmbus.cli import _arguments
 from shmbus.cli._exit import OK, complain
 from shmbus.cli._render import plural, printable
+from shmbus.cli._streams import abandoned, ascii_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,7 +83,7 @@ def as_text(item: inspect.Tailed) -> str:
 def as_json(item: inspect.Tailed) -> str:
     """The fields of the item as one JSON object."""
     fields = ("publisher", "sequence", "time_ns", "headers", "event", "gap")
-    return _json({name: getattr(item, name) for name in fields})
+    return ascii_json({name: getattr(item, name) for name in fields}, enc_hook=repr)
 
 
 def _json(value: Any) -> str:
@@ -100,20 +102,26 @@ def _follow(tail: inspect.Tail) -> Iterator[inspect.Tailed]:
             complain("the bus was removed")
             return
         sys.stdout.flush()
+        if abandoned():
+            return
         time.sleep(_PAUSE)
 
 
-def _documents(text: str) -> Iterator[str]:
-    """The one document of the command line, or the lines of stdin that are not blank."""
+def _documents(text: str) -> Iterator[bytes]:
+    """The one document of the command line, or the lines of stdin that are not blank; UTF-8 in every locale."""
     if text != "-":
-        yield text
+        yield os.fsencode(text)
         return
-    for document in sys.stdin:
+    for document in sys.stdin.buffer:
         if document.strip():
             yield document
 
 
 def _header(text: str) -> tuple[str, str]:
+    try:
+        text = os.fsencode(text).decode()
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError(f"not UTF-8: {text!r}") from None
     key, sign, value = text.partition("=")
     if not (key and sign):
         raise argparse.ArgumentTypeError(f"KEY=VALUE, not {text!r}")

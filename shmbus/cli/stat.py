@@ -11,7 +11,6 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from rich.console import Group
 
 from shmbus import inspect
@@ -19,6 +18,7 @@ from shmbus.cli import _arguments
 from shmbus.cli._bus_view import BusView
 from shmbus.cli._exit import FAILED, OK, USAGE, complain
 from shmbus.cli._render import console, line
+from shmbus.cli._streams import ascii_json
 from shmbus.cli._terminate import ending_in_order
 from shmbus.errors import BusNotFoundError, ShmbusError
 from shmbus.stats import BusStats, with_rates
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_once(looker, as_json=arguments.json)
         return FAILED if looker.problems else OK
     with ending_in_order():
-        if arguments.json or not sys.stdout.isatty():
+        if arguments.json or not sys.stdout.isatty() or console().is_dumb_terminal:
             return watch_lines(looker, arguments.watch, as_json=arguments.json)
         return watch_screen(looker, arguments.watch)
 
@@ -113,10 +113,10 @@ class Looker:
                 self.problems[name] = str(error)
         return found
 
-    def document(self) -> bytes:
+    def document(self) -> str:
         """One object for the bus asked for, a list for all of them, as JSON."""
         found = list(self.found.values())
-        return msgspec.json.encode(found if self.bus is None else found[0])
+        return ascii_json(found if self.bus is None else found[0])
 
     def view(self) -> RenderableType:
         """The same for people."""
@@ -129,7 +129,7 @@ class Looker:
 def print_once(looker: Looker, *, as_json: bool) -> None:
     """Print what the last look found, and on stderr what could not be read."""
     if as_json:
-        print(looker.document().decode(), flush=True)
+        print(looker.document(), flush=True)
     else:
         console().print(looker.view())
     for problem in looker.problems.values():
