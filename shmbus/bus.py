@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from shmbus import _core
+from shmbus._handles import naming
 from shmbus._handles.exit import leave_at_exit, open_buses
 from shmbus._handles.session import Session
 from shmbus._handles.waiting import IDLE_MODES
@@ -111,6 +112,7 @@ class Bus:
 
     # -- handles
 
+    @naming.telling
     def publisher(
         self,
         topic: Topic[T],
@@ -153,6 +155,7 @@ class Bus:
 
         return self._keep(self._session.enter(enter, topic.name, lock_timeout))
 
+    @naming.telling
     def subscriber(
         self,
         topic: Topic[T],
@@ -291,6 +294,7 @@ class Bus:
             return self._letters.setdefault(topic.name, Letters(topic, opened, self._session.document))
 
     def _keep(self, handle: H) -> H:
+        naming.note(handle)
         with self._lock:
             self._handles.add(handle)
         self._session.tell_supervisor()

@@ -2,6 +2,7 @@
 
     ShmbusError
     ├── ConfigError (ValueError)          a name, capacity, mode or option that cannot be; nothing was created
+    │   └── NameTakenError                a live publisher or subscriber of the topic has the name
     ├── BusNotFoundError (LookupError)    no such bus, and the caller asked not to create it
     ├── SchemaMismatchError (TypeError)   the topic exists with another event type; .difference says where
     ├── LayoutMismatchError               a segment of another layout version, or not of shmbus at all
@@ -54,6 +55,17 @@ def _rebuild(cls: type[ShmbusError], args: tuple[Any, ...], attributes: dict[str
 
 class ConfigError(ShmbusError, ValueError):
     """An option that cannot be honoured; raised before anything is created."""
+
+
+class NameTakenError(ConfigError):
+    """A live publisher or subscriber of the topic has the name; `pid` is that of its process, which may be this one."""
+
+    def __init__(self, kind: str, name: str, topic: str, pid: int, command: str) -> None:
+        super().__init__(f"{kind} {name!r} of topic {topic!r} exists in process {pid} ({command})")
+        self.kind = kind
+        self.name = name
+        self.topic = topic
+        self.pid = pid
 
 
 class BusNotFoundError(ShmbusError, LookupError):

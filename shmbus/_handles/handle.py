@@ -28,6 +28,8 @@ class Handle:
 
     _session: Session
     _forget: Callable[[Any], None]
+    opened_at = ""
+    """Where this package was called to make it, as file:line."""
     _left = True  # until __init__ has come to its end
     _put_off = False
     """A call of this handle runs that close() cannot wait for: the departure follows it."""

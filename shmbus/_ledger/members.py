@@ -18,7 +18,7 @@ from shmbus import _core
 from shmbus._ledger import departures
 from shmbus._ledger.document import COMMAND, ConsumerEntry, Participant, PublisherEntry, RingEntry, WorkerEntry
 from shmbus._shm.failpoint import reach
-from shmbus.errors import CapacityError, ConfigError
+from shmbus.errors import CapacityError, NameTakenError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +88,7 @@ def _new_ring(document: Document, publisher: PublisherEntry, group: int, capacit
 
 
 def require_free_name(document: Document, topic: TopicEntry, kind: str, name: str | None) -> None:
-    """Raise ConfigError if a subscriber or publisher of the topic has this name."""
+    """Raise NameTakenError if a subscriber or publisher of the topic has this name."""
     entries: Iterable[ConsumerEntry | PublisherEntry]
     if kind == "publisher":
         entries = [p for p in document.publishers if p.state == "active"]
@@ -97,9 +97,7 @@ def require_free_name(document: Document, topic: TopicEntry, kind: str, name: st
     for entry in entries:
         holder = document.participant(entry.participant)
         if entry.topic == topic.index and entry.name == name and holder is not None:
-            raise ConfigError(
-                f"{kind} {name!r} of topic {topic.name!r} exists in process {holder.pid} ({holder.command})"
-            )
+            raise NameTakenError(kind, entry.name, topic.name, holder.pid, holder.command)
 
 
 def open_subscriber(

@@ -162,6 +162,8 @@ def errors(pub: shmbus.Publisher[int]) -> None:
     except shmbus.EventTypeError as error:
         assert_type((error.topic, error.path), tuple[str, str])
         assert_type(error.difference, tuple[str, ...])
+    except shmbus.NameTakenError as error:
+        assert_type((error.kind, error.name, error.topic, error.pid), tuple[str, str, str, int])
 
 
 with shmbus.Bus("shop", idle="adaptive", supervise=True, stall_timeout=5.0) as shop:
