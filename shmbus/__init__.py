@@ -15,39 +15,45 @@ General layout, each layer using those below it only:
     _schema/              types on the wire
     _core (C)             memory: layout, rings, claims
     errors                one tree
+
+Names are fetched at first use (PEP 562): a process that only names a topic loads no more than that.
 """
 
-from shmbus.errors import (
-    AccessError,
-    BusNotFoundError,
-    CapacityError,
-    ClosedError,
-    ConfigError,
-    CorruptSegmentError,
-    DecodeError,
-    Empty,
-    EventTooLargeError,
-    EventTypeError,
-    ForkedError,
-    Full,
-    GapError,
-    LayoutMismatchError,
-    LockTimeoutError,
-    NameTakenError,
-    NoSpaceError,
-    ReclaimedError,
-    SchemaMismatchError,
-    ShmbusError,
-)
+from __future__ import annotations
 
-# isort: split
-from shmbus.bus import Bus
-from shmbus.message import ClaimedMessage, Gap, Message
-from shmbus.publisher import Publisher
-from shmbus.stats import BusStats, ConsumerStats, Loss, PublisherStats
-from shmbus.subscriber import Subscriber
-from shmbus.topic import DeadLetter, Topic, dead_letter_topic
-from shmbus.worker import Worker
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shmbus.bus import Bus
+    from shmbus.errors import (
+        AccessError,
+        BusNotFoundError,
+        CapacityError,
+        ClosedError,
+        ConfigError,
+        CorruptSegmentError,
+        DecodeError,
+        Empty,
+        EventTooLargeError,
+        EventTypeError,
+        ForkedError,
+        Full,
+        GapError,
+        LayoutMismatchError,
+        LockTimeoutError,
+        NameTakenError,
+        NoSpaceError,
+        ReclaimedError,
+        SchemaMismatchError,
+        ShmbusError,
+    )
+    from shmbus.message import ClaimedMessage, Gap, Message
+    from shmbus.publisher import Publisher
+    from shmbus.stats import BusStats, ConsumerStats, Loss, PublisherStats
+    from shmbus.subscriber import Subscriber
+    from shmbus.topic import DeadLetter, Topic, dead_letter_topic
+    from shmbus.worker import Worker
 
 __version__ = "0.1.0"
 
@@ -88,3 +94,56 @@ __all__ = [
     "__version__",
     "dead_letter_topic",
 ]
+
+
+_HOMES = {
+    "bus": ("Bus",),
+    "errors": (
+        "AccessError",
+        "BusNotFoundError",
+        "CapacityError",
+        "ClosedError",
+        "ConfigError",
+        "CorruptSegmentError",
+        "DecodeError",
+        "Empty",
+        "EventTooLargeError",
+        "EventTypeError",
+        "ForkedError",
+        "Full",
+        "GapError",
+        "LayoutMismatchError",
+        "LockTimeoutError",
+        "NameTakenError",
+        "NoSpaceError",
+        "ReclaimedError",
+        "SchemaMismatchError",
+        "ShmbusError",
+    ),
+    "message": ("ClaimedMessage", "Gap", "Message"),
+    "publisher": ("Publisher",),
+    "stats": ("BusStats", "ConsumerStats", "Loss", "PublisherStats"),
+    "subscriber": ("Subscriber",),
+    "topic": ("DeadLetter", "Topic", "dead_letter_topic"),
+    "worker": ("Worker",),
+}
+"""Where each name lives; the modules too are fetched as attributes of the package."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+if not TYPE_CHECKING:  # or every misspelt name would pass the checkers
+
+    def __getattr__(name: str) -> object:
+        """Fetch a name of the package, once: from then on it is an attribute like any other."""
+        if name in _HOMES:
+            return importlib.import_module(f"{__name__}.{name}")  # which sets the attribute
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value: object = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """All names, fetched or not."""
+    return sorted({*globals(), *_HOME_OF, *_HOMES})

@@ -9,7 +9,6 @@ Must stay true:
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar
 
@@ -18,6 +17,7 @@ from shmbus._handles.handle import Handle
 from shmbus._handles.messages import Messages
 from shmbus._handles.waiting import Parking, Receiver
 from shmbus._ledger import departures
+from shmbus._log import logger
 from shmbus.errors import DecodeError, GapError, ReclaimedError
 from shmbus.message import Gap, Message
 from shmbus.topic import codec_of
@@ -40,7 +40,7 @@ STARTS: Final = ("latest", "oldest")
 LOG_INTERVAL: Final = 1.0
 """Seconds between two log records of one lossy subscriber; the books have every event all the same."""
 
-_log = logging.getLogger("shmbus.loss")
+_log = logger("shmbus.loss")
 
 
 class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):

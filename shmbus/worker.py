@@ -11,7 +11,6 @@ Must stay true:
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeVar
@@ -21,6 +20,7 @@ from shmbus._handles.handle import Handle
 from shmbus._handles.messages import Messages
 from shmbus._handles.waiting import Parking, Receiver
 from shmbus._ledger import departures
+from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 from shmbus.errors import ClosedError, DecodeError, ForkedError, ReclaimedError, ShmbusError
 from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage
@@ -43,7 +43,7 @@ RETRY_NS: Final = 1_000_000_000
 """After so long an event is tried again whose dead letter could not be written."""
 LOG_INTERVAL: Final = 10.0  # seconds between two lines of a worker that say so
 
-_log = logging.getLogger("shmbus.loss")
+_log = logger("shmbus.loss")
 
 
 class _Event(NamedTuple):

@@ -12,7 +12,6 @@ Must stay true:
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import OrderedDict
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from shmbus._shm import descriptors
 
 if TYPE_CHECKING:
+    import asyncio  # where it is used at run time it is loaded already, and takes 30 ms where it is not
     from collections.abc import Callable
 
     from shmbus._shm.waker import Sleeper
@@ -47,6 +47,8 @@ class Awaiting:
         That is asked once the channel is armed: whoever delays an event wakes those that sleep (SYNC due). `again`: the
         caller was woken, found nothing, and keeps its place.
         """
+        import asyncio
+
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[bool] = loop.create_future()
         self._watch(loop)
@@ -74,6 +76,8 @@ class Awaiting:
                 self._wake_next()
 
     def _wake_next(self) -> None:
+        import asyncio
+
         for woken, loop in list(self._waiting.items()):
             if woken.done():
                 return  # on its way, and will pass it on
@@ -123,5 +127,7 @@ def _drain(descriptor: int) -> None:
 
 async def interpreter_ends() -> NoReturn:
     """At the interpreter's exit a task in another thread's loop hears nothing more: it ends with the process."""
+    import asyncio
+
     while True:
         await asyncio.get_running_loop().create_future()

@@ -10,7 +10,6 @@ Must stay true:
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from shmbus import _core
 from shmbus._ledger import departures, overdue, reclaim, retired
+from shmbus._log import logger
 from shmbus._shm import spawn
 from shmbus.errors import ClosedError, CorruptSegmentError, LockTimeoutError, ReclaimedError, ShmbusError
 
@@ -29,7 +29,7 @@ BOUND: Final = 1.0
 """Seconds of the longest sleep: what a wake-up that got lost with its sender costs."""
 _SPAWN_AGAIN: Final = 30.0  # seconds until a supervisor that could not be started is tried again
 
-_log = logging.getLogger("shmbus.bus")
+_log = logger("shmbus.bus")
 
 
 class Care:

@@ -9,7 +9,6 @@ Must stay true:
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -21,6 +20,7 @@ from shmbus import _core
 from shmbus._handles.care import Care, lost
 from shmbus._ledger import members, reclaim, room
 from shmbus._ledger.registry import LOCK_TIMEOUT, Registry
+from shmbus._log import logger
 from shmbus._shm import processes, spawn
 from shmbus._shm.failpoint import reach
 from shmbus._shm.lives import LockHeldError
@@ -47,7 +47,7 @@ LEAVE_TIMEOUT: Final = 1.0
 _ALL: Final = 2**64 - 1
 _OPEN_TIMEOUT: Final = 30.0  # seconds for a removal that is under way; it takes milliseconds
 
-_log = logging.getLogger("shmbus.bus")
+_log = logger("shmbus.bus")
 
 
 class Session:

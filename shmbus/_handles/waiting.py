@@ -10,7 +10,6 @@ Must stay true (SYNC park):
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar, cast
@@ -142,6 +141,8 @@ class Receiver(Generic[T]):
     async def _anext(self, poll: Callable[[Any], Any], ask: Any) -> Any:
         self._run += 1
         if self._run % FAIR == 0:
+            import asyncio
+
             await asyncio.sleep(0)
         core = self._as_core()
         try:

@@ -15,11 +15,11 @@ Must stay true:
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, cast
 
+from shmbus._log import logger
 from shmbus.errors import ClosedError, CorruptSegmentError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 5.0  # seconds to find all rings of one document; nearly always the first try does
 _PAUSE: Final = 1e-3  # seconds between two tries: whoever changes the bus may need our core
 
-_log = logging.getLogger("shmbus.loss")
+_log = logger("shmbus.loss")
 
 
 class Look:

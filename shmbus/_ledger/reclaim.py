@@ -12,12 +12,12 @@ Must stay true:
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from shmbus import _core
 from shmbus._ledger import departures, groups, topics
 from shmbus._ledger.retired import unless_unreadable
+from shmbus._log import logger
 from shmbus._shm import schemas, segment, waker
 from shmbus._shm.failpoint import reach
 from shmbus._shm.names import object_prefix, segment_name
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _CLEAR_TIMEOUT = 1.0  # seconds; what is not cleared away then is a leftover, which `shmbus doctor` names
 
-_log = logging.getLogger("shmbus.reclaim")
+_log = logger("shmbus.reclaim")
 
 
 def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:

@@ -11,11 +11,11 @@ Must stay true:
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from shmbus._log import logger
 from shmbus.errors import AccessError, CorruptSegmentError, LayoutMismatchError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _LOOSE: Final = 8
 UNREADABLE: Final = (AccessError, CorruptSegmentError, LayoutMismatchError, FileNotFoundError)
 """What becomes of an attempt to read a ring that is not there, or is not what it should be."""
 
-_log = logging.getLogger("shmbus.loss")
+_log = logger("shmbus.loss")
 
 
 class Leftovers(NamedTuple):
