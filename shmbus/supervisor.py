@@ -207,8 +207,10 @@ class _Supervisor:
 
     def stays(self) -> bool:
         """Look who is there; False once the bus is gone, or nobody is left that an automatic supervisor would serve."""
-        if self.told_to_go or self.registry.removed:
+        if self.told_to_go:
             return False
+        if self.registry.removed:  # once its remover has let go of the lock: it may have died on the way
+            return self.bury([])
         if not self.registry.linked():
             _log.warning("bus %s: its files in /dev/shm were removed; every handle is told", self.registry.bus)
             reclaim.mark_removed(self.registry.map)

@@ -291,6 +291,18 @@ def test_removed_after_kills(bus_name: str, processes: Processes) -> None:
     eventually(lambda: not psutil.pid_exists(pid))
 
 
+@pytest.mark.parametrize("point", ["remove.marked", "remove.unlinked"])
+def test_removal_cut_short(bus_name: str, processes: Processes, point: str) -> None:
+    """Where the last participant dies while it removes the bus, its supervisor removes the rest and goes."""
+    code = (
+        "from shmbus._shm import failpoint; from support import eventually; p = bus.publisher(ORDERS);"
+        f"eventually(lambda: bus.stats().supervisor.pid); failpoint.arm({point!r}); bus.close()"
+    )
+    child = processes.spawn(HOLD, bus_name, code, "supervised")
+    assert child.wait(PATIENT) == -signal.SIGKILL
+    eventually(lambda: not entries(bus_name), lambda: str(entries(bus_name)))
+
+
 def test_owed_bus_stays(bus_name: str, processes: Processes) -> None:
     """A bus whose group is owed events stays when its last participant leaves or dies, and goes once they are acked."""
     code = (

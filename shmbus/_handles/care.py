@@ -10,7 +10,6 @@ Must stay true:
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from shmbus import _core
 from shmbus._ledger import departures, overdue, reclaim, retired
 from shmbus._log import logger
-from shmbus._shm import spawn
+from shmbus._shm import cores, spawn
 from shmbus.errors import ClosedError, CorruptSegmentError, LockTimeoutError, ReclaimedError, ShmbusError
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class Care:
         """More processes on this bus than cores: a spin would only keep somebody from running."""
         processes = _core.load(self._session.map, _core.BUS_PROCESSES)
         if processes != self._processes:
-            self._processes, self._crowded = processes, processes > len(os.sched_getaffinity(0))
+            self._processes, self._crowded = processes, processes > cores.usable()
         return self._crowded
 
     def look(self) -> None:

@@ -15,6 +15,7 @@ static int add_constants(PyObject *module) {
         {"MAX_ATTEMPT", MAX_ATTEMPT},
         {"MAX_DELAY_NS", (long long)MAX_DELAY_NS},
         {"MAX_HEADERS", MAX_HEADERS},
+        {"RECORD_LIMIT", RECORD_LIMIT},
         {"MIN_CAPACITY", MIN_CAPACITY},
         {"MAX_CAPACITY", MAX_CAPACITY},
         {"BUS_BYTES", sizeof(bus_segment)},

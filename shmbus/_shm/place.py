@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from shmbus._shm import descriptors
+from shmbus._shm.names import parse
 from shmbus.errors import (
     AccessError,
     ConfigError,
@@ -117,6 +118,13 @@ def unmappable(error: OSError, name: str, size: int) -> OSError:
     return ResourceLimitError(errno.ENOMEM, "vm.max_map_count", most, advice)
 
 
+def require_user(name: str) -> None:
+    """Raise AccessError for an object of another user's bus: this process has dropped its privileges since."""
+    found = parse(name.removeprefix("sem."))
+    if found is not None and found[1] != os.geteuid():
+        raise AccessError(errno.EACCES, _whose(found[1]), path_of(name))
+
+
 def note_user() -> None:
     """This process has opened something as the user that it is now."""
     _users.add(os.geteuid())
@@ -134,7 +142,11 @@ def owner_of(path: str) -> str:
 
 def uids_of(status: os.stat_result) -> str:
     """Whose file it is and who we are."""
-    owner, own = status.st_uid, os.geteuid()
+    return _whose(status.st_uid)
+
+
+def _whose(owner: int) -> str:
+    own = os.geteuid()
     if owner != own and owner in _users:
         return f"opened as uid {owner}, now uid {own}: open the bus after dropping privileges"
     return f"owner uid={owner}, own uid={own}"

@@ -65,6 +65,7 @@ class Segment:
         AccessError and ResourceLimitError.
         """
         place.path_of(name)
+        place.require_user(name)
         while True:
             try:
                 segment = cls._make(name, size, initialise)

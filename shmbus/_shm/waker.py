@@ -25,6 +25,8 @@ Must stay true:
 from __future__ import annotations
 
 import errno
+import functools
+import logging
 import os
 import stat
 import threading
@@ -40,6 +42,8 @@ from shmbus.errors import AccessError, ClosedError, CorruptSegmentError, ForkedE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_log = logging.getLogger("shmbus.bus")
 
 _SEMAPHORE_PREFIX: Final = "sem."  # where sem_open() looks
 _FIFO_SUFFIX: Final = ".fifo"
@@ -272,8 +276,16 @@ def _open_or_create(name: str) -> _segment.Segment:
 def _open_semaphore(name: str) -> _Semaphore | None:
     try:
         return cast("_Semaphore", posix_ipc.Semaphore("/" + name))
+    except posix_ipc.PermissionsError:
+        _warn(os.geteuid())
+        return None
     except (posix_ipc.Error, OSError, MemoryError):
         return None  # absent, another user's, no descriptor or no map left
+
+
+@functools.cache
+def _warn(uid: int) -> None:
+    _log.warning("as uid %d this process can wake nobody on a bus that it opened as another user", uid)
 
 
 def _close_semaphore(semaphore: _Semaphore) -> None:
@@ -282,6 +294,7 @@ def _close_semaphore(semaphore: _Semaphore) -> None:
 
 def _open_or_create_fifo(name: str) -> int:
     path = place.path_of(name)
+    place.require_user(name)
     try:
         with suppress(FileExistsError):
             os.mkfifo(path, 0o600)

@@ -83,15 +83,15 @@ def create_and_hang(name: str) -> None:
 
 def test_temporary_files_of_the_living_stay(name: str, processes: Processes) -> None:
     """A segment that is being made has a temporary name, which goes once its maker is dead and not before."""
-    child = processes.spawn(create_and_hang, f"sem.{name}:7:sub-1-1")
+    child = processes.spawn(create_and_hang, f"sem.{name}:{os.geteuid()}:sub-1-1")
     assert line(child) == "inside"
     (temporary,) = entries(name)
-    assert temporary.startswith(f"{name}:7:tmp-")
-    assert _segment.remove_temporaries(f"{name}:7:") == []
+    assert temporary.startswith(f"{name}:{os.geteuid()}:tmp-")
+    assert _segment.remove_temporaries(f"{name}:{os.geteuid()}:") == []
     child.kill()
     child.wait()
     assert entries(name) == [temporary]
-    assert _segment.remove_temporaries(f"{name}:7:") == [temporary]
+    assert _segment.remove_temporaries(f"{name}:{os.geteuid()}:") == [temporary]
     assert entries(name) == []
 
 
@@ -108,17 +108,17 @@ def die_creating(name: str, point: str) -> None:
 )
 def test_killed_creator(name: str, processes: Processes, point: str, made: bool) -> None:
     """A creator killed at any point leaves a whole segment or none, and a file that no listing takes for anything."""
-    assert processes.spawn(die_creating, f"{name}:7:ring-7", point).wait(PATIENT) == -signal.SIGKILL
+    assert processes.spawn(die_creating, f"{name}:{os.geteuid()}:ring-7", point).wait(PATIENT) == -signal.SIGKILL
     assert len(entries(name)) == 1 + made
-    assert _segment.names(f"{name}:7:ring-") == [f"{name}:7:ring-7"] * made
+    assert _segment.names(f"{name}:{os.geteuid()}:ring-") == [f"{name}:{os.geteuid()}:ring-7"] * made
     assert waker.names(name) == []
     assert name.removeprefix("shmbus-") not in inspect.buses()
     if made:
-        assert Segment.attach(f"{name}:7:ring-7").size == 1 << 16
+        assert Segment.attach(f"{name}:{os.geteuid()}:ring-7").size == 1 << 16
     else:
-        Segment.create(f"{name}:7:ring-7", SIZE, fill).close()
-    assert len(_segment.remove_temporaries(f"{name}:7:")) == 1
-    assert entries(name) == [f"{name}:7:ring-7"]
+        Segment.create(f"{name}:{os.geteuid()}:ring-7", SIZE, fill).close()
+    assert len(_segment.remove_temporaries(f"{name}:{os.geteuid()}:")) == 1
+    assert entries(name) == [f"{name}:{os.geteuid()}:ring-7"]
 
 
 def test_temporary_name_is_taken_away(name: str) -> None:
