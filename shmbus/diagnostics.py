@@ -1,15 +1,19 @@
 """What this host offers to shmbus, what it lacks, what was left behind; and what to do about each.
 
-May touch: /proc, /sys and /dev/shm, to read; a segment and a semaphore of its own, named after this process,
-to try them, removed at once. It removes nothing else, and perturbs no bus.
+May touch: /proc, /sys, /etc/systemd and /dev/shm, to read; a segment, a semaphore and a lives file of its own, named
+after this process, to try them, removed at once. It removes nothing else, and perturbs no bus.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import pwd
 import re
 import resource
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -17,7 +21,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from shmbus import _leftovers
-from shmbus._shm import place, segment, waker
+from shmbus._shm import cores, place, segment, spawn, waker
+from shmbus._shm.lives import Lives
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,9 +47,10 @@ _KERNEL: Final = (5, 3)  # pidfd_open
 _GLIBC: Final = (2, 30)  # sem_clockwait
 _SMALL_SHM: Final = 64 * _MIB  # what container runtimes give by default: some thirty rings of the default size
 _LITTLE_FREE: Final = 16 * _MIB
-_FEW_FILES: Final = 256  # a mapped ring takes a descriptor before Python 3.13, an awaiting handle always does
+_FEW_FILES: Final = 256  # an awaiting handle takes one, and so does everybody who wakes it
 _FIRST_NAMESPACE: Final = 0xEFFFFFFC  # the inode of the host's own PID namespace (PROC_PID_INIT_INO)
 _PAGE: Final = 4096
+_SYSTEM_UIDS: Final = 999  # the last one, where /etc/login.defs does not say
 _RAISE_SHM: Final = "docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm"
 
 
@@ -58,7 +64,11 @@ def examine() -> list[Finding]:
         check_room,
         check_segment,
         check_semaphore,
+        check_locks,
+        check_remove_ipc,
+        check_supervisor,
         check_descriptors,
+        check_cores,
         check_namespace,
         check_memory_limit,
     )
@@ -169,21 +179,72 @@ def check_semaphore() -> Finding:
     return Finding("semaphores", "fail", "a sleeper was not woken", advice)
 
 
+def check_locks() -> Finding:
+    """Whether the file system of /dev/shm has the record locks that prove who lives."""
+    name = f"{_leftovers.DOCTOR}:lives-{os.getpid()}"
+    try:
+        lives = Lives.open(name, create=True)
+        try:
+            lives.begin(1)
+            held = not lives.lost()
+        finally:
+            lives.close()
+    finally:
+        segment.unlink(name)
+    if held:
+        return Finding("locks", "ok", "a life was locked")
+    return Finding("locks", "fail", "a lock was taken and is not held", "/dev/shm must be a tmpfs of this very kernel")
+
+
+def check_remove_ipc(root: str = "", uid: int | None = None) -> Finding:
+    """Whether systemd-logind removes this user's files of /dev/shm at the last logout, under running services."""
+    uid = os.geteuid() if uid is None else uid
+    if not os.path.isdir(f"{root}/run/systemd/users"):
+        return Finding("logout", "ok", "no systemd-logind")
+    if not _removes_ipc(root):
+        return Finding("logout", "ok", "logind: RemoveIPC=no")
+    if uid <= _last_system_uid(root):
+        return Finding("logout", "ok", f"logind: RemoveIPC=yes, not for system users: uid={uid}")
+    user = _user_name(uid)
+    if os.path.exists(f"{root}/var/lib/systemd/linger/{user}"):
+        return Finding("logout", "ok", f"logind: RemoveIPC=yes, but {user} lingers")
+    advice = (
+        "every bus of this user goes with the last session that ends: RemoveIPC=no in /etc/systemd/logind.conf, "
+        f"loginctl enable-linger {user}, or a system user for services"
+    )
+    return Finding("logout", "warn", "logind: RemoveIPC=yes", advice)
+
+
+def check_supervisor() -> Finding:
+    """Whether a supervisor can be started from here; without one the participants do its work."""
+    reason = spawn.can_spawn()
+    if reason is None:
+        return Finding("supervisor", "ok", f"can be started by {sys.executable}")
+    return Finding("supervisor", "warn", reason, "shmbus supervise BUS elsewhere; without, participants stand in")
+
+
+def check_cores() -> Finding:
+    """How many processes can run at once; where there are more on a bus, nobody spins."""
+    quota = cores.quota()
+    shown = "" if math.isinf(quota) else f", of which the cgroup's quota leaves {quota:g}"
+    return Finding("cores", "ok", f"{len(os.sched_getaffinity(0))}{shown}")
+
+
 def check_descriptors() -> Finding:
     """Whether a process may have enough descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     shown = f"{_limit(soft)}, up to {_limit(hard)}"
     if soft == resource.RLIM_INFINITY or soft >= _FEW_FILES:
         return Finding("descriptors", "ok", shown)
-    return Finding("descriptors", "warn", shown, "ulimit -n 1024: a mapped ring takes one, an awaiting handle too")
+    return Finding("descriptors", "warn", shown, "ulimit -n 1024: an awaiting handle takes one")
 
 
 def check_namespace() -> Finding:
-    """In which PID namespace this process is: only processes of the same one can share a bus."""
+    """In which PID namespace this process is. Whoever sees this /dev/shm takes part, from whichever."""
     inode = os.stat("/proc/self/ns/pid").st_ino
     if inode == _FIRST_NAMESPACE:
         return Finding("PID namespace", "ok", f"{inode}, the host's")
-    advice = "shared with processes of this container only; --pid=host or --pid=container:NAME joins another"
+    advice = "containers that share a bus need the same /dev/shm: --ipc=container:NAME, or one mount in all of them"
     return Finding("PID namespace", "ok", f"{inode}, a container's", advice)
 
 
@@ -229,6 +290,37 @@ def _mount_of(path: str) -> _Mount | None:
             if point == path:
                 found = _Mount(kind, options)
     return found
+
+
+def _removes_ipc(root: str) -> bool:
+    """What logind was told last: the main file, then the drop-ins by name; of one name that of the first folder."""
+    folders = [f"{root}{folder}/systemd" for folder in ("/etc", "/run", "/usr/local/lib", "/usr/lib")]
+    main = [path for folder in folders if os.path.exists(path := f"{folder}/logind.conf")][:1]
+    drop_ins: dict[str, str] = {}
+    for folder in folders:
+        for path in Path(f"{folder}/logind.conf.d").glob("*.conf"):
+            drop_ins.setdefault(path.name, str(path))
+    found = ""
+    for path in [*main, *(drop_ins[name] for name in sorted(drop_ins))]:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        for value in re.findall(r"^[ \t]*RemoveIPC[ \t]*=[ \t]*(\S*)", text, re.MULTILINE):
+            found = value
+    return found.lower() not in ("no", "false", "n", "f", "off", "0")
+
+
+def _last_system_uid(root: str) -> int:
+    with suppress(OSError):
+        found = re.search(r"^[ \t]*SYS_UID_MAX[ \t]+(\d+)", Path(f"{root}/etc/login.defs").read_text(), re.MULTILINE)
+        if found:
+            return int(found.group(1))
+    return _SYSTEM_UIDS
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _cgroup_files() -> list[tuple[Path, Path]]:

@@ -26,7 +26,7 @@ from shmbus import _core
 from shmbus._handles.session import Session
 from shmbus._ledger import books, departures, overdue, reclaim, retired
 from shmbus._ledger.registry import Registry
-from shmbus._shm import descriptors, place, processes
+from shmbus._shm import descriptors, place, processes, segment
 from shmbus._shm.failpoint import reach
 from shmbus._shm.rings import Rings
 from shmbus._shm.waker import Sleeper
@@ -220,9 +220,12 @@ class _Supervisor:
         document = self.registry.read()
         lost = set(self.watch.watch({p.life for p in document.participants}))
         dead = [p.id for p in document.participants if p.state == "reclaiming" or p.life in lost]
-        if dead or not document.participants:
-            return self.bury(dead)
-        return True
+        if not dead and document.participants:
+            return True
+        served = self.bury(dead)
+        if dead:
+            segment.remove_temporaries(self.registry.prefix)  # what they were just making, outside of the lock
+        return served
 
     def bury(self, dead: list[int]) -> bool:
         """Reclaim the dead; False if the bus is to be served no longer."""
