@@ -298,8 +298,8 @@ def _removes_ipc(root: str) -> bool:
     main = [path for folder in folders if os.path.exists(path := f"{folder}/logind.conf")][:1]
     drop_ins: dict[str, str] = {}
     for folder in folders:
-        for path in Path(f"{folder}/logind.conf.d").glob("*.conf"):
-            drop_ins.setdefault(path.name, str(path))
+        for drop_in in Path(f"{folder}/logind.conf.d").glob("*.conf"):
+            drop_ins.setdefault(drop_in.name, str(drop_in))
     found = ""
     for path in [*main, *(drop_ins[name] for name in sorted(drop_ins))]:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
