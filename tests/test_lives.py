@@ -11,7 +11,13 @@ import pytest
 LIVES = Path(__file__).resolve().parents[1] / "tools" / "lives.py"
 
 
-@pytest.mark.parametrize("part", ["reuse", "limbo", "forks", "exits", "crowd", "signals"])
+PARTS = (
+    *("reuse", "limbo", "forks", "exits", "crowd", "signals"),
+    *("exec", "undumpable", "hidepid", "timens", "pidns", "containers"),
+)
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_lives(part: str) -> None:
     """The living go on with exact books whatever becomes of a process beside them, and nothing of it is left."""
     command = [sys.executable, str(LIVES), "--short", part]

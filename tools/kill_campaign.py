@@ -71,6 +71,8 @@ class Notes:
 
     def __init__(self, folder: str, role: str, life: int) -> None:
         self.fd = os.open(f"{folder}/{role}-{life}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.opened = Path(folder, f"up-{life}")
+        """Made once this life's handle is open."""
 
     def add(self, life: int, count: int) -> None:
         os.write(self.fd, SEEN.pack(life, count))
@@ -80,6 +82,7 @@ def publisher(bus: str, folder: str, life: int, index: int) -> None:
     notes = Notes(folder, "publisher", life)
     chance = random.Random(life)
     with until_told(), shmbus.Bus(bus) as opened, opened.publisher(TOPIC, name=f"pub-life-{life}") as handle:
+        notes.opened.touch()
         count = 0
         while True:
             batch = [
@@ -99,6 +102,7 @@ def subscriber(bus: str, folder: str, life: int, index: int, mode: Any = "reliab
     notes = Notes(folder, "subscriber" if mode == "reliable" else "lossy", life)
     with until_told(), shmbus.Bus(bus) as opened:
         with opened.subscriber(TOPIC, name=f"{mode}-{index}", mode=mode) as handle:
+            notes.opened.touch()
             for event in handle:
                 notes.add(event.life, event.count)
 
@@ -110,7 +114,7 @@ def lossy(bus: str, folder: str, life: int, index: int) -> None:
 def auditor(bus: str, folder: str, life: int, index: int) -> None:
     notes = Notes(folder, "auditor", life)
     with until_told(), shmbus.Bus(bus) as opened, opened.subscriber(TOPIC, name="auditor") as handle:
-        Path(folder, "ready").touch()
+        notes.opened.touch()
         for event in handle:
             notes.add(event.life, event.count)
 
@@ -121,6 +125,7 @@ def worker(bus: str, folder: str, life: int, index: int) -> None:
     prefetch = chance.choice((1, 1, 4))
     with until_told(), shmbus.Bus(bus) as opened:
         with opened.worker(TOPIC, group="pool", max_deliver=4000, prefetch=prefetch) as handle:
+            notes.opened.touch()
             if chance.random() < 0.5:
                 for event in handle:
                     notes.add(event.life, event.count)
@@ -178,11 +183,14 @@ class Campaign:
         process.start()
         self.processes[role, index] = process
 
+    def is_open(self, life: int) -> bool:
+        return Path(self.folder, f"up-{life}").exists()
+
     def run(self) -> None:
         with shmbus.Bus(self.bus) as bus:
             bus.group(TOPIC, "pool")
             self.start("auditor", 0)
-            self.wait(lambda: Path(self.folder, "ready").exists(), "the auditor's start")
+            self.wait(lambda: self.is_open(self.lives), "the auditor's start")
             for role, many in (("publisher", 2), ("subscriber", 1), ("lossy", 1), ("worker", 2), ("supervisor", 1)):
                 for index in range(many):
                     self.start(role, index)

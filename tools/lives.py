@@ -3,12 +3,18 @@
 Each part has a bus of its own and ends with an audit: nothing hangs, what was published arrives complete, in order and
 once, the books of every consumer balance, the living are left alone, and /dev/shm is as before. One line a part:
 
-    reuse     a dead participant whose PID another process has by now, in a PID namespace of its own (needs root)
-    limbo     zombies that nobody reaps; SIGSTOP for longer than `stall_timeout` under load
-    forks     a process that forks at any moment, with threads that publish, receive and take the bus lock
-    exits     interpreters that end without close()
-    crowd     200 participants that publish ten events and go, one in five by SIGKILL
-    signals   SIGTERM that raises SystemExit, and Ctrl-C, in every wait
+    reuse       a dead participant whose PID another process has by now, in a PID namespace of its own (needs root)
+    limbo       zombies that nobody reaps; SIGSTOP for longer than `stall_timeout` under load
+    forks       a process that forks at any moment, with threads that publish, receive and take the bus lock
+    exits       interpreters that end without close()
+    crowd       200 participants that publish ten events and go, one in five by SIGKILL
+    signals     SIGTERM that raises SystemExit, and Ctrl-C, in every wait
+    exec        processes that become another program by exec: in a thread, under the bus lock, after a fork
+    undumpable  processes that nobody may look at: PR_SET_DUMPABLE, and setuid (as root)
+    hidepid     a /proc that shows no process of others, and one without /proc/sys (needs root)
+    timens      a guest whose monotonic clock is a day ahead (needs root)
+    pidns       a guest in another PID namespace (needs root)
+    containers  three containers of one pod, publishing and receiving; each is killed as a whole (needs root)
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import itertools
 import logging
 import multiprocessing
@@ -33,9 +40,27 @@ from shmbus import inspect
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH keeps it out
 
-from lives_base import GRACE, NOTES, SHM, Child, books, check_books, empty, left, notes, pids, require, wait, whole
+from lives_base import (
+    GRACE,
+    NOTES,
+    SHM,
+    Child,
+    Voice,
+    books,
+    check_books,
+    empty,
+    left,
+    notes,
+    pids,
+    require,
+    wait,
+    whole,
+)
+from lives_containers import container, containers, pod
+from lives_images import exec_
 from lives_interrupts import forks, signals
-from lives_pids import inside, limbo, reuse
+from lives_pids import limbo, reuse, reuse_inside
+from lives_views import clocks, guest, hidden, hidepid, namespaces, office, pidns, timens, undumpable
 
 EXIT = """
 import os, sys
@@ -135,7 +160,21 @@ def crowd(bus: str, *, short: bool) -> str:
     return f"{size} participants came and went, {len(wanted)} events to a subscriber and a group"
 
 
-PARTS: dict[str, Callable[..., str]] = {p.__name__: p for p in (reuse, limbo, forks, exits, crowd, signals)}
+PARTS: dict[str, Callable[..., str]] = {
+    p.__name__.strip("_"): p
+    for p in (reuse, limbo, forks, exits, crowd, signals, exec_, undumpable, hidepid, timens, pidns, containers)
+}
+INSIDE: dict[str, Callable[..., str | None]] = {
+    "reuse": reuse_inside,
+    "hidden": hidden,
+    "clocks": clocks,
+    "namespaces": namespaces,
+    "guest": functools.partial(guest, Voice(1)),
+    "office": office,
+    "pod": pod,
+    "container": container,
+}
+"""What runs in namespaces of its own, by a command of its own."""
 
 
 def run_part(part: str, *, short: bool) -> str:
@@ -157,10 +196,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="*", help=f"{', '.join(PARTS)}; all of them without")
     parser.add_argument("--short", action="store_true", help="fewer rounds, as in the test suite")
-    parser.add_argument("--inside", metavar="BUS", help=argparse.SUPPRESS)
+    parser.add_argument("--inside", choices=INSIDE, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
-        sys.stdout.write(inside(arguments.inside) + "\n")
+        logging.disable()
+        try:
+            sys.stdout.write(f"{INSIDE[arguments.inside](*arguments.part) or ''}\n")
+        finally:
+            Child.kill_all()
         return 0
     if not set(arguments.part) <= set(PARTS):
         parser.error(f"parts are {', '.join(PARTS)}")
@@ -174,7 +217,7 @@ def main() -> int:
             failed += 1
             traceback.print_exception(error)
             told = f"FAILED: {error}"
-        sys.stdout.write(f"{part:8} {told} ({time.monotonic() - began:.1f} s)\n")
+        sys.stdout.write(f"{part:10} {told} ({time.monotonic() - began:.1f} s)\n")
         sys.stdout.flush()
     return 1 if failed else 0
 

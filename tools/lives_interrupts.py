@@ -13,7 +13,6 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 from lives_base import (
@@ -31,6 +30,7 @@ from lives_base import (
     notes,
     pids,
     require,
+    stat,
     wait,
     whole,
 )
@@ -217,4 +217,4 @@ def asleep(bus: shmbus.Bus, child: Child, how: str) -> bool:
     """Whether a child is in its wait, in the kernel: twice in a row, for it sleeps for other reasons as well."""
     if how in PUBLISHES and not any(p.waiting for p in bus.stats().publishers):
         return False
-    return all(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S" for _ in range(2))
+    return all(stat(child.pid)[:1] == ["S"] for _ in range(2))

@@ -7,10 +7,7 @@ import functools
 import itertools
 import os
 import platform
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,35 +20,28 @@ from lives_base import (
     Note,
     Say,
     books,
+    born,
     check_books,
     empty,
+    in_namespaces,
     left,
     notes,
     pids,
     require,
     start_supervisor,
+    stat,
     wait,
     whole,
 )
 
 import shmbus
-from shmbus._shm import lives
 
 
 def reuse(bus: str, *, short: bool) -> str:
-    if os.geteuid() or shutil.which("unshare") is None:
-        return "SKIPPED: a PID namespace needs root and unshare(1)"
-    enter = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    probe = subprocess.run([*enter, "true"], capture_output=True, text=True, check=False)
-    if probe.returncode:
-        return f"SKIPPED: {probe.stderr.strip()}"
-    command = [*enter, sys.executable, sys.argv[0], "--inside", bus]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=4 * GRACE)
-    require(not done.returncode, done.stdout, done.stderr)
-    return done.stdout.strip()
+    return in_namespaces(["--pid", "--fork", "--mount-proc", "--kill-child"], "", "reuse", bus)
 
 
-def inside(bus: str) -> str:
+def reuse_inside(bus: str) -> str:
     """All of `reuse`, as the first process of its namespace."""
     version = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
     if version >= (6, 14):  # before, it is the whole machine's
@@ -131,7 +121,7 @@ def one_reuse(name: str, finder: str, innocent: Callable[..., None]) -> None:
         wait(lambda: id not in {p.id for p in bus.stats().participants}, f"the reclaim by {finder}")
         mortal = books(bus, "victim")
         require((mortal.state, mortal.delivered, mortal.abandoned) == ("dead", 1, 4), mortal)
-        require(lives.alive(heir.pid, heir.born or 0), "the innocent process is gone")
+        require(born(heir.pid) == heir.born, "the innocent process is gone")
         require(pids(bus).count(heir.pid) == (innocent is participant), "participants:", pids(bus))
         publisher.publish(Note("own", 1))
         if innocent is participant:
@@ -168,8 +158,7 @@ def one_zombie(bus: shmbus.Bus) -> Child:
         dead.line()
         dead.kill()
         wait(lambda: dead.pid not in pids(bus), "the reclaim of a zombie")
-        state = Path(f"/proc/{dead.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        require(state == "Z", f"the dead is no zombie: {state}")
+        require(stat(dead.pid)[:1] == ["Z"], f"the dead is no zombie: {stat(dead.pid)}")
         require(whole(empty(auditor), "victim") == 5, "the auditor gets all")
         require(len(set(empty(worker))) == 5, "the group gets all")
     return dead
