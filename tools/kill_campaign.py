@@ -298,7 +298,8 @@ class Campaign:
             return [name for name in os.listdir("/dev/shm") if self.bus in name]
 
         def running() -> list[int]:
-            return [p.pid for p in psutil.process_iter(["cmdline"]) if self.bus in " ".join(p.info["cmdline"] or [])]
+            found = [p for p in psutil.process_iter(["cmdline"]) if self.bus in " ".join(p.info["cmdline"] or [])]
+            return [p.pid for p in found if p.pid != os.getpid()]
 
         self.wait(lambda: not left() and not running(), "cleaning up", lambda: f"{left()} {running()}")
 

@@ -54,53 +54,56 @@ def hidepid(bus: str, *, short: bool) -> str:
     told: list[str] = []
     for options in ("hidepid=2", "hidepid=2,subset=pid"):
         mount = f"mount -t proc -o {options} proc /proc"
-        told.append(in_namespaces(["--mount"], mount, "hidden", f"{bus}-{len(told)}"))
+        told.append(in_namespaces(["--mount"], mount, "hidden", f"{bus}-{len(told)}", "short" if short else "long"))
     return told[0] if told[0] == told[1] else " / ".join(told)
 
 
 def undumpable(bus: str, *, short: bool) -> str:
     """Processes that may not be looked at: by prctl, and, as root, by a change of user."""
-    child = Child(undumpable_inside, bus)
+    child = Child(undumpable_inside, bus, "short" if short else "long")
     told = child.line()
     require(child.end() == 0, "the process that cannot be dumped failed")
     return told
 
 
-def undumpable_inside(say: Say, bus: str) -> None:
+def undumpable_inside(say: Say, bus: str, length: str) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    said = hidden(bus) if os.geteuid() == 0 else all_offices(bus, [], ("here", "none"))
+    said = hidden(bus, length) if os.geteuid() == 0 else all_offices(bus, length, [], ("here", "none"))
     say(said)
 
 
-def hidden(bus: str) -> str:
+def hidden(bus: str, length: str) -> str:
     """As a user without privileges, who may look at no other process; each process came from root by setuid."""
     shmbus.Bus(f"{bus}-warm", supervise=False).close()  # whatever is imported late; afterwards it may not be readable
     os.setgroups([])
     os.setgid(NOBODY)
     os.setuid(NOBODY)
-    return all_offices(bus, [], ("here", "none"))
+    return all_offices(bus, length, [], ("none", "here"))
 
 
 def timens(bus: str, *, short: bool) -> str:
-    return in_namespaces([], "unshare --time true", "clocks", bus)
+    return in_namespaces([], "unshare --time true", "clocks", bus, "short" if short else "long")
 
 
-def clocks(bus: str) -> str:
-    return all_offices(bus, CLOCKS, ("here", "there", "third", "none"))
+def clocks(bus: str, length: str) -> str:
+    return all_offices(bus, length, CLOCKS, ("here", "there", "none", "third"))
 
 
 def pidns(bus: str, *, short: bool) -> str:
-    return in_namespaces([], "unshare --pid --fork true", "namespaces", bus)
+    return in_namespaces([], "unshare --pid --fork true", "namespaces", bus, "short" if short else "long")
 
 
-def namespaces(bus: str) -> str:
-    return all_offices(bus, PIDS, ("here", "there", "third", "none"))
+def namespaces(bus: str, length: str) -> str:
+    return all_offices(bus, length, PIDS, ("here", "there", "none", "third"))
 
 
-def all_offices(bus: str, enter: list[str], offices: tuple[str, ...]) -> str:
-    for number, (office, end) in enumerate(itertools.product(offices, ("killed", "closed"))):
+def all_offices(bus: str, length: str, enter: list[str], offices: tuple[str, ...]) -> str:
+    cases = list(itertools.product(offices, ("killed", "closed")))
+    if length == "short":
+        cases = list(zip(offices, itertools.cycle(("killed", "closed")), strict=False))
+    for number, (office, end) in enumerate(cases):
         one_guest(f"{bus}-{number}", enter, office, end)
-    return f"{2 * len(offices)} guests of another view left alone while they lived, and reclaimed"
+    return f"{len(cases)} guests of another view left alone while they lived, and reclaimed"
 
 
 def guest(say: Say, name: str, office: str) -> None:
