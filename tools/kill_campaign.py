@@ -10,6 +10,9 @@ checked depends on the library alone. At the end, all of this must hold:
 - each life of a reliable subscriber saw each publisher's events in order, without a hole; a lossy one in order;
 - the auditor saw every event that any publisher committed, once; every one of them was processed by the group;
 - /dev/shm and the process table are as before.
+
+`--supervisor stopped` keeps each supervisor stopped from its first moment in office, `--supervisor absent` lets nobody
+start one: all of this must hold then too, for whoever waits reclaims.
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ import psutil
 
 import shmbus
 from shmbus.stats import BusStats
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH keeps it out
+
+import kill_offices
 
 SEEN = struct.Struct("<II")
 ROLES = ("publisher", "subscriber", "lossy", "worker", "supervisor")
@@ -163,11 +170,18 @@ def read_notes(folder: str, role: str) -> dict[int, list[tuple[int, int]]]:
     return found
 
 
+def run_role(role: str, bus: str, folder: str, life: int, index: int, supervisor: str) -> None:
+    if supervisor == "absent":
+        kill_offices.take_python_away(life)
+    RUN[role](bus, folder, life, index)
+
+
 class Campaign:
-    def __init__(self, kills: int, seed: int, roles: list[str], folder: str) -> None:
+    def __init__(self, kills: int, seed: int, roles: list[str], folder: str, supervisor: str = "running") -> None:
         self.kills = kills
         self.roles = roles
         self.folder = folder
+        self.supervisor = supervisor
         self.chance = random.Random(seed)
         self.bus = f"kill-{os.getpid()}-{seed}"
         self.context = multiprocessing.get_context("forkserver")
@@ -179,7 +193,8 @@ class Campaign:
 
     def start(self, role: str, index: int) -> None:
         self.lives += 1
-        process = self.context.Process(target=RUN[role], args=(self.bus, self.folder, self.lives, index), daemon=True)
+        arguments = (role, self.bus, self.folder, self.lives, index, self.supervisor)
+        process = self.context.Process(target=run_role, args=arguments, daemon=True)
         process.start()
         self.processes[role, index] = process
 
@@ -187,12 +202,12 @@ class Campaign:
         return Path(self.folder, f"up-{life}").exists()
 
     def run(self) -> None:
-        with shmbus.Bus(self.bus) as bus:
+        with shmbus.Bus(self.bus) as bus, self.office(bus):
             bus.group(TOPIC, "pool")
             self.start("auditor", 0)
             self.wait(lambda: self.is_open(self.lives), "the auditor's start")
             for role, many in (("publisher", 2), ("subscriber", 1), ("lossy", 1), ("worker", 2), ("supervisor", 1)):
-                for index in range(many):
+                for index in range(0 if (role, self.supervisor) == ("supervisor", "absent") else many):
                     self.start(role, index)
             while sum(self.killed.values()) < self.kills:
                 self.kill_one(bus)
@@ -200,6 +215,21 @@ class Campaign:
                     self.check_books(bus.stats())
             self.finish(bus)
         self.check_nothing_left()
+
+    @contextlib.contextmanager
+    def office(self, bus: shmbus.Bus) -> Iterator[None]:
+        """What becomes of the supervisor; raises if that was not so."""
+        if self.supervisor != "stopped":
+            yield
+            return
+        stopper = kill_offices.Stopper(bus)
+        stopper.start()
+        try:
+            yield
+        finally:
+            stopper.close()
+        if not stopper.stopped:
+            raise AssertionError("no supervisor was stopped")
 
     def kill_one(self, bus: shmbus.Bus) -> None:
         role = self.chance.choice(self.roles)
@@ -234,6 +264,8 @@ class Campaign:
         chosen = [process for (r, _), process in self.processes.items() if r == role]
         for process in chosen:
             process.terminate()
+            if role == "supervisor" and process.pid is not None:
+                os.kill(process.pid, signal.SIGCONT)
         for process in chosen:
             process.join(GRACE)
             if process.is_alive():
@@ -254,6 +286,8 @@ class Campaign:
 
     def check_books(self, stats: BusStats) -> None:
         self.looks += 1
+        if self.supervisor == "absent" and stats.supervisor.pid:
+            raise AssertionError(f"somebody started a supervisor: {stats.supervisor}")
         for consumer in stats.consumers:
             for books in (consumer, *consumer.publishers):
                 if books.offered != books.delivered + books.depth + books.dropped:
@@ -333,13 +367,18 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=None, help="of the choices; the moments stay random")
     parser.add_argument("--roles", default=",".join(ROLES), help="whom to kill, comma-separated")
+    parser.add_argument("--supervisor", choices=kill_offices.STATES, default="running", help="what becomes of it")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.randrange(1 << 16)
     roles = arguments.roles.split(",")
     if not set(roles) <= set(ROLES):
         parser.error(f"roles are {', '.join(ROLES)}")
+    if arguments.supervisor == "absent":
+        roles = [role for role in roles if role != "supervisor"]
+        multiprocessing.set_executable(sys.executable)  # of the forkserver
+        kill_offices.take_python_away(1)
     with tempfile.TemporaryDirectory(prefix="shmbus-kills-") as folder:
-        campaign = Campaign(arguments.kills, seed, roles, folder)
+        campaign = Campaign(arguments.kills, seed, roles, folder, arguments.supervisor)
         sys.stdout.write(f"bus {campaign.bus}, seed {seed}\n")
         sys.stdout.flush()
         try:
