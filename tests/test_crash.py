@@ -33,6 +33,15 @@ def test_kills(roles: str, kills: int) -> None:
     assert f"{kills} kills" in done.stdout
 
 
+@pytest.mark.parametrize("supervisor", ["stopped", "absent"])
+def test_kills_without_a_supervisor(supervisor: str) -> None:
+    """The same holds while every supervisor stands still, and where none can be started."""
+    command = [sys.executable, str(CAMPAIGN), "--kills", "40", "--supervisor", supervisor]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
+    assert "40 kills" in done.stdout
+
+
 def test_failpoints() -> None:
     """A death at any named line of a slow path hangs nobody, loses nothing, and is repaired by whoever comes next."""
     done = subprocess.run(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-LIVES = Path(__file__).resolve().parents[1] / "tools" / "lives.py"
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
 PARTS = (
@@ -20,8 +20,16 @@ PARTS = (
 @pytest.mark.parametrize("part", PARTS)
 def test_lives(part: str) -> None:
     """The living go on with exact books whatever becomes of a process beside them, and nothing of it is left."""
-    command = [sys.executable, str(LIVES), "--short", part]
+    command = [sys.executable, str(TOOLS / "lives.py"), "--short", part]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
     if "SKIPPED" in done.stdout:
         pytest.skip(done.stdout.strip())
+
+
+@pytest.mark.parametrize("handles", [(), ("--publisher", "--subscriber")], ids=["bus", "handles"])
+def test_starts(handles: tuple[str, ...]) -> None:
+    """Of many fresh processes that open one bus at once none fails, also where it is removed and made anew meanwhile."""
+    command = [sys.executable, str(TOOLS / "starts.py"), "--processes", "32", "--rounds", "1", *handles]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
