@@ -29,7 +29,7 @@ def test_lives(part: str) -> None:
 
 @pytest.mark.parametrize("handles", [(), ("--publisher", "--subscriber")], ids=["bus", "handles"])
 def test_starts(handles: tuple[str, ...]) -> None:
-    """Of many fresh processes that open one bus at once none fails, also where it is removed and made anew meanwhile."""
+    """Of many fresh processes that open one bus at once none fails, also where it comes and goes meanwhile."""
     command = [sys.executable, str(TOOLS / "starts.py"), "--processes", "32", "--rounds", "1", *handles]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"

@@ -141,7 +141,7 @@ def crowd(program: str, count: int, arguments: list[str]) -> Iterator[Crowd]:
 
 
 def through_gates(program: str, count: int, arguments: list[str]) -> tuple[float, float, float]:
-    """Seconds from the first start to the last end, from the first gate until all are in, from the second to the end."""
+    """Seconds from the first start to the last end, from gate one until all are in, from gate two to the end."""
     began = time.monotonic()
     with crowd(program, count, arguments) as all_:
         all_.hear("the import")
@@ -169,7 +169,7 @@ def open_(bus: str, count: int, rounds: int, extras: list[str]) -> Iterator[str]
         nothing_left(bus)
         imports, _, _ = through_gates(IMPORTS + PASSES, count, [bus])
         yield (
-            f"open      round {number + 1}: {count} processes opened the bus in {whole:.2f} s ({entering:.2f} s from the "
+            f"open      round {number + 1}: {count} opened the bus in {whole:.2f} s ({entering:.2f} s from the "
             f"gate, {leaving:.2f} s to leave); {count} that only import: {imports:.2f} s; {whole / imports:.2f} to 1"
         )
 
