@@ -14,7 +14,7 @@ import msgspec
 from shmbus import _core
 from shmbus._handles.session import Session
 from shmbus._ledger import books, groups, reclaim
-from shmbus._ledger.registry import Registry
+from shmbus._ledger.registry import Registry, mark_removed
 from shmbus._schema import compare, description
 from shmbus._schema.codec import Codec
 from shmbus._shm import schemas, segment
@@ -163,7 +163,7 @@ def _mark_removed(bus: str, uid: int) -> None:
     with suppress(FileNotFoundError, AccessError, CorruptSegmentError):
         found = segment.Segment.attach(segment_name(bus, uid), owner=uid)
         if found.size == _core.BUS_BYTES:
-            reclaim.mark_removed(found.map)
+            mark_removed(found.map)
         found.close()
 
 

@@ -194,7 +194,8 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         document = self._session.membership(self._entry.index)
         me = document.publisher(self._id)
         if me is None or me.state != "active":
-            raise ReclaimedError(f"publisher {self.name!r} of topic {self.topic.name!r} was taken for dead")
+            who = f"publisher {self.name!r} of topic {self.topic.name!r}"
+            raise ReclaimedError(self._session.why_reclaimed(who))
         consumers = {c.id: c for c in document.consumers if c.state == "active"}
         groups = [
             (self._work_ring(ring), consumers[ring.group].slot)
@@ -208,7 +209,7 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
         try:
             return self._session.rings.work(entry)
         except FileNotFoundError:
-            self._session.document()  # raises ClosedError if the bus was removed since we looked
+            self._session.require_files()  # raises ClosedError if the bus was removed since we looked
             raise CorruptSegmentError(f"ring {entry.id} of publisher {self.name!r} is not there") from None
 
     def _post(self, group: int, slot: int) -> Callable[[], object] | None:
@@ -308,10 +309,20 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
                 self.name,
                 self.topic.name,
                 waited,
-                self._session.describe(self._entry.index, self._blocking(slots, lines)),
+                self._described(self._blocking(slots, lines)),
             )
             due = 2 * waited
         self._told = since, due
+
+    def _described(self, consumers: list[str]) -> str:
+        """Consumers by name, with the process of each."""
+        document = self._session.document()
+        found = []
+        for name in consumers:
+            entry = next((c for c in document.consumers if c.topic == self._entry.index and c.name == name), None)
+            process = document.participant(entry.participant) if entry else None
+            found.append(f"{name} (process {process.pid}, {process.command})" if process else name)
+        return ", ".join(found) or "nobody who can be named"
 
     def _blocking(self, slots: int, lines: list[int]) -> list[str]:
         """Names of the consumers that hold the room."""

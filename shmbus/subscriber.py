@@ -96,7 +96,8 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         document = self._session.membership(self._entry.index)
         me = document.consumer(self._id)
         if me is None or me.participant != self._session.participant or me.state != "active":
-            raise ReclaimedError(f"subscriber {self.name!r} of topic {self.topic.name!r} was taken for dead")
+            who = f"subscriber {self.name!r} of topic {self.topic.name!r}"
+            raise ReclaimedError(self._session.why_reclaimed(who))
 
         def add(entry: RingEntry, publisher: str) -> bool:
             ring = self._session.rings.broadcast(entry)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from shmbus import _core
 from shmbus._handles.session import Session
 from shmbus._ledger import books, departures, overdue, reclaim, retired
-from shmbus._ledger.registry import Registry
+from shmbus._ledger.registry import Registry, mark_removed
 from shmbus._shm import descriptors, place, processes, segment
 from shmbus._shm.failpoint import reach
 from shmbus._shm.rings import Rings
@@ -181,7 +181,8 @@ class _Supervisor:
         """Lock a byte as every process does that takes part; another office of this process may have one."""
         with self.registry.locked() as change:
             if not self.registry.lives.life:
-                self.registry.lives.begin(change.document.new_id())
+                while not self.registry.lives.begin(change.document.new_id()):
+                    pass
                 change.commit()
 
     def once(self, sleeper: Sleeper, channel: int) -> bool:
@@ -213,7 +214,7 @@ class _Supervisor:
             return self.bury([])
         if not self.registry.linked():
             _log.warning("bus %s: its files in /dev/shm were removed; every handle is told", self.registry.bus)
-            reclaim.mark_removed(self.registry.map)
+            mark_removed(self.registry.map)
             self.session.wake_everybody(self.registry.read())
             reclaim.clear_away(self.registry)
             return False

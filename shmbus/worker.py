@@ -196,8 +196,10 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         document = self._session.membership(self._entry.index)
         group = document.consumer(self._group_id)
         if group is None or all(w.id != self._id for w in document.workers):
-            why = "was taken for dead" if group is not None and group.state == "active" else "lost it: it was removed"
-            raise ReclaimedError(f"worker {self.name!r} of group {self.group!r} {why}")
+            who = f"worker {self.name!r} of group {self.group!r}"
+            if group is None or group.state != "active":
+                raise ReclaimedError(f"{who} lost it: it was removed")
+            raise ReclaimedError(self._session.why_reclaimed(who))
 
         def add(ring: RingEntry, publisher: str) -> bool:
             self._add_source(self._session.rings.work(ring), publisher, ring.state == "retired")

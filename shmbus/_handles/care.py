@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from shmbus import _core
 from shmbus._ledger import departures, overdue, reclaim, retired
+from shmbus._ledger.registry import mark_removed
 from shmbus._log import logger
 from shmbus._shm import cores, spawn
 from shmbus.errors import ClosedError, CorruptSegmentError, LockTimeoutError, ReclaimedError, ShmbusError
 
 if TYPE_CHECKING:
     from shmbus._handles.session import Session
-    from shmbus._shm.lives import Lives
 
 BOUND: Final = 1.0
 """Seconds of the longest sleep: what a wake-up that got lost with its sender costs."""
@@ -59,7 +59,7 @@ class Care:
         if self._session.registry.removed:
             raise ClosedError(f"bus {self._session.bus!r} was removed")
         if self._session.registry.lives.lost():
-            problem = lost(self._session.registry.lives)
+            problem = self._session.registry.lives.why_lost()
             _log.critical("bus %s: %s; what this process holds is given to others", self._session.bus, problem)
             raise ReclaimedError(problem)
         if self.heard():
@@ -70,7 +70,7 @@ class Care:
 
     def _vanished(self) -> NoReturn:
         """Somebody removed the files: nobody who is still here will meet anybody new. Tell all."""
-        reclaim.mark_removed(self._session.map)
+        mark_removed(self._session.map)
         with suppress(CorruptSegmentError):
             self._session.wake_everybody(self._session.registry.read())
         raise ClosedError(f"bus {self._session.bus!r} was removed: its files in /dev/shm are gone")
@@ -126,11 +126,3 @@ class Care:
             if self._next_spawn == 0.0:
                 _log.warning("bus %s has no supervisor, its participants stand in: %s", self._session.bus, error)
             self._next_spawn = time.monotonic() + _SPAWN_AGAIN
-
-
-def lost(lives: Lives) -> str:
-    """The sentence for a process that lives and has lost the proof of it."""
-    return (
-        f"this process no longer holds its byte of {lives.name}: something closed a descriptor of that file"
-        " (os.closerange, or a library that makes a daemon of the process): open the bus after that"
-    )

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from shmbus import _core
-from shmbus._handles.care import Care, lost
+from shmbus._handles.care import Care
 from shmbus._ledger import members, reclaim, room
 from shmbus._ledger.registry import LOCK_TIMEOUT, Registry
 from shmbus._log import logger
@@ -97,7 +97,8 @@ class Session:
 
         def attempt(change: Change) -> Participant:
             if begun:
-                lives.begin(change.document.new_id())
+                while not lives.begin(change.document.new_id()):
+                    pass  # whoever has that number is of a bus whose segment somebody took away
                 reach("life.begun")
             try:
                 return members.attach(change, lives.life, *identity)
@@ -120,6 +121,11 @@ class Session:
             raise ClosedError(f"bus {self.bus!r} was removed")
         return self.registry.read()
 
+    def require_files(self) -> None:
+        """Raise ClosedError if the bus was removed, by whatever means: something of it is not there."""
+        if self.registry.removed or not self.registry.linked():
+            raise ClosedError(f"bus {self.bus!r} was removed")
+
     @contextmanager
     def locked(self, timeout: float = LOCK_TIMEOUT) -> Iterator[Change]:
         """The bus lock, in a process that is still entered. Raises ReclaimedError, ClosedError, LockTimeoutError."""
@@ -137,7 +143,7 @@ class Session:
     def why_reclaimed(self, who: str) -> str:
         """The message of a ReclaimedError of this process."""
         if self.registry.lives.lost():
-            return f"{who} was taken for dead: {lost(self.registry.lives)}"
+            return f"{who} was taken for dead: {self.registry.lives.why_lost()}"
         return f"{who} was taken for dead on bus {self.bus!r}"
 
     def membership(self, topic: int) -> Membership:
@@ -189,17 +195,6 @@ class Session:
         if dead:
             self.wake_everybody(change.document)
         return len(dead)
-
-    def describe(self, topic: int, consumers: list[str]) -> str:
-        """Consumers of a topic by name, with the process of each, for a message."""
-        members = self.registry.membership(topic)
-        document = self.registry.read()
-        found = []
-        for name in consumers:
-            entry = next((c for c in members.consumers if c.name == name), None) if members else None
-            process = document.participant(entry.participant) if entry else None
-            found.append(f"{name} (process {process.pid}, {process.command})" if process else name)
-        return ", ".join(found) or "nobody who can be named"
 
     # -- waking others
 

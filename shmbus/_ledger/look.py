@@ -70,7 +70,7 @@ class Look:
                     missing = True
             if not missing:
                 return document
-            if self.registry.removed:
+            if self.registry.removed or not self.registry.linked():
                 raise ClosedError(f"bus {self.registry.bus!r} was removed")
             if self.registry.read() is document:  # and has been all the time
                 return document

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shmbus import _core
 from shmbus._ledger import departures, groups, topics
+from shmbus._ledger.registry import mark_removed, unlink_objects
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._log import logger
-from shmbus._shm import schemas, segment, waker
+from shmbus._shm import schemas, segment
 from shmbus._shm.failpoint import reach
 from shmbus._shm.names import object_prefix, segment_name
 
@@ -102,28 +102,15 @@ def remove_bus(change: Change) -> None:
     unlink_all(change.bus, change.registry.uid)
 
 
-def mark_removed(memory: _core.Mapping) -> None:
-    """Let every handle of a bus know that it is gone."""
-    _core.store(memory, _core.BUS_REMOVED, 1)
-    for index in range(_core.MAX_TOPICS):
-        _core.fetch_add(memory, _core.TOPIC_LINES + index * _core.LINE + _core.TOPIC_EPOCH, 1)
-
-
 def unlink_all(bus: str, uid: int) -> None:
     """Unlink every name of a bus, under its lock: the lives file, whose lock that is, after the bus segment.
 
     Whoever makes the bus anew waits for that lock, and finds out that the file has no name any more.
     """
-    prefix = object_prefix(bus, uid)
-    last = f"{prefix}lives"
-    for name in segment.names(prefix):
-        if name != last:
-            segment.unlink(name)
-            reach("remove.unlinked")
-    waker.unlink_all(prefix)
+    unlink_objects(bus, uid)
     segment.unlink(segment_name(bus, uid))
     reach("remove.segment")
-    segment.unlink(last)
+    segment.unlink(f"{object_prefix(bus, uid)}lives")
 
 
 def clear_away(registry: Registry) -> None:

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Final
 from shmbus import _core
 from shmbus._ledger import slots
 from shmbus._ledger.document import Document
-from shmbus._shm import processes
+from shmbus._shm import processes, waker
 from shmbus._shm.failpoint import reach
 from shmbus._shm.lives import Lives
 from shmbus._shm.names import object_prefix, segment_name
-from shmbus._shm.segment import Segment, unlink
+from shmbus._shm.segment import Segment, names, unlink
 from shmbus.errors import (
     BusNotFoundError,
     CapacityError,
@@ -105,23 +105,37 @@ class Registry:
     def _segment(cls, bus: str, uid: int, lives: Lives, *, create: bool, stall_ns: int | None) -> Segment | None:
         """The bus segment beside a lives file; None if that file serves no longer."""
         name = segment_name(bus, uid)
-        try:
-            return _checked(Segment.attach(name, owner=uid))
-        except FileNotFoundError:
-            if not create:
-                raise BusNotFoundError(bus) from None
+        found = cls._attached(name, uid, lives)
+        if found is not None:
+            return found
+        if not create:
+            raise BusNotFoundError(bus)
         # Under the lock of the bus that is to be, and of the one that may just be removed: `reclaim.unlink_all`.
         with lives.locked(LOCK_TIMEOUT, lambda: describe_holder(lives)):
             if not lives.linked():
                 return None
+            found = cls._attached(name, uid, lives)
+            if found is not None:
+                return found
+            _clear_for(bus, uid)
             document = Document() if stall_ns is None else Document(stall_ns=stall_ns)
             try:
-                return Segment.create(name, _core.BUS_BYTES, lambda memory: _fill(memory, document))
-            except FileExistsError:
-                return _checked(Segment.attach(name, owner=uid))
+                return Segment.create(name, _core.BUS_BYTES, lambda memory: _fill(memory, document, lives))
             except BaseException:  # no room, say
                 unlink(lives.name)
                 raise
+
+    @classmethod
+    def _attached(cls, name: str, uid: int, lives: Lives, *, writable: bool = True) -> Segment | None:
+        """The segment that goes with a lives file, None if there is none."""
+        try:
+            found = _checked(Segment.attach(name, writable=writable, owner=uid))
+        except FileNotFoundError:
+            return None
+        if _core.load(found.map, _core.BUS_LIVES_INODE) == lives.key[1]:
+            return found
+        found.close()
+        return None
 
     @classmethod
     def peek(cls, bus: str, uid: int | None = None) -> Registry:
@@ -132,11 +146,12 @@ class Registry:
         except FileNotFoundError:
             raise BusNotFoundError(bus) from None
         try:
-            return cls(bus, uid, _checked(Segment.attach(segment_name(bus, uid), writable=False, owner=uid)), lives)
-        except BaseException as error:
+            found = cls._attached(segment_name(bus, uid), uid, lives, writable=False)
+            if found is None:
+                raise BusNotFoundError(bus)
+            return cls(bus, uid, found, lives)
+        except BaseException:
             lives.close()
-            if isinstance(error, FileNotFoundError):
-                raise BusNotFoundError(bus) from None
             raise
 
     # -- reading
@@ -306,9 +321,40 @@ def _decode(raw: bytes, known: dict[int, tuple[bytes, Section]] | None = None) -
         raise CorruptSegmentError(f"registry document cannot be: {error}") from error
 
 
-def _fill(memory: _core.Mapping, document: Document) -> None:
+def _clear_for(bus: str, uid: int) -> None:
+    """Before a bus is made: whatever has its names belongs to one whose files somebody took away in part.
+
+    Who is still there finds out by the files that it has lost.
+    """
+    left = segment_name(bus, uid)
+    with suppress(FileNotFoundError, CorruptSegmentError):
+        found = Segment.attach(left, owner=uid)
+        mark_removed(found.map)
+        found.close()
+    unlink_objects(bus, uid)
+    unlink(left)
+
+
+def mark_removed(memory: _core.Mapping) -> None:
+    """Let every handle of a bus know that it is gone."""
+    _core.store(memory, _core.BUS_REMOVED, 1)
+    for index in range(_core.MAX_TOPICS):
+        _core.fetch_add(memory, _epoch_at(index), 1)
+
+
+def unlink_objects(bus: str, uid: int) -> None:
+    """Unlink every name of a bus but those of its segment and of its lives file."""
+    prefix = object_prefix(bus, uid)
+    for name in names(prefix):
+        if name != f"{prefix}lives":
+            unlink(name)
+            reach("remove.unlinked")
+    waker.unlink_all(prefix)
+
+
+def _fill(memory: _core.Mapping, document: Document, lives: Lives) -> None:
     boot = struct.unpack("<2Q", processes.boot_id())
-    struct.pack_into("<5Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, time.time_ns())
+    struct.pack_into("<7Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, time.time_ns(), 0, lives.key[1])
     slots.write(memory, 0, slots.encode(document))
     struct.pack_into("<Q", memory, 0, _core.BUS_MAGIC)
 

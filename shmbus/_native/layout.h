@@ -44,7 +44,8 @@ typedef struct bus_header {
     uint64_t boot_id[2];     /* 16   creator; what is from before a reboot serves nobody */
     uint64_t created_ns;     /* 32   creator; CLOCK_REALTIME, as all times here: no time namespace shifts it */
     word supervisor_spawned; /* 40   L  ns of the last start of an automatic supervisor */
-    uint64_t reserved[2];
+    uint64_t lives_inode;    /* 48   creator; of the lives file that it goes with: with another one it is nobody's */
+    uint64_t reserved;
     word version; /* 64   L  seq_cst after the document slot, before the epochs: SYNC document (_ledger/registry.py) */
     word holder;  /* 72   L  PID of the lock's holder, 0 when free; non-zero on entry says that it died inside */
     word supervisor_pid;       /* 80   V  in its own namespace */

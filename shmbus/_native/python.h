@@ -121,6 +121,7 @@ int wakers_wake(PyObject *self, const wakers *w, word *parked, word *awaiting, u
 int common_begin(void);
 int guard_add(PyObject *module);
 int rings_add(PyObject *module);
+int tap_add(PyObject *module);
 int window_add(PyObject *module);
 int words_add(PyObject *module);
 int line_add(PyObject *module);

@@ -1,4 +1,4 @@
-/* BroadcastRing, WorkRing and Tap: one segment each, as the control plane sees it (membership, reclaim, books, `tail`). */
+/* BroadcastRing and WorkRing: one segment each, as the control plane sees it (membership, reclaim, books, `tail`). */
 #include "python.h"
 
 #include <fcntl.h>
@@ -452,77 +452,6 @@ static PyMethodDef work_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-/* ---- Tap ---- */
-
-typedef struct Tap {
-    PyObject_HEAD Ring *ring;
-    ring_reader reader;
-} Tap;
-
-static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    (void)kwargs;
-    PyObject *ring;
-    int oldest = 0;
-    if (!PyArg_ParseTuple(args, "O|p:Tap", &ring, &oldest) || !ring_checked(ring, RING_BROADCAST, false))
-        return NULL;
-    Tap *self = (Tap *)PyType_GenericAlloc(type, 0);
-    if (!self)
-        return NULL;
-    self->ring = (Ring *)Py_NewRef(ring);
-    if (ring_tap_open(&self->reader, &self->ring->view, oldest) != RING_OK) {
-        corrupt(self->ring, "no boundary to read from");
-        Py_CLEAR(self);
-    }
-    return (PyObject *)self;
-}
-
-static void tap_dealloc(PyObject *object) {
-    Py_XDECREF((PyObject *)((Tap *)object)->ring);
-    object_free(object);
-}
-
-static PyObject *tap_record(Tap *self, const record *r) {
-    uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
-    PyObject *copy = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(((uint64_t)r->length + 7) & ~(uint64_t)7));
-    if (!copy)
-        return NULL;
-    const char *body = PyBytes_AsString(copy);
-    int status = ring_copy(&self->reader, r, (void *)body);
-    if (status != RING_OK) {
-        Py_DECREF(copy);
-        return status == RING_OVERRUN
-                   ? Py_BuildValue("(KKOO)", self->reader.lost_first, self->reader.lost_last, Py_None, Py_None)
-                   : Py_NewRef(Py_None);
-    }
-    PyObject *result = Py_BuildValue("(KKy#y#)", r->sequence, r->time_ns, body, (Py_ssize_t)r->headers, body + padded,
-                                     (Py_ssize_t)(r->length - padded));
-    Py_DECREF(copy);
-    if (result)
-        ring_advance(&self->reader, r);
-    return result;
-}
-
-static PyObject *tap_read(PyObject *object, PyObject *unused) {
-    (void)unused;
-    Tap *self = (Tap *)object;
-    record r;
-    int status = ring_peek(&self->reader, &r);
-    if (status == RING_OK)
-        return tap_record(self, &r);
-    if (status == RING_OVERRUN)
-        return Py_BuildValue("(KKOO)", self->reader.lost_first, self->reader.lost_last, Py_None, Py_None);
-    if (status == RING_EMPTY)
-        Py_RETURN_NONE;
-    corrupt(self->ring, "record header cannot be");
-    return NULL;
-}
-
-static PyMethodDef tap_methods[] = {
-    {"read", tap_read, METH_NOARGS,
-     "(sequence, time_ns, headers, payload), (first, last, None, None) for a gap, or None."},
-    {NULL, NULL, 0, NULL},
-};
-
 /* ---- types ---- */
 
 static PyMemberDef ring_members[] = {{"__weaklistoffset__", T_PYSSIZET, offsetof(Ring, weak), READONLY, NULL},
@@ -541,11 +470,6 @@ static PyType_Slot work_slots[] = {{Py_tp_new, ring_new},
                                    {Py_tp_getset, ring_getset},
                                    {Py_tp_doc, "WorkRing(segment): a checked view."},
                                    {0, NULL}};
-static PyType_Slot tap_slots[] = {{Py_tp_new, tap_new},
-                                  {Py_tp_dealloc, tap_dealloc},
-                                  {Py_tp_methods, tap_methods},
-                                  {Py_tp_doc, "Tap(ring, oldest=False): reads without a slot, and leaves no trace."},
-                                  {0, NULL}};
 
 static PyType_Spec broadcast_spec = {.name = "shmbus._core.BroadcastRing",
                                      .basicsize = sizeof(Ring),
@@ -553,11 +477,9 @@ static PyType_Spec broadcast_spec = {.name = "shmbus._core.BroadcastRing",
                                      .slots = broadcast_slots};
 static PyType_Spec work_spec = {
     .name = "shmbus._core.WorkRing", .basicsize = sizeof(Ring), .flags = Py_TPFLAGS_DEFAULT, .slots = work_slots};
-static PyType_Spec tap_spec = {
-    .name = "shmbus._core.Tap", .basicsize = sizeof(Tap), .flags = Py_TPFLAGS_DEFAULT, .slots = tap_slots};
 
 int rings_add(PyObject *module) {
     broadcast_type = type_add(module, &broadcast_spec, NULL);
     work_type = type_add(module, &work_spec, NULL);
-    return broadcast_type && work_type && type_add(module, &tap_spec, NULL) ? 0 : -1;
+    return broadcast_type && work_type ? 0 : -1;
 }

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 from shmbus import _core
 from shmbus._core import leave_turn
 from shmbus._shm import place, segment, signals
-from shmbus.errors import AccessError, ClosedError, LockTimeoutError, NoSpaceError
+from shmbus.errors import AccessError, ClosedError, LockTimeoutError, NoSpaceError, ReclaimedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +43,7 @@ _TICKETS: Final = 1 << 60
 _TO_THE_END: Final = 0  # a length
 
 _HEAD_SLEEP: Final = 0.02  # seconds; the first in line looks again after it: a holder that died wakes nobody
+_PASS_OVER: Final = 0.3  # seconds that a loaded machine may take to run who is first in line
 _LINE_SLEEP: Final = 0.1  # the others, whose turn comes when the one before them has woken them
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock, of every 64-bit Linux
@@ -116,6 +117,8 @@ class Lives:
                 found._map = _core.Mapping(descriptor, _core.LIVES_BYTES, True)
         except OSError as error:
             os.close(descriptor)
+            if create and status.st_size == 0:
+                segment.unlink(name)
             if error.errno == errno.ENOSPC:
                 raise NoSpaceError(error.errno, name, _core.LIVES_BYTES, place.free_bytes()) from None
             raise
@@ -160,15 +163,17 @@ class Lives:
         """This process's, 0 before `begin`."""
         return self._life
 
-    def begin(self, life: int) -> None:
-        """Lock a byte for as long as this process lives, does not exec, and has the file open."""
-        self._set(fcntl.F_WRLCK, _LIFE + life)
+    def begin(self, life: int) -> bool:
+        """Lock a byte for as long as this process lives, does not exec, and has the file open; False if it is taken."""
+        if not self._try(_LIFE + life):
+            return False
         self._life = life
+        return True
 
     def end(self) -> None:
         """Give up this process's life. Idempotent."""
         life, self._life = self._life, 0
-        if life:
+        if life and self._open_here():
             self._set(fcntl.F_UNLCK, _LIFE + life)
 
     def holder(self, life: int) -> int | None:
@@ -186,14 +191,22 @@ class Lives:
         """True if this process had a life and holds it no longer: something closed a descriptor of the file."""
         if not self._life:
             return False
+        if not self._open_here():
+            return True
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _LIFE + self._life, 1, 0)
-        try:
-            if not _is(self._descriptor, self.key):
-                return True
-            answer = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, asked)  # type: ignore[attr-defined, unused-ignore]
-        except OSError as error:
-            return error.errno == errno.EBADF
+        answer = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, asked)  # type: ignore[attr-defined, unused-ignore]
         return bool(_FLOCK.unpack(answer)[0] == fcntl.F_UNLCK)
+
+    def _open_here(self) -> bool:
+        """Whether the descriptor still is one of this file: somebody may have closed it, and the number been reused."""
+        return _is(self._descriptor, self.key)
+
+    def why_lost(self) -> str:
+        """The sentence for a process that lives and has lost the proof of it."""
+        return (
+            f"this process no longer holds its byte of {self.name}: something closed a descriptor of that file"
+            " (os.closerange, or a library that makes a daemon of the process): open the bus after that"
+        )
 
     # -- the bus lock
 
@@ -206,6 +219,8 @@ class Lives:
         """
         if self._owner == threading.get_ident():
             raise LockHeldError(f"lock of {self.name}: this very thread holds it, and was interrupted under it")
+        if self._descriptor >= 0 and not self._open_here():
+            raise ReclaimedError(self.why_lost())
         with signals.held_off():
             try:
                 self.held_up = not self._acquire(time.monotonic() + timeout)
@@ -259,19 +274,20 @@ class Lives:
 
     def _stand(self, ticket: int, deadline: float) -> bool:
         words = self._words()
-        seen_free = False
+        free_since = 0.0
         while True:
             seen = _core.load(words, _core.LIVES_RELEASES)  # SYNC line: before we look who is before us
             first = ticket == 0 or self._find(_LINE, ticket) is None
             free = self._find(_LOCK, 1) is None
-            # Free at two looks in a row: the first in line does not come to take it (SIGSTOP, a debugger).
-            if free and (first or seen_free) and self._try(_LOCK):
+            now = time.monotonic()
+            free_since = (free_since or now) if free else 0.0
+            # Free for so long: the first in line does not come to take it (SIGSTOP, a debugger).
+            if free and (first or now - free_since > _PASS_OVER) and self._try(_LOCK):
                 _core.store(words, _core.LIVES_NEXT, ticket + 1)
                 return True
-            left = deadline - time.monotonic()
+            left = deadline - now
             if left <= 0:
                 return False
-            seen_free = free
             self._sleep(seen, min(left, _HEAD_SLEEP if first or free else _LINE_SLEEP), _bit(ticket))
 
     def _run_deferred(self) -> None:

@@ -181,12 +181,12 @@ def test_truncated(bus_name: str, size: int) -> None:
 
 def test_corrupt_document(bus_name: str) -> None:
     """A registry document that fails its checksum is a CorruptSegmentError."""
-    with Bus(bus_name, supervise=False):
-        memory = segment(bus_name).read_bytes()
-        version = struct.unpack_from("<Q", memory, _core.BUS_VERSION)[0]
-    segment(bus_name).write_bytes(memory)
+    bus = Bus(bus_name, supervise=False)
+    version = struct.unpack_from("<Q", segment(bus_name).read_bytes(), _core.BUS_VERSION)[0]
     at = _core.DOCUMENTS + (version & 1) * _core.DOCUMENT_BYTES + _core.DOCUMENT_BODY
     patch(bus_name, at, 0xFFFF_FFFF_FFFF)
+    with pytest.raises(shmbus.CorruptSegmentError):
+        bus.close()
     try:
         for opening in both(bus_name):
             with pytest.raises(shmbus.CorruptSegmentError):
