@@ -86,8 +86,8 @@ static bool lapped(const ring_view *view, uint64_t oldest) {
 
 /* Bytes that ring_trim would give way. */
 uint64_t ring_slack(const ring_view *view) {
-    uint64_t oldest = LOAD_ACQUIRE(&view->header->oldest);
-    return hindmost(view, oldest, LOAD_ACQUIRE(&view->header->tail)) - oldest;
+    uint64_t oldest = LOAD_ACQUIRE(&view->header->oldest), tail = LOAD_ACQUIRE(&view->header->tail);
+    return oldest < tail ? hindmost(view, oldest, tail) - oldest : 0;
 }
 
 /* Gives up the history: moves `oldest` to the record that the hindmost member reads next, and `intent` a ring further, so

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -213,6 +214,34 @@ def test_reliable_keeps_all(bus: Bus) -> None:
         assert drain(lossy) == drain(sub) == drain(worker) == list(range(150))
         sweep(bus)
         assert len(rings(bus.name)) == retired.HISTORY
+
+
+def die_giving_up(name: str) -> None:
+    import shmbus
+    from shmbus._shm import failpoint
+
+    with shmbus.Bus(name, supervise=False) as bus:
+        publisher = bus.publisher(shmbus.Topic("numbers", int))
+        publisher.publish(-1)
+        failpoint.arm("sweep.given_up")
+        publisher.close()
+
+
+def test_death_between_giving_up_and_the_books(bus: Bus, processes: Processes) -> None:
+    """Whoever dies with a ring half given up leaves it for the next sweep: told once, and on the books once."""
+    gaps: list[shmbus.Gap] = []
+    with bus.subscriber(NUMBERS, name="s", mode="lossy", on_gap=gaps.append) as sub:
+        one_shot(bus, range(retired.BACKLOG))
+        assert processes.spawn(die_giving_up, bus.name).wait() == -signal.SIGKILL
+        offered = retired.BACKLOG + 1
+        assert books(bus, "s") == {"offered": offered, "depth": offered}
+        assert gaps == []
+        with bus._session.locked() as change:
+            assert bus._session.reclaim_dead(change) == 1
+        sweep(bus)
+        assert drain(sub) == [*range(1, retired.BACKLOG), -1]
+        assert gaps == [shmbus.Gap("p0", 1, 1, 1, "overrun")]
+        assert books(bus, "s") == {"offered": offered, "delivered": offered - 1, "overrun": 1}
 
 
 def test_opened_or_given_up(bus: Bus) -> None:

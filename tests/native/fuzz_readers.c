@@ -11,6 +11,7 @@
  * repaired (else most inputs end at ring_open) and which words change while readers stand in the ring. The image's
  * beginning serves as a latency line too. */
 #include "latency.h"
+#include "retire.h"
 #include "ring.h"
 #include "work.h"
 
@@ -102,6 +103,26 @@ static void publish(const ring_view *view, const part *part) {
     ring_refuse(view, w.sequence, 1, 3);
 }
 
+/* What may be freed lies behind the header's page, in whole pages, within the segment. */
+static void check_spans(const span *spans, unsigned count, uint64_t size) {
+    if (count > SPARE_SPANS)
+        fail("more spans than there is room for");
+    for (unsigned i = 0; i < count; i++)
+        if (spans[i].offset < PAGE || spans[i].offset % PAGE || spans[i].length % PAGE || spans[i].offset > size ||
+            spans[i].length > size - spans[i].offset)
+            fail("a span outside of the segment");
+}
+
+static void retire_broadcast(const ring_view *view, uint64_t size) {
+    ring_owed owed;
+    span spans[SPARE_SPANS + 8];
+    ring_owed_of(view, ~0ull, &owed);
+    ring_give_up(view, 1);
+    ring_slack(view);
+    ring_trim(view);
+    check_spans(spans, ring_spare(view, spans), size);
+}
+
 static void use_broadcast(const ring_view *view, unsigned char *segment, uint64_t size, const input *in) {
     ring_reader readers[4], taps[2];
     const unsigned slots[4] = {0, 1, 63, in->script[2] & 63};
@@ -132,6 +153,10 @@ static void use_broadcast(const ring_view *view, unsigned char *segment, uint64_
         ring_blocking(view, in->script[1]);
         ring_release_publisher(view);
     }
+    retire_broadcast(view, size);
+    for (int i = 0; i < 4; i++)
+        if (open[i])
+            drain(&readers[i], readers[i].lossy);
     ring_leave(view, slots[3]);
 }
 
@@ -193,6 +218,10 @@ static void use_work(const ring_view *view, unsigned char *segment, uint64_t siz
         if (work_terms_of(view, &terms) == RING_OK && terms.offered != terms.done + terms.depth + terms.refused)
             fail("books that do not balance");
     }
+    span spans[SPARE_SPANS + 8];
+    check_spans(spans, work_spare(view, spans), size);
+    work_slack(view);
+    work_trim(view);
 }
 
 /* The image as a latency line: samples of any size may be added to it, and its terms are in order or there are none. */
