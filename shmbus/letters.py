@@ -11,7 +11,7 @@ Must stay true:
 
 from __future__ import annotations
 
-import asyncio
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -152,11 +152,8 @@ class Letters:
 
 
 def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+    asyncio = sys.modules.get("asyncio")  # no loop runs where it was never loaded, and that takes 30 ms
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _cut(letter: DeadLetter, maximum: int) -> DeadLetter:

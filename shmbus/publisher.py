@@ -9,7 +9,6 @@ Must stay true:
 
 from __future__ import annotations
 
-import logging
 import time
 import weakref
 from contextlib import suppress
@@ -21,6 +20,7 @@ from shmbus._handles.awaiting import Awaiting, interpreter_ends
 from shmbus._handles.care import BOUND
 from shmbus._handles.handle import Handle
 from shmbus._ledger import departures
+from shmbus._log import logger
 from shmbus._shm.waker import Sleeper
 from shmbus.errors import (
     ClosedError,
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 OnFull = Literal["block", "drop", "raise"]
 ON_FULL: Final = ("block", "drop", "raise")
-_log = logging.getLogger("shmbus.bus")
+_log = logger("shmbus.bus")
 _NAP: Final = 0.02  # seconds; what a wake-up lost with a dead consumer costs
 
 

@@ -10,12 +10,12 @@ Must stay true:
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
 from shmbus._ledger import departures, topics
 from shmbus._ledger.retired import unless_unreadable
+from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 from shmbus.errors import ConfigError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shmbus._ledger.registry import Change
     from shmbus._shm.rings import Rings
 
-_log = logging.getLogger("shmbus.loss")
+_log = logger("shmbus.loss")
 
 
 def named(document: Document, topic: str, name: str) -> ConsumerEntry:

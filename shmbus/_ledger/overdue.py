@@ -12,12 +12,12 @@ Must stay true:
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from shmbus._ledger import groups
 from shmbus._ledger.retired import unless_unreadable
+from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shmbus._ledger.registry import Change
     from shmbus._shm.rings import Rings
 
-_log = logging.getLogger("shmbus.overdue")
+_log = logger("shmbus.overdue")
 
 
 class Claim(NamedTuple):

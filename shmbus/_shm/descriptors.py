@@ -74,12 +74,12 @@ def above(fd: int) -> int:
 def explained(error: OSError) -> OSError:
     """The error, or in its place the one of our tree that says which limit it is."""
     if error.errno == errno.EMFILE:
-        return ResourceLimitError.of_descriptors(error.errno)
+        return ResourceLimitError.of_descriptors(errno.EMFILE)
     if error.errno == errno.ENFILE:
         most = -2
         with suppress(OSError, ValueError), open("/proc/sys/fs/file-max", encoding="ascii") as file:
             most = int(file.read())
         return ResourceLimitError(
-            error.errno, "fs.file-max", most, "the system has no descriptor left: sysctl fs.file-max"
+            errno.ENFILE, "fs.file-max", most, "the system has no descriptor left: sysctl fs.file-max"
         )
     return error

@@ -120,7 +120,7 @@ class Lives:
             if create and status.st_size == 0:
                 segment.unlink(name)
             if error.errno == errno.ENOSPC:
-                raise NoSpaceError(error.errno, name, _core.LIVES_BYTES, place.free_bytes()) from None
+                raise NoSpaceError(errno.ENOSPC, name, _core.LIVES_BYTES, place.free_bytes()) from None
             raise
         _files[key] = found
         return found

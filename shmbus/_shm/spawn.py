@@ -70,7 +70,7 @@ def spawn_supervisor(bus: str) -> None:
         keeper = _core.start_process(argv[0], argv, environment, gaps)
     except OSError as error:
         if error.errno == errno.EAGAIN:
-            raise ResourceLimitError.of_processes(error.errno) from None
+            raise ResourceLimitError.of_processes(errno.EAGAIN) from None
         raise descriptors.explained(error) from None
     if keeper:
         _keepers[keeper] = bus

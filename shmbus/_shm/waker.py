@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import logging
 import os
 import stat
 import threading
@@ -36,6 +35,7 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, cast
 import posix_ipc
 
 from shmbus import _core
+from shmbus._log import logger
 from shmbus._shm import descriptors, place
 from shmbus._shm import segment as _segment
 from shmbus.errors import AccessError, ClosedError, CorruptSegmentError, ForkedError
@@ -43,7 +43,7 @@ from shmbus.errors import AccessError, ClosedError, CorruptSegmentError, ForkedE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_log = logging.getLogger("shmbus.bus")
+_log = logger("shmbus.bus")
 
 _SEMAPHORE_PREFIX: Final = "sem."  # where sem_open() looks
 _FIFO_SUFFIX: Final = ".fifo"
