@@ -21,7 +21,7 @@ from shmbus._handles import naming
 from shmbus._handles.exit import leave_at_exit, open_buses
 from shmbus._handles.session import Session
 from shmbus._handles.waiting import IDLE_MODES
-from shmbus._ledger import books, departures, groups, members, topics
+from shmbus._ledger import departures, groups, members, topics
 from shmbus._ledger.registry import LOCK_TIMEOUT
 from shmbus._options import check_choice, check_range, check_topic, expiry_ns, nanoseconds
 from shmbus.errors import ConfigError, CorruptSegmentError
@@ -317,11 +317,15 @@ class Bus:
     def stats(self) -> BusStats:
         """The bus at this moment: every publisher, consumer and participant, and their books."""
         self._session.check()
+        from shmbus._ledger import books  # whoever only takes part does without
+
         return books.stats(self._session.registry, self._session.rings)
 
     def losses(self) -> list[Loss]:
         """Every loss on the books: consumer, publisher, cause, sequences, count and times, the oldest first."""
         self._session.check()
+        from shmbus._ledger import books
+
         return books.losses(self._session.registry, self._session.rings)
 
     # -- the end

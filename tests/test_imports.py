@@ -22,6 +22,7 @@ DEAR = {
     "pickle",
     "psutil",
     "rich",
+    "shmbus._ledger.books",
     "shmbus._schema.refusal",
     "shmbus.cli",
     "shmbus.diagnostics",
