@@ -25,7 +25,8 @@ status = dict(row.split(":", 1) for row in open("/proc/self/status").read().spli
 mask = os.umask(0)
 made = {
     "blocked": int(status["SigBlk"], 16),
-    "ignored": int(status["SigIgn"], 16) & ~(1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1),  # Python's own doing
+    # Python ignores two, and posix_spawn two that the C library keeps for itself.
+    "ignored": int(status["SigIgn"], 16) & ~(1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1 | 1 << 31 | 1 << 32),
     "nice": os.getpriority(os.PRIO_PROCESS, 0),
     "policy": os.sched_getscheduler(0),
     "cores": sorted(os.sched_getaffinity(0)),
