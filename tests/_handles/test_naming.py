@@ -85,3 +85,5 @@ def test_another_process_is_named_as_ever(bus_name: str, processes: Any) -> None
             opened(bus, "subscriber")
         assert "this very process" not in str(caught.value)
     assert isinstance(caught.value, shmbus.ShmbusError)
+    child.stdin.close()
+    assert child.wait() == 0
