@@ -81,6 +81,9 @@ class Producer(_core.Producer[bytes]):
             return False
         raise queue.Full
 
+    def _care(self) -> None:
+        """There is no bus to look after."""
+
     def _too_large(self, size: int, maximum: int) -> None:
         raise ValueError((size, maximum))
 

@@ -48,6 +48,7 @@ def one_life(bus: str, point: str, visits: int) -> None:
     """Everything that a participant can go through; dies on the way."""
     failpoint.arm(point, visits)
     with shmbus.Bus(bus, supervise=False) as opened:
+        opened.group(NOTES, "gone")
         with opened.publisher(NOTES, name="mortal") as publisher:
             publisher.publish_many(Note("mortal", count + 1) for count in range(10))
         opened.publisher(NOTES).close()  # its rings are empty, and swept at once
@@ -62,7 +63,6 @@ def one_life(bus: str, point: str, visits: int) -> None:
                 break
             worker.try_receive()
         work_of_all_kinds(opened)
-        opened.group(NOTES, "gone")
         opened.remove_group(NOTES, "gone")
 
 
