@@ -109,6 +109,9 @@ class Consumer(_core.Consumer[bytes]):
     def _wake_publisher(self, ring_id: int) -> None:
         pass
 
+    def _call_publisher(self, ring_id: int) -> None:
+        pass
+
 
 class Claimer(_core.Claimer[bytes]):
     """Every hook ends the call with the claim that it was told of."""
@@ -133,6 +136,9 @@ class Claimer(_core.Claimer[bytes]):
         raise queue.Empty
 
     def _wake_publisher(self, ring_id: int) -> None:
+        pass
+
+    def _call_publisher(self, ring_id: int) -> None:
         pass
 
 

@@ -76,7 +76,7 @@ def test_small_rings(bus: Bus, kind: str) -> None:
         with bus.publisher(NUMBERS) as publisher:
             publisher.publish_many(range(3))
             assert allocated(bus.name) > 2 * NUMBERS.capacity
-        assert allocated(bus.name) == 7 * PAGE
+        assert allocated(bus.name) == (3 + 4) * PAGE  # the work ring has a page of notes beside the claims
         assert take(consumer, 3) == take(worker, 3) == [0, 1, 2]
 
 
