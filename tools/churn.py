@@ -25,7 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -132,6 +133,17 @@ def supervisor(bus: str) -> list[int]:
     return [pid] if pid else []
 
 
+@contextmanager
+def opened(name: str) -> Iterator[shmbus.Bus]:
+    """A bus that is gone at the end, whatever came of it."""
+    try:
+        with shmbus.Bus(name) as bus:
+            yield bus
+    finally:
+        with suppress(shmbus.BusNotFoundError):
+            inspect.remove(name, force=True)
+
+
 # -- oneshot
 
 
@@ -188,7 +200,7 @@ def oneshot(count: int, lag: int) -> list[str]:
     """The part of that name, in the /dev/shm that there is; returns what is wrong."""
     name = f"churn-{os.getpid()}"
     wrong: list[str] = []
-    with tempfile.NamedTemporaryFile() as file, shmbus.Bus(name) as bus:
+    with tempfile.NamedTemporaryFile() as file, opened(name):
         file.write(bytes(16))
         file.flush()
         counter = Counter(file.name)
@@ -201,7 +213,6 @@ def oneshot(count: int, lag: int) -> list[str]:
         children = [*consumers, *publishers]
         quarters = watch(name, children, count, [counter])
         wrong += grown(quarters)
-        del bus
         for kind, child in zip(kinds, consumers, strict=True):
             found = outcome(child)
             print(f"{kind:<9} {found}")
@@ -259,7 +270,7 @@ def handles(count: int) -> list[str]:
     name = f"churn-{os.getpid()}"
     wrong: list[str] = []
     each = count // PROCESSES
-    with tempfile.TemporaryDirectory() as folder, shmbus.Bus(name) as bus:
+    with tempfile.TemporaryDirectory() as folder, opened(name) as bus:
         bus.group(NOTES, "group")
         paths = [f"{folder}/{index}" for index in range(PROCESSES)]
         for path in paths:
