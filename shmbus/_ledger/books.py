@@ -240,7 +240,9 @@ class _Books(Look):
             pid=0,
             lag_ns=0,
             blocks=(),
-            latency=None,
+            latency=None
+            if closed.latency is None
+            else Latency(**dict(zip(Latency.__struct_fields__, closed.latency, strict=True))),
             workers=(),
             publishers=(),
             **_sums(closed, ()),

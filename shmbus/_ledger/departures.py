@@ -77,17 +77,26 @@ def close_subscriber(change: Change, rings: Rings, id: int, *, dead: bool = Fals
     for _, ring in members:
         ring.leave(consumer.slot)
         reach("close.ring")
-    keep_totals(document, consumer)
+    keep_totals(change, consumer)
     change.commit(consumer.topic)
     sweep(change, rings)
 
 
-def keep_totals(document: Document, consumer: ConsumerEntry) -> None:
-    """Of a consumer that is gone nothing but its totals stays."""
+def keep_totals(change: Change, consumer: ConsumerEntry) -> None:
+    """Of a consumer that is gone nothing stays but its totals, and what was sampled of it."""
+    document = change.document
+    latency = _core.latency_terms(change.registry.map, consumer.line)
     document.consumers.remove(consumer)
     document.closed.append(
         ClosedEntry(
-            consumer.id, consumer.topic, consumer.name, consumer.mode, consumer.dead, consumer.totals, consumer.kind
+            id=consumer.id,
+            topic=consumer.topic,
+            name=consumer.name,
+            mode=consumer.mode,
+            dead=consumer.dead,
+            totals=consumer.totals,
+            kind=consumer.kind,
+            latency=latency and (latency["count"], latency["p50_ns"], latency["p99_ns"], latency["max_ns"]),
         )
     )
     merge_closed(document, consumer.topic, MAX_CLOSED)
@@ -285,7 +294,7 @@ def _merge(document: Document, topic: int, kind: str, most: int) -> bool:
     if len(closed) <= most:
         return False
     into = next((c for c in closed if c.name == DEPARTED), closed[0])
-    into.name = DEPARTED
+    into.name, into.latency = DEPARTED, None
     for victim in [c for c in closed if c is not into][: len(closed) - most]:
         for field in Totals.__struct_fields__:
             setattr(into.totals, field, getattr(into.totals, field) + getattr(victim.totals, field))

@@ -142,6 +142,8 @@ class ClosedEntry(msgspec.Struct):
     dead: bool
     totals: Totals
     kind: Literal["subscriber", "group"] = "subscriber"
+    latency: tuple[Natural, Natural, Natural, Natural] | None = None
+    """What its latency line said at last: count, median, 99th percentile and maximum in ns. Its name's, not merged."""
 
 
 class WorkerEntry(msgspec.Struct):

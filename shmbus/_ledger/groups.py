@@ -103,7 +103,7 @@ def _finish(change: Change, rings: Rings, group: ConsumerEntry) -> int:
     having = {r.publisher for r in document.rings}
     document.publishers = [p for p in document.publishers if p.state == "active" or p.id in having]
     owed = group.totals.abandoned - before
-    departures.keep_totals(document, group)
+    departures.keep_totals(change, group)
     change.commit(group.topic)
     reach("group.closed")
     for id in gone:

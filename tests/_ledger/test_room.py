@@ -264,6 +264,12 @@ def test_reserve() -> None:
     full.losses = [d.LossEntry(long, long, long, "undecodable", most, *[most * 2] * 4)] * slots.MAX_LOSSES
     full.losses_forgotten = most
     assert len(slots.encode(full)) <= size + reserve
+    sampled = (most, most * 2, most * 2, most * 2)
+    full.closed += [
+        d.ClosedEntry(c.id, c.topic, c.name, c.mode, c.dead, c.totals, latency=sampled) for c in full.consumers
+    ]
+    full.consumers = []
+    assert len(slots.encode(full)) <= size + reserve
 
 
 CYCLES = 250
