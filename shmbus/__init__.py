@@ -25,6 +25,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shmbus._handles.messages import Messages
     from shmbus.bus import Bus
     from shmbus.errors import (
         AccessError,
@@ -81,6 +82,7 @@ __all__ = [
     "LockTimeoutError",
     "Loss",
     "Message",
+    "Messages",
     "NameTakenError",
     "NoSpaceError",
     "Publisher",
@@ -97,6 +99,7 @@ __all__ = [
 
 
 _HOMES = {
+    "_handles.messages": ("Messages",),
     "bus": ("Bus",),
     "errors": (
         "AccessError",

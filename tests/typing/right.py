@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, assert_type
 
@@ -90,7 +90,8 @@ def subscribe(bus: shmbus.Bus) -> None:
         assert_type(sub.receive(timeout=1.0), OrderPaid)
         assert_type(sub.try_receive(), OrderPaid | None)
         assert_type(sub.receive_many(256, timeout=0.1), list[OrderPaid])
-        assert_type(sub.messages(), Iterator[shmbus.Message[OrderPaid]])
+        assert_type(sub.messages(), shmbus.Messages[shmbus.Message[OrderPaid]])
+        assert_type(next(sub.messages()), shmbus.Message[OrderPaid])
         for message in sub.messages():
             assert_type(message, shmbus.Message[OrderPaid])
             assert_type(message.event, OrderPaid)
@@ -113,7 +114,7 @@ def work(bus: shmbus.Bus) -> None:
         assert_type(worker.receive(timeout=1), OrderPaid)
         assert_type(worker.try_receive(), OrderPaid | None)
         assert_type(worker.receive_many(8), list[OrderPaid])
-        assert_type(worker.messages(), Iterator[shmbus.ClaimedMessage[OrderPaid]])
+        assert_type(worker.messages(), shmbus.Messages[shmbus.ClaimedMessage[OrderPaid]])
         for message in worker.messages():
             assert_type(message.event, OrderPaid)
             assert_type(message.attempt, int)
@@ -132,6 +133,17 @@ async def wait(bus: shmbus.Bus) -> None:
         async for event in worker:
             assert_type(event, OrderPaid)
         assert_type(await worker.areceive(), OrderPaid)
+        async for message in sub.messages():
+            assert_type(message, shmbus.Message[OrderPaid])
+        async for claimed in worker.messages():
+            assert_type(claimed, shmbus.ClaimedMessage[OrderPaid])
+            assert_type(await claimed.aack(), None)
+            await claimed.anack()
+            await claimed.areject("reason")
+        assert_type(await anext(worker.messages()), shmbus.ClaimedMessage[OrderPaid])
+    with bus.publisher(ORDERS) as pub:
+        assert_type(await pub.apublish(OrderPaid(1, 250), headers={"trace": "x"}), int | None)
+        assert_type(await pub.apublish_many([OrderPaid(1, 250)]), int)
 
 
 def look(bus: shmbus.Bus) -> None:

@@ -58,6 +58,8 @@ def publish(bus: shmbus.Bus, raw: shmbus.Publisher[bytes]) -> None:
     pub.publish_many([Refund(1)])  # wrong
     pub.publish_many(OrderPaid(1, 2))  # wrong
     sequence: int = pub.publish(OrderPaid(1, 2))  # wrong
+    pub.apublish(Refund(1))  # wrong
+    pub.apublish_many([Refund(1)])  # wrong
     raw.publish("text")  # wrong
     pub.receive()  # wrong
     other: shmbus.Publisher[Refund] = pub  # wrong
