@@ -94,7 +94,7 @@ class Bus:
         self._handles: weakref.WeakSet[Publisher[Any] | Subscriber[Any] | Worker[Any]] = weakref.WeakSet()
         self._letters: dict[str, Letters] = {}
         self._lock = threading.RLock()
-        self._leaving = False
+        self._ending = self._put_off = False  # close() was called; it could not wait for a call that runs
         self._session = Session.open(name, create=create, supervise=supervise, stall_ns=int(stall_timeout * 1e9))
         open_buses.add(self)
         leave_at_exit(os.getpid())
@@ -296,14 +296,20 @@ class Bus:
     def _keep(self, handle: H) -> H:
         naming.note(handle)
         with self._lock:
-            self._handles.add(handle)
+            if not self._ending:
+                self._handles.add(handle)
+        if self._ending:  # by another thread, which did not see this one
+            handle.close()
+            self._session.raise_closed()
         self._session.tell_supervisor()
         return handle
 
     def _forget(self, handle: Any) -> None:
+        if self._session.inherited:
+            return  # another thread of the parent may have held the lock
         with self._lock:
             self._handles.discard(handle)
-        if self._leaving:
+        if self._put_off:
             self._leave()
 
     def _checked_idle(self, idle: Idle | None) -> Idle:
@@ -333,7 +339,7 @@ class Bus:
     @property
     def closed(self) -> bool:
         """True after close()."""
-        return self._session.closed or self._leaving
+        return self._session.closed or self._ending
 
     def close(self) -> None:
         """Close what this Bus made, and leave. Idempotent; in a forked child it only lets go.
@@ -345,17 +351,19 @@ class Bus:
             return
         with ExitStack() as stack:  # all of it, also where a corrupt segment does not let one of them go
             stack.callback(self._leave)
-            if os.getpid() == self._session.pid:
+            if not self._session.inherited:
                 with self._lock:
+                    self._ending = True
                     handles = list(self._handles)
                 for handle in handles:
                     stack.callback(handle.end)
 
     def _leave(self) -> None:
         """Leave the bus, unless a call runs that could not be waited for: then its end leads here again."""
-        with self._lock:
-            self._leaving = any(handle._put_off for handle in self._handles)
-        if not self._leaving:
+        if not self._session.inherited:
+            with self._lock:
+                self._put_off = any(handle._put_off for handle in self._handles)
+        if not self._put_off:
             self._session.close()
             open_buses.discard(self)
 

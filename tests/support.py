@@ -6,6 +6,7 @@ AssertionError that says what was waited for; the others end with the child that
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import subprocess
@@ -38,6 +39,14 @@ def eventually(predicate: Callable[[], T], message: str | Callable[[], str] = "c
             text = message() if callable(message) else message
             raise AssertionError(f"not within {seconds:g} s: {text} (last value: {value!r})")
         time.sleep(0.005)  # not a wait: the interval of the poll
+
+
+async def until(predicate: Callable[[], T], seconds: float = 60.0) -> T:
+    """`eventually` in an event loop, which goes on meanwhile."""
+    async with asyncio.timeout(seconds):
+        while not (value := predicate()):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)  # not a wait: the interval of the poll
+    return value
 
 
 def entries(bus_name: str) -> list[str]:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from shmbus import _core
 from shmbus._handles.care import Care
@@ -174,9 +174,11 @@ class Session:
                 f"bus {self.bus!r} was opened by process {self.pid} before fork(): open Bus({self.bus!r}) here"
             )
         if self.closed:
-            if _core.exiting():
-                raise SystemExit  # ends a thread that outlives its interpreter without a word
-            raise ClosedError(f"bus {self.bus!r} is closed")
+            self.raise_closed()
+
+    def raise_closed(self) -> NoReturn:
+        """ClosedError; at the interpreter's exit what ends a thread that outlives it, without a word."""
+        raise SystemExit if _core.exiting() else ClosedError(f"bus {self.bus!r} is closed")
 
     @property
     def inherited(self) -> bool:
@@ -316,6 +318,9 @@ class Session:
                 self._leaving_late = _start(self._depart_late)
         except (ClosedError, ForkedError, ReclaimedError):
             pass  # the bus, or our part in it, is gone, and with it what there was to leave
+        except SystemExit:
+            if not _core.exiting():  # by a signal handler, while we waited for the lock
+                raise
 
     def _patience(self) -> float:
         return 0.0 if self.registry.lives.held_up else LEAVE_TIMEOUT
