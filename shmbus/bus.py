@@ -305,18 +305,15 @@ class Bus:
         return handle
 
     def _forget(self, handle: Any) -> None:
-        if self._session.inherited:
-            return  # another thread of the parent may have held the lock
         with self._lock:
             self._handles.discard(handle)
         if self._put_off:
             self._leave()
 
     def _checked_idle(self, idle: Idle | None) -> Idle:
-        if idle is None:
-            return self._idle
-        check_choice("idle", idle, IDLE_MODES)
-        return idle
+        if idle is not None:
+            check_choice("idle", idle, IDLE_MODES)
+        return self._idle if idle is None else idle
 
     # -- books
 

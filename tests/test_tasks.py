@@ -26,6 +26,7 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sleep that its wake-up does not reach lasts for good."""
     monkeypatch.setattr("shmbus._handles.waiting.BOUND", 1e6)
     monkeypatch.setattr("shmbus.publisher.BOUND", 1e6)
+    monkeypatch.setattr("shmbus.bus.PATIENCE", 1e6)
 
 
 async def soon(awaitable: Awaitable[Any]) -> Any:

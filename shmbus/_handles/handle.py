@@ -66,8 +66,8 @@ class Handle:
         if not self._session.inherited:
             self._session.depart(self._depart)
             self._departed()
+            self._forget(self)
         self._left = True
-        self._forget(self)
 
     def end(self) -> None:
         """Let go, and leave the departure to the session, which leaves with all that it has."""
