@@ -13,7 +13,7 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 PARTS = (
     *("reuse", "limbo", "forks", "exits", "crowd", "signals"),
-    *("exec", "undumpable", "hidepid", "timens", "pidns", "containers"),
+    *("exec", "lines", "undumpable", "hidepid", "timens", "pidns", "containers"),
 )
 
 

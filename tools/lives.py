@@ -14,6 +14,7 @@ once, the books of every consumer balance, the living are left alone, and /dev/s
     hidepid     a /proc that shows no process of others, and one without /proc/sys (needs root)
     timens      a guest whose monotonic clock is a day ahead (needs root)
     pidns       a guest in another PID namespace (needs root)
+    lines       signal handlers, collectors and loggers that close or open, between any two lines of a call
     containers  three containers of one pod, publishing and receiving; each is killed as a whole (needs root)
 """
 
@@ -59,6 +60,7 @@ from lives_base import (
 from lives_containers import container, containers, pod
 from lives_images import exec_
 from lives_interrupts import forks, signals
+from lives_lines import lines
 from lives_pids import limbo, reuse, reuse_inside
 from lives_views import clocks, guest, hidden, hidepid, namespaces, office, pidns, timens, undumpable
 
@@ -162,7 +164,7 @@ def crowd(bus: str, *, short: bool) -> str:
 
 PARTS: dict[str, Callable[..., str]] = {
     p.__name__.strip("_"): p
-    for p in (reuse, limbo, forks, exits, crowd, signals, exec_, undumpable, hidepid, timens, pidns, containers)
+    for p in (reuse, limbo, forks, exits, crowd, signals, exec_, lines, undumpable, hidepid, timens, pidns, containers)
 }
 INSIDE: dict[str, Callable[..., str | None]] = {
     "reuse": reuse_inside,
