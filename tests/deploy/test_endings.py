@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from typing import Any
 
 import pytest
 from events import ORDERS, PATIENT, Order, assert_balanced
@@ -40,7 +41,7 @@ def many(name: str, way: str) -> None:
     from shmbus import Bus
 
     bus = Bus(name, supervise=False)
-    handles = []
+    handles: list[Any] = []
     for _ in range(20):
         handles += [bus.publisher(ORDERS), bus.subscriber(ORDERS), bus.worker(ORDERS, group="pool")]
     handles += [Bus(name, supervise=False) for _ in range(4)]

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import psutil
 import pytest
@@ -61,7 +62,7 @@ def lives_through(name: str, verb: str) -> None:
         with contextlib.suppress(shmbus.Empty):
             call()  # type: ignore[operator]
 
-    uses = {
+    uses: dict[str, Any] = {
         "receive": sub.receive,
         "iterate": lambda: list(sub),
         "try_receive": lambda: ticking(sub.try_receive),
