@@ -329,7 +329,6 @@ class Session:
         while self._late and not self.closed:
             try:
                 with self.locked() as change:
-                    reach("departure.late")
                     while self._late:
                         self._late[0](change)
                         self._late.popleft()

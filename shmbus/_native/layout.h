@@ -66,7 +66,7 @@ typedef struct bus_header {
 typedef struct lives_file {
     word tickets; /*   0  whoever queues, add: the number that it queues under */
     uint64_t pad0[7];
-    word releases; /*  64  L  add after the lock is free, then wake: SYNC line */
+    word releases; /*  64  L  add after the lock is free, then wake; a sleep is bounded besides */
     uint64_t pad1[7];
     word next; /* 128  L  the ticket after the last one that got the lock: who is to be woken */
     unsigned char pad2[PAGE - 136];

@@ -122,7 +122,7 @@ static int free_lock(PyObject *lives) {
     if (status < 0 || (size_t)buffer.len < sizeof(lives_file))
         return status;
     lives_file *file = buffer.buf;
-    ADD_SEQ(&file->releases, 1); /* SYNC line: after the lock is free */
+    ADD_SEQ(&file->releases, 1); /* after the lock is free: the system call before it orders them */
     futex_wake(&file->releases, 1u << LOAD_SEQ(&file->next) % (LINE_THREADS) | 1u << LINE_THREADS);
     PyBuffer_Release(&buffer);
     return 0;

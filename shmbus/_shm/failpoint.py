@@ -54,7 +54,6 @@ POINTS: Final = (
     "remove.marked",
     "remove.unlinked",
     "remove.segment",
-    "departure.late",
 )
 
 _armed: str = ""
