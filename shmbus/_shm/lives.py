@@ -276,7 +276,7 @@ class Lives:
         words = self._words()
         free_since = 0.0
         while True:
-            seen = _core.load(words, _core.LIVES_RELEASES)  # before we look who is before us: a release after it ends the sleep
+            seen = _core.load(words, _core.LIVES_RELEASES)  # before the look: a release after it ends the sleep
             first = ticket == 0 or self._find(_LINE, ticket) is None
             free = self._find(_LOCK, 1) is None
             now = time.monotonic()
