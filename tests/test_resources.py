@@ -141,7 +141,7 @@ def little_memory(name: str) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (size + (32 << 20), resource.RLIM_INFINITY))
             try:
                 bus.publisher(shmbus.Topic("large", bytes, capacity=1 << 26))
-            except (shmbus.NoSpaceError, MemoryError):
+            except (shmbus.NoSpaceError, shmbus.errors.ResourceLimitError):
                 pass
             else:
                 raise AssertionError("64 MiB fit into 32")
