@@ -283,6 +283,10 @@ def check_document(document: Document) -> None:
     _require_unique("topic id", [t.id for t in document.topics])
     _require_unique("group slot", [c.slot for c in document.consumers if c.kind == "group"])
     _require_unique("consumer line", [c.line for c in document.consumers])
+    groups = {c.id for c in document.consumers if c.kind == "group"}
+    for worker in document.workers:
+        if worker.group not in groups:
+            raise ValueError(f"worker {worker.id} is one of group {worker.group}, which is not there")
     for closed in document.closed:
         if all(closed.topic != t.index for t in document.topics):
             raise ValueError(f"a closed consumer names topic {closed.topic}, which is not there: id={closed.id}")
