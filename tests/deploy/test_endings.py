@@ -8,7 +8,7 @@ import subprocess
 from typing import Any
 
 import pytest
-from events import ORDERS, PATIENT, Order, assert_balanced
+from events import ORDERS, PATIENT, Order, assert_balanced, drain
 from support import Processes, eventually, line
 
 from shmbus import Bus
@@ -107,6 +107,7 @@ def test_others_go_on_beside_a_stopped_holder(bus_name: str, processes: Processe
         with bus.worker(ORDERS, group="other") as other:
             publisher.publish(Order(1))
             assert other.receive(timeout=PATIENT) == Order(1)
+            other.ack()
         worker.receive(timeout=PATIENT)
         worker.ack()
 
@@ -143,21 +144,19 @@ def test_default_sigterm(bus_name: str, processes: Processes, what: str) -> None
         assert line(child) == "serves"
         if what == "publisher":
             sub.receive(timeout=PATIENT)
+        elif what == "supervisor":
+            eventually(lambda: bus.stats().supervisor.pid == child.pid)
         for count in range(100):
             publisher.publish(Order(count))
         child.terminate()
         assert child.wait() == (0 if what == "supervisor" else -signal.SIGTERM)
 
         def alone() -> bool:
-            with bus.subscriber(ORDERS) as idle:
-                idle.receive_many(1, timeout=0) if idle._ready() else None
-            while sub.try_receive() is not None:
-                pass
+            drain(sub)
             Bus(bus_name, supervise=False).close()
             return [p.pid for p in bus.stats().participants] == [os.getpid()]
 
         eventually(alone)
         assert_balanced(bus.stats())
         with bus.worker(ORDERS, group="pool") as worker:
-            while worker.try_receive() is not None:
-                pass
+            drain(worker)

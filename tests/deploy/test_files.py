@@ -201,7 +201,8 @@ def test_full_place(processes: Processes, limit: str) -> None:
     out, _ = child.communicate(timeout=2 * PATIENT)
     said = dict(text.split(" ", 1) for text in out.splitlines())
     assert child.returncode == 0, out
-    assert said["bus"] == said["publisher"] == said["worker"] == "NoSpaceError", said
+    assert said["bus"] == said["publisher"] == "NoSpaceError", said
+    assert said["worker"] in ("NoSpaceError", "nothing"), said  # a semaphore that is there is taken
     assert said["got"] == "[1, 2]", said
     assert said["attached"] == "nothing", said
     assert said["worked"] == "[1, 2]", said

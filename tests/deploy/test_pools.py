@@ -10,7 +10,7 @@ from support import Processes, entries, eventually, line
 METHODS = ("fork", "spawn", "forkserver")
 
 POOL = """
-import json, multiprocessing, os, sys
+import json, multiprocessing, sys
 from concurrent.futures import ProcessPoolExecutor
 import shmbus
 
@@ -25,7 +25,7 @@ def begin(name):
 
 def work(number):
     mine["publisher"].publish(number)
-    return number, os.getpid()
+    return number
 
 
 def main():
@@ -46,7 +46,7 @@ def main():
                     waiting.receive(timeout=1.2)
                 except shmbus.Empty:
                     pass
-        print(json.dumps([seen == list(range(40)), len({pid for _, pid in done}) > 1]), flush=True)
+        print(json.dumps([seen == list(range(40)), sorted(done) == seen]), flush=True)
 
 
 if __name__ == "__main__":
