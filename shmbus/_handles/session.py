@@ -131,6 +131,8 @@ class Session:
         """The bus lock, in a process that is still entered. Raises ReclaimedError, ClosedError, LockTimeoutError."""
         self.check()
         with self.registry.locked(timeout) as change:
+            if self.closed:  # by another thread, while we waited
+                self.raise_closed()
             if self.registry.removed:
                 raise ClosedError(f"bus {self.bus!r} was removed")
             self._repair(change)
