@@ -138,6 +138,24 @@ def test_asking_acks_by_thread(bus: Bus) -> None:
         assert books(bus, "g") == {"offered": 6, "delivered": 5, "depth": 1}
 
 
+def test_the_bus_is_closed_while_the_lock_is_waited_for(bus_name: str) -> None:
+    """Whoever waits for the bus lock while another thread closes the bus gets ClosedError."""
+    with opened(bus_name) as outer, ThreadPoolExecutor(1) as pool:
+        bus = Bus(bus_name, supervise=False)
+        begun = threading.Event()
+
+        def open_one() -> None:
+            begun.set()
+            bus.publisher(ORDERS)
+
+        with outer._session.locked():
+            opening = pool.submit(open_one)
+            assert begun.wait(PATIENT)
+            bus.close()  # which leaves once this thread lets go of the lock
+        assert isinstance(opening.exception(), shmbus.ClosedError)
+        assert len(outer.stats().participants) == 1
+
+
 def test_a_call_that_is_turned_away_changes_nothing(bus: Bus) -> None:
     """What a second thread asked for, and was refused, is not what the first one gets."""
     with bus.publisher(ORDERS) as pub, bus.worker(ORDERS, group="g") as worker, ThreadPoolExecutor(1) as pool:

@@ -32,8 +32,9 @@ HARNESSES = (
     ("tools/sanitize.py", "--short"),
     ("tools/explore.py", "--short"),
     ("tools/litmus.py", "--short"),
+    ("tools/thread_fuzz.py", "--short"),
 )
-"""Checks of the plain C strata that the step `native` runs, each in a Python of its own."""
+"""Checks of the C that the step `native` runs, each in a Python of its own."""
 
 CLOSING_LINE = re.compile(r"^=*\s*((?:\d+ \w+,? ?)+ in [\d.]+s.*?)\s*=*$")
 """What pytest prints last: `N passed, N skipped in N.NNs`."""

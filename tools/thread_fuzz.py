@@ -96,7 +96,7 @@ class Round:
         self.over, self.lock = threading.Event(), threading.Lock()
         self.pool = ThreadPoolExecutor(3)
         self.publishers = [self.publisher(policy) for policy in self.chance.choices(("block", "drop", "raise"), k=2)]
-        modes = self.chance.choices(("reliable", "lossy"), k=2)
+        modes: list[Any] = self.chance.choices(("reliable", "lossy"), k=2)
         self.subscribers: list[Any] = [self.bus.subscriber(self.topic, mode=mode) for mode in modes]
         self.workers: list[Any] = [self.worker() for _ in range(2)]
 

@@ -52,9 +52,10 @@ static PyObject *task_now(void) {
     return task;
 }
 
-int asker_now(asker *by) {
-    by->task = task_now();
-    if (!by->task && PyErr_Occurred())
+/* Who asks now; `loops`: it may be a task. */
+int asker_now(asker *by, bool loops) {
+    by->task = loops ? task_now() : NULL;
+    if (!by->task && loops && PyErr_Occurred())
         return -1;
     by->thread = by->task ? 0 : PyThreadState_GetID(PyThreadState_Get());
     return 0;

@@ -153,6 +153,20 @@ static PyObject *claimer_payload(PyObject *object, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static int ask_now(Claimer *self, asker *by, bool loops) {
+    int status = asker_now(by, loops);
+    self->in_loops = self->in_loops || (status == 0 && by->task);
+    return status;
+}
+
+static PyObject *claimer_iter(PyObject *object) {
+    asker by;
+    if (ask_now((Claimer *)object, &by, true) < 0)
+        return NULL;
+    asker_drop(&by);
+    return Py_NewRef(object);
+}
+
 /* ack(): acks what this thread or task was handed, and what those were that have ended, without asking for more. */
 static PyObject *claimer_ack(PyObject *object, PyObject *unused) {
     (void)unused;
@@ -160,7 +174,7 @@ static PyObject *claimer_ack(PyObject *object, PyObject *unused) {
     asker by;
     if (guard_enter(&self->base.guard, "worker") < 0)
         return NULL;
-    int status = asker_now(&by);
+    int status = ask_now(self, &by, true);
     if (status == 0) {
         status = claims_ack(self, &by, UINT64_MAX);
         status = status == 0 ? claims_ack_ended(self) : status;
@@ -173,7 +187,7 @@ static PyObject *claimer_ack(PyObject *object, PyObject *unused) {
 static PyObject *claimer_ask(PyObject *object, PyObject *unused) {
     (void)unused;
     asker by;
-    if (asker_now(&by) < 0)
+    if (ask_now((Claimer *)object, &by, true) < 0)
         return NULL;
     PyObject *ask = asker_ask(&by, ((Claimer *)object)->handed_out);
     asker_drop(&by);
@@ -185,7 +199,7 @@ static PyObject *claimer_ask(PyObject *object, PyObject *unused) {
 static int prepare(Receiver *base) {
     Claimer *self = (Claimer *)base;
     call *c = base->call;
-    if ((c->ask ? asker_of(c->ask, c) : asker_now(&c->by)) < 0)
+    if ((c->ask ? asker_of(c->ask, c) : ask_now(self, &c->by, !c->iterates || self->in_loops)) < 0)
         return -1;
     return self->out_count ? claims_ack(self, &c->by, c->ask ? c->asked : UINT64_MAX) : 0;
 }
@@ -290,6 +304,7 @@ static int claimer_traverse(PyObject *object, visitproc visit, void *arg) {
 
 static PyType_Slot slots[] = {{Py_tp_init, claimer_init},
                               {Py_tp_new, PyType_GenericNew},
+                              {Py_tp_iter, claimer_iter},
                               {Py_tp_traverse, claimer_traverse},
                               {Py_tp_clear, receiver_clear},
                               {Py_tp_methods, methods},

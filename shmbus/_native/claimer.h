@@ -37,6 +37,7 @@ typedef struct Claimer {
     struct handed *out; /* in the order in which they were handed out; changed by any thread */
     Py_ssize_t out_count, out_size;
     uint64_t handed_out; /* ever */
+    bool in_loops;       /* tasks ask too; until one is seen, iteration looks for none: `for` begins with __iter__ */
 } Claimer;
 
 void claims_drop_source(Claimer *self, Py_ssize_t index);

@@ -15,9 +15,9 @@
 
 #define SECOND 1000000000ull
 
-static _Thread_local unsigned depth
-    __attribute__((tls_model("initial-exec"))); /* calls that this thread is inside of */
-static unsigned long exit_thread;               /* that of the interpreter's exit, 0 before it; see exiting */
+_Thread_local unsigned guard_depth;
+
+static unsigned long exit_thread; /* that of the interpreter's exit, 0 before it; see exiting */
 static uint64_t exit_deadline;
 
 void guard_init(guard *g, void (*drop)(PyObject *)) {
@@ -35,14 +35,11 @@ void guard_clear(guard *g) {
 /* True in every thread but the one that ends the interpreter: what it closes is not theirs to hear of. */
 bool guard_exiting(void) { return exit_thread && exit_thread != PyThread_get_thread_ident(); }
 
-int guard_check(const guard *g, const char *what) {
-    if (g->fork_generation != fork_generation) {
+/* Says why a handle takes no call. */
+int guard_refuse(const guard *g, const char *what) {
+    if (g->fork_generation != fork_generation)
         PyErr_Format(ForkedError, "this %s was opened before fork(): open the bus again in the child", what);
-        return -1;
-    }
-    if (g->ready && !g->closed)
-        return 0;
-    if (guard_exiting())
+    else if (guard_exiting())
         PyErr_SetNone(PyExc_SystemExit); /* ends a thread without a word, and frees what it holds on its way */
     else
         PyErr_Format(ClosedError, "the %s is closed", what);
@@ -51,22 +48,12 @@ int guard_check(const guard *g, const char *what) {
 
 /* The same for what a call does to its own handle: that goes on when another thread has closed it meanwhile. */
 int guard_check_inside(const guard *g, const char *what) {
-    bool inside = depth && g->users && g->fork_generation == fork_generation;
+    bool inside = guard_depth && g->users && g->fork_generation == fork_generation;
     return inside ? 0 : guard_check(g, what);
 }
 
-static int entered(guard *g) {
-    g->users++;
-    depth++;
-    return 0;
-}
-
-int guard_enter(guard *g, const char *what) { return guard_check(g, what) < 0 ? -1 : entered(g); }
-
-int guard_enter_inside(guard *g, const char *what) { return guard_check_inside(g, what) < 0 ? -1 : entered(g); }
-
-/* What was put off until no call runs. */
-static void finish(guard *g, PyObject *handle) {
+/* The last call of a closed handle has ended: what was put off until then. */
+void guard_finish(guard *g, PyObject *handle) {
     for (; g->waiters; g->waiters--)
         sem_post(&g->idle);
     if (g->released)
@@ -83,20 +70,12 @@ static void finish(guard *g, PyObject *handle) {
         error_restore(error);
 }
 
-/* Ends a call; `result` passes through. */
-PyObject *guard_leave(guard *g, PyObject *handle, PyObject *result) {
-    depth--;
-    if (--g->users == 0 && g->closed)
-        finish(g, handle);
-    return result;
-}
-
 /* Lets go of rings and memory, at once or when the last call ends. In a forked child the calls of the parent's other
  * threads never end; what they used goes with the handle. */
 void guard_release(guard *g, PyObject *handle) {
     g->closed = true;
     g->released = true;
-    if (!g->users || (g->fork_generation != fork_generation && !depth))
+    if (!g->users || (g->fork_generation != fork_generation && !guard_depth))
         g->drop(handle);
 }
 
@@ -107,8 +86,8 @@ PyObject *guard_quiet(guard *g) {
         uint64_t now = monotonic_ns(), until = now + SECOND;
         if (exit_thread && until > exit_deadline)
             until = exit_deadline;
-        if (depth || now >= until) {
-            g->departing = depth > 0;
+        if (guard_depth || now >= until) {
+            g->departing = guard_depth > 0;
             Py_RETURN_FALSE;
         }
         struct timespec end = {.tv_sec = (time_t)(until / SECOND), .tv_nsec = (long)(until % SECOND)};
@@ -116,7 +95,7 @@ PyObject *guard_quiet(guard *g) {
         Py_BEGIN_ALLOW_THREADS;
         sem_clockwait(&g->idle, CLOCK_MONOTONIC, &end);
         Py_END_ALLOW_THREADS;
-        g->waiters -= g->waiters > 0; /* nothing to do if `finish` has posted it */
+        g->waiters -= g->waiters > 0; /* nothing to do if guard_finish has posted it */
         if (PyErr_CheckSignals() < 0)
             return NULL;
     }

@@ -76,14 +76,43 @@ typedef struct bus_lines { /* the two lines of the bus segment that a handle rea
 
 void guard_init(guard *g, void (*drop)(PyObject *));
 void guard_clear(guard *g);
-int guard_check(const guard *g, const char *what);
 int guard_check_inside(const guard *g, const char *what);
-int guard_enter(guard *g, const char *what);
-int guard_enter_inside(guard *g, const char *what);
-PyObject *guard_leave(guard *g, PyObject *handle, PyObject *result);
 void guard_release(guard *g, PyObject *handle);
 PyObject *guard_quiet(guard *g);
 bool guard_exiting(void);
+int guard_refuse(const guard *g, const char *what);
+void guard_finish(guard *g, PyObject *handle);
+
+/* Calls that this thread is inside of. */
+extern _Thread_local unsigned guard_depth __attribute__((tls_model("initial-exec"), visibility("hidden")));
+
+static inline int guard_check(const guard *g, const char *what) {
+    return g->fork_generation == fork_generation && g->ready && !g->closed ? 0 : guard_refuse(g, what);
+}
+
+static inline int guard_enter(guard *g, const char *what) {
+    if (guard_check(g, what) < 0)
+        return -1;
+    g->users++;
+    guard_depth++;
+    return 0;
+}
+
+static inline int guard_enter_inside(guard *g, const char *what) {
+    if (guard_check_inside(g, what) < 0)
+        return -1;
+    g->users++;
+    guard_depth++;
+    return 0;
+}
+
+/* Ends a call; `result` passes through. */
+static inline PyObject *guard_leave(guard *g, PyObject *handle, PyObject *result) {
+    guard_depth--;
+    if (--g->users == 0 && g->closed)
+        guard_finish(g, handle);
+    return result;
+}
 int lines_bind(bus_lines *lines, PyObject *segment, unsigned topic);
 void lines_unbind(bus_lines *lines);
 group_line *lines_group(const bus_lines *lines, unsigned group);

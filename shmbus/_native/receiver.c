@@ -233,7 +233,7 @@ static PyObject *try_receive(PyObject *object, PyObject *unused) {
 
 static PyObject *receiver_next(PyObject *object) {
     Receiver *self = (Receiver *)object;
-    call c = {0};
+    call c = {.iterates = true};
     if (self->guard.closed && self->guard.fork_generation == fork_generation && !guard_exiting())
         return NULL; /* the end of the iteration */
     PyObject *event = obtain(self, &c, taker(object), UINT64_MAX);

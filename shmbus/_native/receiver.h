@@ -20,6 +20,7 @@ typedef struct call {   /* one that takes events */
     asker by;
     uint64_t asked;  /* what was handed out before is done with */
     Py_ssize_t most; /* events of a list */
+    bool iterates;   /* by next() */
 } call;
 
 typedef struct receiver_kind {
@@ -81,7 +82,7 @@ static inline void receiver_handing_out(Receiver *self, const record *record) {
         receiver_sample(self, record);
 }
 
-int asker_now(asker *by);
+int asker_now(asker *by, bool loops);
 int asker_of(PyObject *ask, call *c);
 PyObject *asker_ask(const asker *by, uint64_t asked);
 bool asker_ended(const asker *by);
