@@ -369,6 +369,7 @@ class Session:
 
     def _leave(self, change: Change) -> None:
         if not self.registry.removed:
+            self._repair(change)
             mine = [c for c in change.document.consumers if c.participant == self.participant]
             with self.rings.pinned():
                 reclaim.reclaim(change, self.rings, self.participant, dead=False)

@@ -77,6 +77,7 @@ def repair(change: Change, rings: Rings) -> None:
     orphans += segment.remove_temporaries(change.registry.prefix)
     orphans += schemas.remove_orphans(change.registry.prefix, {t.id for t in document.topics})
     topics.forget_unused(change)
+    change.repaired = True
     if orphans:
         _log.warning("removed what a dead process left half-made: %s", ", ".join(orphans))
 

@@ -220,9 +220,10 @@ class Registry:
                 died_inside = _core.load(self.map, _core.BUS_HOLDER) != 0
                 _core.store(self.map, _core.BUS_HOLDER, os.getpid())
                 reach("lock.taken")
-                whole = True
+                whole, change = True, None
                 try:
-                    yield Change(self, died_inside=died_inside)
+                    change = Change(self, died_inside=died_inside)
+                    yield change
                 except (ShmbusError, OSError):
                     raise
                 except BaseException:  # what a signal handler raised, say
@@ -230,7 +231,7 @@ class Registry:
                     raise
                 finally:
                     reach("lock.releasing")
-                    if whole:
+                    if whole and (not died_inside if change is None else change.repaired):
                         _core.store(self.map, _core.BUS_HOLDER, 0)
         except FileNotFoundError as error:
             if self.linked():
@@ -264,6 +265,8 @@ class Change:
         self.registry: Final = registry
         self.died_inside: Final = died_inside
         """The last holder of the lock died with it: it may have left segments that the document does not have."""
+        self.repaired = not died_inside
+        """Whoever does not repair what the dead left leaves that to the next holder."""
         self.bus: Final = registry.bus
         self.document: Document
         self.revert()
