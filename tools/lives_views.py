@@ -12,6 +12,7 @@ import inspect as introspection
 import itertools
 import os
 import signal
+import threading
 import time
 
 import psutil  # noqa: F401  (before an unprivileged process could not read it any more)
@@ -232,9 +233,14 @@ def bid_farewell(own: shmbus.Publisher[Note], child: Child, bus: shmbus.Bus, sen
         require(child.line() == "nacked", "the nack")
         began = time.perf_counter()
         with bus.worker(NOTES, group="pool") as worker:
+            watchdog = threading.Timer(GRACE, worker.cancel)
+            watchdog.start()
             for message in worker.messages():  # all of them held, until the one that was nacked comes again
                 if message.attempt > 1 and message.event == Note("guest", 1):
                     break
+            else:
+                raise AssertionError(f"hang: an event that was to come a second later did not within {GRACE:g} s")
+            watchdog.cancel()
         require(time.perf_counter() - began > 0.5, "an event that was to come a second later came at once")
     own.publish(Note("own", 101))
     told.append(101)
