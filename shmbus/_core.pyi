@@ -82,6 +82,9 @@ def fetch_and(buffer: Any, offset: int, bits: int, /) -> int: ...
 def await_change(buffer: Any, offset: int, seen: int, seconds: float, bits: int, /) -> None:
     """Sleep while the low 32 bits of a word are those of `seen`, until a `wake` with one of `bits`, or a signal."""
 
+def host_ns() -> int:
+    """CLOCK_MONOTONIC in ns as the host has it, in whatever time namespace this process is."""
+
 def take_turn(lives: Any, /) -> bool:
     """Acquire `lives._turn` without waiting, and note this thread as its owner, in one step for all Python code."""
 

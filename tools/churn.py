@@ -9,8 +9,7 @@ oneshot   10,000 publishers one after the other, from four processes, each for o
 handles   100,000 openings and closings of each kind of handle by four processes on one bus, with events through them.
 
 At each quarter it prints what the processes and the bus have then, and the time of a cycle; at the end the ratio of the
-last quarter to the first. Exit code 1 when something grew, was lost, or came in another order. `--short` is what a test
-runs: a few hundred of each.
+last quarter to the first. Exit code 1 when something grew, was lost, or came in another order. `--short`: for a test.
 """
 
 from __future__ import annotations

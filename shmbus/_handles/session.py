@@ -26,13 +26,7 @@ from shmbus._shm.failpoint import reach
 from shmbus._shm.lives import LockHeldError
 from shmbus._shm.rings import Rings
 from shmbus._shm.waker import Posts
-from shmbus.errors import (
-    ClosedError,
-    ForkedError,
-    LockTimeoutError,
-    ReclaimedError,
-    ShmbusError,
-)
+from shmbus.errors import ClosedError, ForkedError, LockTimeoutError, ReclaimedError, ShmbusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,7 +116,7 @@ class Session:
         return self.registry.read()
 
     def require_files(self) -> None:
-        """Raise ClosedError if the bus was removed, by whatever means: something of it is not there."""
+        """Raise ClosedError if the bus was removed, by whatever means."""
         if self.registry.removed or not self.registry.linked():
             raise ClosedError(f"bus {self.bus!r} was removed")
 

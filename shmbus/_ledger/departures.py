@@ -117,7 +117,7 @@ def close_worker(change: Change, rings: Rings, id: int) -> int:
     reach("close.worker")
     document.workers.remove(worker)
     if group is not None and all(w.group != group.id for w in document.workers):
-        group.idle_since_ns = time.monotonic_ns()
+        group.idle_since_ns = _core.host_ns()
     change.commit(*(() if group is None else (group.topic,)))
     return given_back
 

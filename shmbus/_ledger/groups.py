@@ -10,9 +10,9 @@ Must stay true:
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
+from shmbus import _core
 from shmbus._ledger import departures, topics
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._log import logger
@@ -124,7 +124,7 @@ def expired(document: Document, now_ns: int) -> list[ConsumerEntry]:
 def expire(change: Change, rings: Rings) -> int:
     """Remove the groups that had no worker for as long as they may; returns how many."""
     document = change.document
-    gone = expired(document, time.monotonic_ns())
+    gone = expired(document, _core.host_ns())
     for group in gone:
         what, seconds = label(document, group), group.expires_ns / 1e9
         owed = remove(change, rings, group)

@@ -192,7 +192,7 @@ def open_group(
     group = _new_consumer(change, topic, "group", name, slot)
     _take_totals(document, group)
     group.state = "active"
-    group.expires_ns, group.idle_since_ns = expires_ns or 0, time.monotonic_ns()
+    group.expires_ns, group.idle_since_ns = expires_ns or 0, _core.host_ns()
     _begin_latency(change, group, 0)
     active = {p.id: p for p in document.publishers if p.topic == topic.index and p.state == "active"}
     capacities = {r.publisher: r.capacity for r in document.rings if r.group == 0}

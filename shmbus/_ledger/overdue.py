@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from shmbus import _core
 from shmbus._ledger import groups
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._log import logger
@@ -50,7 +51,7 @@ def look(document: Document, rings: Rings, seen: Seen) -> bool:
     for worker, _, claim in _held(document, rings):
         seen[claim] = before.get(claim, now)
         late = late or now - seen[claim] >= worker.ack_within_ns
-    return late or bool(groups.expired(document, now))
+    return late or bool(groups.expired(document, _core.host_ns()))
 
 
 def act(change: Change, rings: Rings, seen: Seen) -> bool:

@@ -79,7 +79,7 @@ static claim claim_of(unsigned long long sequence, unsigned long long claim_word
 /* Gives back a claim: at once, or after `delay_ns`. 1, 0 if it is not ours any more, -1. */
 static int settle_back(Claimer *self, Ring *ring, const claim *c, uint64_t delay_ns, bool unseen) {
     bool first = false;
-    int status = delay_ns ? work_delay(&ring->view, c, monotonic_ns() + delay_ns, unseen, &first)
+    int status = delay_ns ? work_delay(&ring->view, c, host_ns() + delay_ns, unseen, &first)
                           : work_give_back(&ring->view, c, unseen);
     if (status != RING_OK)
         return 0;

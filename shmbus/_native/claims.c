@@ -193,7 +193,7 @@ static int held_room(Claimer *self) {
 /* Claims up to `prefetch` records from one source: how many, or -1. */
 static int claim_from(Claimer *self, source *s) {
     unsigned got = 0, vain = 0;
-    if (work_delayed(&s->ring->view) && work_promote(&s->ring->view, monotonic_ns()) == RING_CORRUPT)
+    if (work_delayed(&s->ring->view) && work_promote(&s->ring->view, host_ns()) == RING_CORRUPT)
         return corrupt(s->ring, "gate and tail cannot be");
     while (got < self->prefetch && work_ready(&s->ring->view)) {
         if (held_room(self) < 0)
@@ -215,7 +215,7 @@ static int claim_from(Claimer *self, source *s) {
 bool claims_ready(const Claimer *self) {
     for (Py_ssize_t i = 0; i < self->count; i++) {
         const ring_view *view = &self->sources[i].ring->view;
-        if (work_ready(view) || (work_delayed(view) && work_is_due(work_due(view), monotonic_ns())))
+        if (work_ready(view) || (work_delayed(view) && work_is_due(work_due(view), host_ns())))
             return true;
     }
     return self->more; /* in a ring that we do not have yet */
@@ -229,7 +229,7 @@ uint64_t claims_due(const Claimer *self) {
         if (due && due < first)
             first = due;
     }
-    return first;
+    return first == UINT64_MAX ? first : host_to_own_ns(first);
 }
 
 /* A publisher wakes a worker for the first event of a backlog only. Every claim wakes one for the next (SYNC chain), and so

@@ -2,6 +2,7 @@
 #include "python.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <time.h>
 
 PyObject *CorruptSegmentError, *LayoutMismatchError, *EventTypeError, *ClosedError, *ForkedError;
@@ -95,6 +96,28 @@ static uint64_t clock_ns(clockid_t clock) {
 uint64_t realtime_ns(void) { return clock_ns(CLOCK_REALTIME); }
 
 uint64_t monotonic_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
+
+/* By how much this process's time namespace shifts CLOCK_MONOTONIC; 0 where the kernel has none. Times that processes
+ * share are those of the host. */
+static int64_t namespace_shift_ns(void) {
+    static unsigned generation = UINT32_MAX;
+    static int64_t shift;
+    if (generation == fork_generation)
+        return shift;
+    long long seconds = 0, rest = 0;
+    FILE *file = fopen("/proc/self/timens_offsets", "re");
+    if (file && fscanf(file, "monotonic %lld %lld", &seconds, &rest) != 2)
+        seconds = rest = 0;
+    if (file)
+        fclose(file);
+    shift = seconds * 1000000000 + rest;
+    generation = fork_generation;
+    return shift;
+}
+
+uint64_t host_ns(void) { return monotonic_ns() - (uint64_t)namespace_shift_ns(); }
+
+uint64_t host_to_own_ns(uint64_t ns) { return ns + (uint64_t)namespace_shift_ns(); }
 
 void cpu_relax(void) {
 #if defined(__x86_64__)

@@ -242,7 +242,7 @@ typedef struct note {
     word due;    /*  8  W  CAS, before the word is DELAYED: SYNC due */
 } note;
 
-#define TICK_BITS 13 /* a tick is 8,192 ns of CLOCK_MONOTONIC: 48 bits of them last for 73 years */
+#define TICK_BITS 13 /* a tick is 8,192 ns of the host's CLOCK_MONOTONIC: 48 bits of them last for 73 years */
 #define MAX_DELAY_NS (7 * 86400 * 1000000000ull) /* a due time further ahead is none: nobody wrote it on this clock */
 
 typedef struct broadcast_segment {

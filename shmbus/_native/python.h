@@ -125,6 +125,8 @@ PyObject *timeout_argument(PyObject *const *args, Py_ssize_t count, PyObject *na
 int corrupt(const Ring *ring, const char *what);
 uint64_t realtime_ns(void);
 uint64_t monotonic_ns(void);
+uint64_t host_ns(void);
+uint64_t host_to_own_ns(uint64_t ns);
 void cpu_relax(void);
 
 Ring *ring_checked(PyObject *object, uint32_t kind, bool writable);

@@ -75,7 +75,13 @@ static PyObject *words_and(PyObject *module, PyObject *args) {
     return apply(args, "OnK:fetch_and", CHANGE_AND);
 }
 
+static PyObject *host_time(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromUnsignedLongLong(host_ns());
+}
+
 static PyMethodDef methods[] = {
+    {"host_ns", host_time, METH_NOARGS, "host_ns(): CLOCK_MONOTONIC of the host, whatever the time namespace."},
     {"load", words_load, METH_VARARGS, "load(buffer, offset): the word there."},
     {"store", words_store, METH_VARARGS, "store(buffer, offset, value)"},
     {"fetch_add", words_add_to, METH_VARARGS, "fetch_add(buffer, offset, value): the word before."},

