@@ -104,8 +104,8 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._next_log = 0.0
         self._forget = forget
         self._sources = {}
-        self._open: dict[tuple[int, int], ClaimedMessage[T]] = {}
-        self._settling: dict[tuple[int, int], object] = {}
+        self._open: dict[tuple[int, int, int], ClaimedMessage[T]] = {}
+        self._settling: dict[tuple[int, int, int], object] = {}
         _core.Claimer.__init__(
             self,
             session.map,
@@ -149,7 +149,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
 
     def _hold(self, found: tuple[Any, ...]) -> ClaimedMessage[T]:
         message: ClaimedMessage[T] = ClaimedMessage(self, *found)
-        self._open[message.ring_id, message.sequence] = message
+        self._open[message.claim] = message
         return message
 
     def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "", delay_ns: int = 0) -> bool:
@@ -174,7 +174,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
     @contextmanager
     def _settling_alone(self, message: ClaimedMessage[Any]) -> Iterator[bool]:
         """False if another thread or task settles this message right now, or has."""
-        key, me = (message.ring_id, message.sequence), object()
+        key, me = message.claim, object()  # by its claim: the event may be back already, under another one
         if self._settling.setdefault(key, me) is not me:
             yield False
             return
@@ -185,7 +185,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
 
     def _settled(self, message: ClaimedMessage[Any], done: bool) -> bool:
         message.settled = done
-        self._open.pop((message.ring_id, message.sequence), None)
+        self._open.pop(message.claim, None)
         return done
 
     # -- hooks of the C type

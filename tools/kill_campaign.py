@@ -265,7 +265,8 @@ class Campaign:
         for process in chosen:
             process.terminate()
             if role == "supervisor" and process.pid is not None:
-                os.kill(process.pid, signal.SIGCONT)
+                with contextlib.suppress(ProcessLookupError):  # it has ended by itself, and was waited for
+                    os.kill(process.pid, signal.SIGCONT)
         for process in chosen:
             process.join(GRACE)
             if process.is_alive():

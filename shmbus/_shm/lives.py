@@ -178,7 +178,9 @@ class Lives:
 
     def holder(self, life: int) -> int | None:
         """Who holds a life: its pid as seen from this namespace, 0 if it cannot be seen from here, None for nobody."""
-        if life == self._life and self._life:
+        if not 0 < life < _LINE - _LIFE:  # out of a segment that lies
+            return None
+        if life == self._life:
             return os.getpid()
         pid = self._find(_LIFE + life, 1)
         return pid if pid is None else max(pid, 0)
@@ -221,16 +223,18 @@ class Lives:
             raise LockHeldError(f"lock of {self.name}: this very thread holds it, and was interrupted under it")
         if self._descriptor >= 0 and not self._open_here():
             raise ReclaimedError(self.why_lost())
-        with signals.held_off():
-            try:
-                self.held_up = not self._acquire(time.monotonic() + timeout)
-                if self.held_up:
-                    raise LockTimeoutError(f"lock of {self.name} not free within {timeout:g} s, held by {holder()}")
-                yield
-            finally:
-                # One call into C, nothing before it: with several threads, a signal handler may raise between any two.
-                leave_turn(self)
-        self._run_deferred()
+        try:
+            with signals.held_off():
+                try:
+                    self.held_up = not self._acquire(time.monotonic() + timeout)
+                    if self.held_up:
+                        raise LockTimeoutError(f"lock of {self.name} not free within {timeout:g} s, held by {holder()}")
+                    yield
+                finally:
+                    # One call into C, nothing before it: with several threads, a handler may raise between any two.
+                    leave_turn(self)
+        finally:  # also where who was interrupted finds its handle closed
+            self._run_deferred()
 
     def defer(self, departure: Callable[[], None]) -> None:
         """Have something done once this thread, which holds the lock, has let go of it."""
