@@ -61,6 +61,7 @@ class Session:
         self._care: Final = Care(self)
         self._late: Final[deque[Callable[[Change], None]]] = deque()
         self._leaving_late = False
+        self._ending: Final = threading.Lock()
 
     @classmethod
     def open(cls, bus: str, *, create: bool, supervise: bool, stall_ns: int | None) -> Session:
@@ -340,7 +341,7 @@ class Session:
         Waits a second at most, and not at all where somebody of this process has just waited for that long: what was
         not done then is reclaimed, as of the dead.
         """
-        if self.closed or self.inherited:
+        if self.closed or self.inherited or not self._ending.acquire(blocking=False):  # one thread of many does it
             self.closed = True
             return
         self.closed = True
@@ -355,7 +356,7 @@ class Session:
         except LockTimeoutError:  # where our byte is another Bus's too, it will not tell that we are gone
             later = self.registry.lives.shared and _start(self._leave_late)
         except ClosedError:  # removed under us: nothing is left to leave
-            with suppress(LockTimeoutError):
+            with suppress(ClosedError, LockTimeoutError):
                 reclaim.clear_away(self.registry)
         finally:
             if not later:

@@ -221,7 +221,9 @@ class Lives:
         """
         if self._owner == threading.get_ident():
             raise LockHeldError(f"lock of {self.name}: this very thread holds it, and was interrupted under it")
-        if self._descriptor >= 0 and not self._open_here():
+        if self._descriptor < 0:
+            raise ClosedError(f"{self.name} is closed")
+        if not self._open_here():
             raise ReclaimedError(self.why_lost())
         try:
             with signals.held_off():
