@@ -11,7 +11,7 @@
     ├── EventTooLargeError (ValueError)   an event that the ring can never hold; nothing was written
     ├── NoSpaceError (OSError)            /dev/shm cannot hold the segment; nothing was created
     ├── NoSharedMemoryError (OSError)     /dev/shm is missing, read-only, or no directory
-    ├── AccessError (PermissionError)     another user's bus, a symlink, another PID namespace
+    ├── AccessError (PermissionError)     another user's bus, a symlink, a file system without locks
     ├── CapacityError                     a table of the bus is full (consumers, workers, publishers, ...)
     │   └── ResourceLimitError (OSError)  the process or the system has no descriptor, process or memory left; .limit
     ├── LockTimeoutError (TimeoutError)   the bus lock is held by a live process that does not let go
@@ -138,7 +138,7 @@ class NoSharedMemoryError(ShmbusError, OSError):
 
 
 class AccessError(ShmbusError, PermissionError):
-    """Not ours to open: another user's segment, a symlink, or another PID namespace."""
+    """Not ours to open: another user's segment, a symlink, or a file system that refuses record locks."""
 
 
 class CapacityError(ShmbusError):
