@@ -202,19 +202,24 @@ class Campaign:
         return Path(self.folder, f"up-{life}").exists()
 
     def run(self) -> None:
-        with shmbus.Bus(self.bus) as bus, self.office(bus):
-            bus.group(TOPIC, "pool")
-            self.start("auditor", 0)
-            self.wait(lambda: self.is_open(self.lives), "the auditor's start")
-            for role, many in (("publisher", 2), ("subscriber", 1), ("lossy", 1), ("worker", 2), ("supervisor", 1)):
-                for index in range(0 if (role, self.supervisor) == ("supervisor", "absent") else many):
-                    self.start(role, index)
-            while sum(self.killed.values()) < self.kills:
-                self.kill_one(bus)
-                if self.chance.random() < 0.2:
-                    self.check_books(bus.stats())
-            self.finish(bus)
+        with shmbus.Bus(self.bus) as bus:
+            with self.office(bus):
+                self.play(bus)
+            self.stop("supervisor")
         self.check_nothing_left()
+
+    def play(self, bus: shmbus.Bus) -> None:
+        bus.group(TOPIC, "pool")
+        self.start("auditor", 0)
+        self.wait(lambda: self.is_open(self.lives), "the auditor's start")
+        for role, many in (("publisher", 2), ("subscriber", 1), ("lossy", 1), ("worker", 2), ("supervisor", 1)):
+            for index in range(0 if (role, self.supervisor) == ("supervisor", "absent") else many):
+                self.start(role, index)
+        while sum(self.killed.values()) < self.kills:
+            self.kill_one(bus)
+            if self.chance.random() < 0.2:
+                self.check_books(bus.stats())
+        self.finish(bus)
 
     @contextlib.contextmanager
     def office(self, bus: shmbus.Bus) -> Iterator[None]:
@@ -250,7 +255,7 @@ class Campaign:
             self.start(role, index)
 
     def finish(self, bus: shmbus.Bus) -> None:
-        """Stop the publishers, let everybody drain, stop everybody, and audit."""
+        """Stop the publishers, let everybody drain, stop all but the supervisor, and audit."""
         self.stop("publisher")
         self.wait(lambda: self.drained(bus.stats()), "draining", lambda: describe(bus.stats()))
         for role in ("worker", "subscriber", "lossy", "auditor"):
@@ -258,15 +263,11 @@ class Campaign:
         stats = bus.stats()
         self.check_books(stats)
         self.audit(stats)
-        self.stop("supervisor")
 
     def stop(self, role: str) -> None:
         chosen = [process for (r, _), process in self.processes.items() if r == role]
         for process in chosen:
             process.terminate()
-            if role == "supervisor" and process.pid is not None:
-                with contextlib.suppress(ProcessLookupError):  # it has ended by itself, and was waited for
-                    os.kill(process.pid, signal.SIGCONT)
         for process in chosen:
             process.join(GRACE)
             if process.is_alive():
