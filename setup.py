@@ -15,7 +15,7 @@ from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError, PlatformError
+from setuptools.errors import CompileError, LinkError, PlatformError
 
 INSTALL_HINT = (
     "on Debian or Ubuntu: apt-get install gcc libc6-dev python3-dev; "
@@ -59,12 +59,22 @@ class BuildCore(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         try:
-            super().build_extension(ext)
+            self.build_optimised(ext)
         except CompileError as error:
             raise CompileError(
                 f"{error}: shmbus needs a C11 compiler with <stdatomic.h> (gcc >= 4.9, clang >= 3.6) and the "
                 f"headers of the C library; the compiler's messages stand above ({INSTALL_HINT})"
             ) from error
+
+    def build_optimised(self, ext: Extension) -> None:
+        """Calls from file to file are inlined by the linker: 4% of a publish. Not every toolchain has the plug-in."""
+        plain = ext.extra_compile_args, ext.extra_link_args
+        ext.extra_compile_args, ext.extra_link_args = [*plain[0], "-flto"], [*plain[1], "-flto", "-O2"]
+        try:
+            super().build_extension(ext)
+        except (CompileError, LinkError):
+            ext.extra_compile_args, ext.extra_link_args = plain
+            super().build_extension(ext)
 
 
 def core() -> Extension:

@@ -39,23 +39,25 @@ static bool no_loop_ever(void) {
 #endif
 }
 
-/* The task that runs, a new reference; NULL without an exception: none. */
-static PyObject *task_now(void) {
+/* The task that runs, a new reference in `task`, or NULL; -1: asyncio raised. */
+static int task_now(PyObject **task) {
+    *task = NULL;
     if (no_loop_ever() || !(running_loop || find_asyncio()))
-        return NULL;
-    PyObject *loop = PyObject_CallNoArgs(running_loop), *task = NULL;
-    if (loop && loop != Py_None)
-        task = call_one(current_task, loop);
+        return 0;
+    PyObject *loop = PyObject_CallNoArgs(running_loop);
+    if (loop && loop != Py_None && !(*task = call_one(current_task, loop)))
+        Py_CLEAR(loop);
+    int status = loop ? 0 : -1;
     Py_XDECREF(loop);
-    if (task == Py_None)
-        Py_CLEAR(task); /* a callback of the loop */
-    return task;
+    if (*task == Py_None)
+        Py_CLEAR(*task); /* a callback of the loop */
+    return status;
 }
 
 /* Who asks now; `loops`: it may be a task. */
 int asker_now(asker *by, bool loops) {
-    by->task = loops ? task_now() : NULL;
-    if (!by->task && loops && PyErr_Occurred())
+    by->task = NULL;
+    if (loops && task_now(&by->task) < 0)
         return -1;
     by->thread = by->task ? 0 : PyThreadState_GetID(PyThreadState_Get());
     return 0;

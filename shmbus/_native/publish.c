@@ -182,8 +182,8 @@ static PyObject *headers_bytes(Producer *self, PyObject *given) {
 }
 
 static PyObject *publish_one(Producer *self, PyObject *event, PyObject *given) {
-    PyObject *headers = headers_bytes(self, given), *result = NULL;
-    if (!headers && PyErr_Occurred())
+    PyObject *headers = NULL, *result = NULL;
+    if (given && given != Py_None && !(headers = headers_bytes(self, given)))
         return NULL;
     batch one = {0};
     bool mine =
