@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from contextlib import suppress
+
 from events import ORDERS, Order, assert_balanced
 from support import Processes, line
 
-from shmbus import Bus
+from shmbus import Bus, Empty
 
 
 def kernel(name: str, rounds: str) -> None:
@@ -26,6 +27,7 @@ def kernel(name: str, rounds: str) -> None:
     auditor = bus.subscriber(ORDERS, name="auditor")
     over = threading.Event()
     heard: list[int] = []
+    published = 0
 
     def listen() -> None:
         for order in auditor:
@@ -33,28 +35,38 @@ def kernel(name: str, rounds: str) -> None:
                 heard.append(order.id)
 
     def background() -> None:
+        nonlocal published
         with bus.publisher(ORDERS, name="background") as publisher:
             for count in itertools.count(1):
                 if over.wait(0.001):
                     break
                 publisher.publish(Order(count, 1))
+                published = count
 
     threads = [threading.Thread(target=background), threading.Thread(target=listen)]
     for thread in threads:
         thread.start()
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    armed = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal armed
+        if armed:
+            armed = False
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, interrupt)
     chance = random.Random(7)
     interrupted = 0
     for _ in range(int(rounds)):
         try:
-            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0002, 0.01))
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0002, 0.01), 0.01)
             while True:
+                armed = True  # again: one that comes in a destructor is lost
                 with shmbus.Bus(name, supervise=False) as own, own.publisher(ORDERS, name="cell") as publisher:
                     with own.subscriber(ORDERS, name="cell") as sub, own.worker(ORDERS, group="pool") as worker:
                         publisher.publish_many([Order(1), Order(2)])
                         sub.receive_many(2, timeout=60)
-                        worker.receive_many(2, timeout=60)
+                        worker.receive_many(1 << 12, timeout=60)
                         own.stats()
                         with contextlib.suppress(shmbus.Empty):
                             sub.receive(timeout=0.001)
@@ -66,19 +78,16 @@ def kernel(name: str, rounds: str) -> None:
         pass
     over.set()
     threads[0].join()
-    published = next(p.published for p in bus.stats().publishers if p.name == "background")
+    alone = [p.pid for p in bus.stats().participants] == [os.getpid()]
     while len(heard) < published:
-        over.wait(0) or threading.Event().wait(0.001)
-    assert heard == list(range(1, published + 1))
-    print(interrupted, [p.pid for p in bus.stats().participants] == [os.getpid()], flush=True)
+        threading.Event().wait(0.001)
     auditor.cancel()
     threads[1].join()
     bus.close()
+    assert heard == list(range(1, published + 1))
+    print(interrupted, alone, flush=True)
 
 
-@pytest.mark.skip(
-    reason="open: now and then what it hears is not what was published, or it hangs; see docs/reliability.md"
-)
 def test_notebook_kernel(bus_name: str, processes: Processes) -> None:
     """Ctrl-C in any call of a process with threads leaves no ghost, no lock, and nothing lost to others."""
     with Bus(bus_name, supervise=False) as bus:
@@ -89,5 +98,6 @@ def test_notebook_kernel(bus_name: str, processes: Processes) -> None:
         assert child.wait() == 0
         assert_balanced(bus.stats())
         with bus.worker(ORDERS, group="pool") as worker:
-            worker.receive_many(1 << 16, timeout=0)
-            worker.ack()
+            with suppress(Empty):  # all of it may have been acked
+                worker.receive_many(1 << 16, timeout=0)
+                worker.ack()
