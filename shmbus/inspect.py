@@ -29,7 +29,7 @@ from shmbus.errors import (
     CorruptSegmentError,
     LayoutMismatchError,
 )
-from shmbus.message import decode_headers
+from shmbus.message import decode_headers, event_id
 from shmbus.topic import DEAD_SUFFIX, DeadLetter, Topic, check_name
 
 if TYPE_CHECKING:
@@ -202,6 +202,8 @@ class Tailed(msgspec.Struct, frozen=True):
     headers: dict[str, Any] | None
     event: Any
     gap: int = 0
+    id: str = ""
+    """The `Message.id` of the event."""
 
 
 class Tail:
@@ -213,7 +215,7 @@ class Tail:
     def __init__(self, bus: str, topic: str, *, oldest: bool = False) -> None:
         self._registry: Final = Registry.peek(bus, _owner(bus, None))
         self._rings: Final = _rings(self._registry)
-        self._taps: dict[int, tuple[str, str, _core.Tap]] = {}
+        self._taps: dict[int, tuple[str, str, str, _core.Tap]] = {}
         self._gone: set[int] = set()
         """Rings that are removed: a tap is let go of once it has read what it still has."""
         self._oldest = oldest
@@ -244,7 +246,8 @@ class Tail:
                 tap = _core.Tap(self._rings.broadcast(rings[id]), self._oldest)
             except FileNotFoundError:
                 continue
-            self._taps[id] = (publisher.name if publisher else "(gone)", self._codec, tap)
+            origin = self._registry.origin(rings[id].publisher)
+            self._taps[id] = (publisher.name if publisher else "(gone)", origin, self._codec, tap)
 
     @property
     def removed(self) -> bool:
@@ -256,10 +259,10 @@ class Tail:
         if not self.removed:
             self._tap_new()
         found: list[Tailed] = []
-        for id, (publisher, codec, tap) in list(self._taps.items()):
+        for id, (publisher, origin, codec, tap) in list(self._taps.items()):
             record = None
             while len(found) < maximum and (record := tap.read()) is not None:
-                found.append(_tailed(publisher, codec, record))
+                found.append(_tailed(publisher, origin, codec, record))
             if record is None and len(found) < maximum and id in self._gone:
                 del self._taps[id]
         return found
@@ -278,7 +281,7 @@ class Tail:
         self.close()
 
 
-def _tailed(publisher: str, codec: str, record: tuple[int, int, bytes | None, bytes | None]) -> Tailed:
+def _tailed(publisher: str, origin: str, codec: str, record: tuple[int, int, bytes | None, bytes | None]) -> Tailed:
     first, second, headers, payload = record
     if payload is None or headers is None:
         return Tailed(publisher, first, 0, None, None, gap=second - first + 1)
@@ -286,7 +289,7 @@ def _tailed(publisher: str, codec: str, record: tuple[int, int, bytes | None, by
         event = compare.decode_any(payload, codec)
     except msgspec.DecodeError:
         event = payload
-    return Tailed(publisher, first, second, _headers(headers), event)
+    return Tailed(publisher, first, second, _headers(headers), event, id=event_id(origin, second))
 
 
 def _wire_codec(registry: Registry, entry: TopicEntry) -> str:

@@ -31,6 +31,11 @@ def encode_headers(headers: dict[str, Any]) -> bytes:
     return _encode_headers(headers)
 
 
+def event_id(origin: str, time_ns: int) -> str:
+    """The id of the event that a publisher stamped so; its `origin` is what `Registry.origin` says."""
+    return f"{origin}-{time_ns:x}"
+
+
 class Gap(msgspec.Struct, frozen=True):
     """Events of one publisher that a subscriber will not get: sequences `first` to `last`, both inclusive.
 
@@ -47,16 +52,27 @@ class Gap(msgspec.Struct, frozen=True):
 class Message(Generic[T_co]):
     """An event, and where it came from."""
 
-    __slots__ = ("_headers", "event", "publisher", "sequence", "time_ns")
+    __slots__ = ("_headers", "_origin", "event", "publisher", "sequence", "time_ns")
 
-    def __init__(self, event: T_co, sequence: int, publisher: str, time_ns: int, headers: bytes) -> None:
+    def __init__(
+        self, event: T_co, sequence: int, publisher: str, time_ns: int, headers: bytes, origin: str = ""
+    ) -> None:
         self.event = event
         self.sequence = sequence
         """Count of the publisher's events in the ring that this one came through, from 1, without holes."""
         self.publisher = publisher
         self.time_ns = time_ns
-        """CLOCK_REALTIME in ns when it was published."""
+        """CLOCK_REALTIME in ns when it was published; grows strictly within a publisher, whatever the clock does."""
         self._headers = headers
+        self._origin = origin
+
+    @property
+    def id(self) -> str:
+        """What names the event everywhere: the same for every consumer, in every ring, and never used twice.
+
+        Some 36 characters, `[0-9a-f-]`: the bus by a number that was drawn when it was made, the publisher, the stamp.
+        """
+        return event_id(self._origin, self.time_ns)
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -110,8 +126,9 @@ class ClaimedMessage(Message[T_co]):
         attempt: int,
         ring_id: int,
         word: int,
+        origin: str = "",
     ) -> None:
-        super().__init__(event, sequence, publisher, time_ns, headers)
+        super().__init__(event, sequence, publisher, time_ns, headers, origin)
         self.attempt = attempt
         """1 at the first delivery; one more after every death and every nack."""
         self.ring_id = ring_id
@@ -151,6 +168,11 @@ class ClaimedMessage(Message[T_co]):
         """`reject` in an event loop, which goes on meanwhile. If it is cancelled the message is open as before."""
         if not self.settled:
             self._told(await self._worker.areject(self, reason))
+
+    @property
+    def origin(self) -> str:
+        """What the ids of its publisher's events begin with."""
+        return self._origin
 
     @property
     def claim(self) -> tuple[int, int, int]:

@@ -102,7 +102,8 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         def add(entry: RingEntry, publisher: str) -> bool:
             ring = self._session.rings.broadcast(entry)
             member = ring.info()["members"] >> self._slot & 1 != 0
-            return member and self._add_source(ring, self._slot, publisher, entry.state == "retired")
+            origin = self._session.registry.origin(entry.publisher)
+            return member and self._add_source(ring, self._slot, publisher, entry.state == "retired", origin)
 
         entries = document.rings_of(me)
         missed = _given_up(me) > self._told

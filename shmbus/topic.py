@@ -55,6 +55,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
     """When it was published, in ns since the epoch."""
     truncated: int = 0
     """Bytes that are missing at the end of `payload`, because no ring for dead letters could hold it; 0: none."""
+    id: str = ""
+    """Its `Message.id`; "" in letters that were not written by a worker."""
 
 
 def check_name(kind: Literal["bus", "topic"], name: str) -> str:

@@ -23,7 +23,7 @@ from shmbus._ledger import departures
 from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 from shmbus.errors import ClosedError, DecodeError, ForkedError, ReclaimedError, ShmbusError
-from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage
+from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage, event_id
 from shmbus.topic import DeadLetter, codec_of
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class _Event(NamedTuple):
     attempt: int
     time_ns: int
     publisher: str
+    origin: str
 
     @property
     def claim(self) -> tuple[int, int, int]:
@@ -66,7 +67,7 @@ def _at_the_end(error: ShmbusError) -> bool:
 
 
 def _event_of(message: ClaimedMessage[Any]) -> _Event:
-    return _Event(*message.claim, message.attempt, message.time_ns, message.publisher)
+    return _Event(*message.claim, message.attempt, message.time_ns, message.publisher, message.origin)
 
 
 class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
@@ -202,7 +203,8 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             raise ReclaimedError(self._session.why_reclaimed(who))
 
         def add(ring: RingEntry, publisher: str) -> bool:
-            self._add_source(self._session.rings.work(ring), publisher, ring.state == "retired")
+            origin = self._session.registry.origin(ring.publisher)
+            self._add_source(self._session.rings.work(ring), publisher, ring.state == "retired", origin)
             return True
 
         self._follow(document, document.rings_of(group), add)
@@ -210,14 +212,24 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
     def _post(self, group: int, slot: int) -> Callable[[], object] | None:
         return self._session.post_worker(group, slot)
 
-    def _exhausted(self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str) -> None:
-        event = _Event(ring_id, sequence, word, attempt - 1, time_ns, publisher)
+    def _exhausted(
+        self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, origin: str
+    ) -> None:
+        event = _Event(ring_id, sequence, word, attempt - 1, time_ns, publisher, origin)
         self._bury(event, f"delivered {attempt - 1} times without an ack", REJECT, unseen=True)
 
     def _undecodable(
-        self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, error: Exception
+        self,
+        ring_id: int,
+        sequence: int,
+        word: int,
+        attempt: int,
+        time_ns: int,
+        publisher: str,
+        origin: str,
+        error: Exception,
     ) -> NoReturn:
-        event = _Event(ring_id, sequence, word, attempt, time_ns, publisher)
+        event = _Event(ring_id, sequence, word, attempt, time_ns, publisher, origin)
         self._bury(event, f"undecodable: {error}", UNDECODABLE, unseen=True)
         raise DecodeError(self.topic.name, publisher, sequence, str(error)) from error
 
@@ -265,6 +277,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             topic=self.topic.name,
             group=self.group,
             time_ns=event.time_ns,
+            id=event_id(event.origin, event.time_ns),
         )
 
     def _refused(self, event: _Event, error: BaseException, unseen: bool) -> bool:

@@ -119,11 +119,11 @@ class Claimer(_core.Claimer[bytes]):
     def _refresh(self) -> None:
         self._seen_epoch()
 
-    def _exhausted(self, ring: int, sequence: int, word: int, attempt: int, time: int, publisher: str) -> None:
+    def _exhausted(self, ring: int, sequence: int, word: int, attempt: int, time: int, *_: str) -> None:
         raise Outcome(self.failed(ring, sequence, word, attempt, "exhausted"))
 
     def _undecodable(
-        self, ring: int, sequence: int, word: int, attempt: int, time: int, publisher: str, error: Exception
+        self, ring: int, sequence: int, word: int, attempt: int, time: int, name: str, origin: str, error: Exception
     ) -> None:
         raise Outcome(self.failed(ring, sequence, word, attempt, "undecodable")) from error
 
@@ -206,7 +206,7 @@ class CoreBroadcastRing:
         value = outcome(self.consumers[slot]._poll_message)
         if not isinstance(value, tuple) or isinstance(value, Gap | Undecodable):
             return value
-        event, sequence, _, _, headers = value
+        event, sequence, _, _, headers, _ = value
         return Message(sequence, headers or b"", event)
 
     def terms(self, slot: int) -> dict[str, int]:
@@ -259,7 +259,7 @@ class CoreWorkRing:
         value = outcome(self.claimer(owner, generation)._poll_message)
         if value is None or isinstance(value, Claim):
             return value
-        event, sequence, _, _, headers, attempt, _, word = value
+        event, sequence, _, _, headers, attempt, _, word, _ = value
         return Claim(sequence, headers or b"", event, attempt, word)
 
     def settle(self, claim: Claim, how: int, delay_ns: int = 0, unseen: bool = False) -> bool:

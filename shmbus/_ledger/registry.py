@@ -160,6 +160,10 @@ class Registry:
     def removed(self) -> bool:
         return _core.load(self.map, _core.BUS_REMOVED) != 0
 
+    def origin(self, publisher: int) -> str:
+        """What the ids of a publisher's events begin with: no other publisher's, on this bus or any other, do."""
+        return f"{_core.load(self.map, _core.BUS_IDENTITY):016x}-{publisher:x}"
+
     def read(self) -> Document:
         """The document as it is now, without the lock. Not to be changed: it is shared with other readers here."""
         for _ in range(_READ_TRIES):
@@ -357,7 +361,8 @@ def unlink_objects(bus: str, uid: int) -> None:
 
 def _fill(memory: _core.Mapping, document: Document, lives: Lives) -> None:
     boot = struct.unpack("<2Q", processes.boot_id())
-    struct.pack_into("<7Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, time.time_ns(), 0, lives.key[1])
+    identity = int.from_bytes(os.urandom(8), "little")
+    struct.pack_into("<8Q", memory, 0, 0, _core.LAYOUT_VERSION, *boot, time.time_ns(), 0, lives.key[1], identity)
     slots.write(memory, 0, slots.encode(document))
     struct.pack_into("<Q", memory, 0, _core.BUS_MAGIC)
 

@@ -2,7 +2,7 @@
  * the next one is asked for.
  *
  *   _refresh()                                            membership of the topic changed
- *   _exhausted(ring, n, word, attempt, time, publisher)   attempts are used up: dead-letter it, settle the claim
+ *   _exhausted(ring, n, word, attempt, time, publisher, origin)  attempts are used up: dead-letter it, settle the claim
  *   _undecodable(same, error)                             dead-letter it, settle the claim, raise DecodeError
  *   _wake_publisher(ring_id)                              a publisher waits for the room that was freed
  *   _post(group, slot)                                    a sibling sleeps: see wake.c
@@ -15,12 +15,12 @@
  * code has run, and a ring by a reference. */
 #include "claimer.h"
 
-/* _add_source(ring, publisher, retired=False). */
+/* _add_source(ring, publisher, retired=False, origin=""). */
 static PyObject *claimer_add_source(PyObject *object, PyObject *args) {
     Claimer *self = (Claimer *)object;
-    PyObject *ring, *publisher;
+    PyObject *ring, *publisher, *origin = NULL;
     int retired = 0;
-    if (!PyArg_ParseTuple(args, "OU|p:_add_source", &ring, &publisher, &retired) ||
+    if (!PyArg_ParseTuple(args, "OU|pU:_add_source", &ring, &publisher, &retired, &origin) ||
         !ring_checked(ring, RING_WORK, true) || receiver_check(&self->base) < 0)
         return NULL;
     if (claims_source(self, ((Ring *)ring)->id))
@@ -29,7 +29,9 @@ static PyObject *claimer_add_source(PyObject *object, PyObject *args) {
     if (!grown)
         return PyErr_NoMemory();
     self->sources = grown;
-    self->sources[self->count++] = (source){.ring = (Ring *)Py_NewRef(ring), .publisher = Py_NewRef(publisher)};
+    self->sources[self->count++] = (source){.ring = (Ring *)Py_NewRef(ring),
+                                            .publisher = Py_NewRef(publisher),
+                                            .origin = Py_NewRef(origin ? origin : Py_None)};
     if (retired)
         claims_retire(self, self->count - 1);
     Py_RETURN_NONE;
@@ -217,8 +219,8 @@ static PyObject *take(Receiver *base) {
     return event;
 }
 
-/* (event, sequence, publisher, time_ns, headers, attempt, ring_id, word), Nothing, or NULL. The claim is the message's
- * from now on. */
+/* (event, sequence, publisher, time_ns, headers, attempt, ring_id, word, origin), Nothing, or NULL. The claim is the
+ * message's from now on. */
 static PyObject *take_message(Receiver *base) {
     Claimer *self = (Claimer *)base;
     int status = claims_next(self);
@@ -230,9 +232,9 @@ static PyObject *take_message(Receiver *base) {
     const held *h = &self->held[self->handed];
     const record *r = &h->claim.record;
     source *s = claims_source(self, h->ring->id);
-    result = Py_BuildValue("(NKOKy#IKK)", event, (unsigned long long)r->sequence, s ? s->publisher : Py_None,
+    result = Py_BuildValue("(NKOKy#IKKO)", event, (unsigned long long)r->sequence, s ? s->publisher : Py_None,
                            (unsigned long long)r->time_ns, r->body, (Py_ssize_t)r->headers, h->claim.attempt,
-                           (unsigned long long)h->ring->id, (unsigned long long)h->claim.word);
+                           (unsigned long long)h->ring->id, (unsigned long long)h->claim.word, s ? s->origin : Py_None);
     if (result) {
         claims_sample(self);
         claims_take_off(self);

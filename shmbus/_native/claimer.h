@@ -6,7 +6,8 @@
 
 typedef struct source {
     Ring *ring;
-    PyObject *publisher;
+    PyObject *publisher; /* its name */
+    PyObject *origin;    /* what the ids of its events begin with */
 } source;
 
 typedef struct held { /* a claim, and its ring, which it keeps whatever becomes of the source */

@@ -11,6 +11,7 @@ void claims_drop_source(Claimer *self, Py_ssize_t index) {
     self->current = 0;
     Py_DECREF((PyObject *)gone.ring);
     Py_DECREF(gone.publisher);
+    Py_DECREF(gone.origin);
 }
 
 source *claims_source(Claimer *self, uint64_t ring_id) {
@@ -308,9 +309,10 @@ static int pass_on(Claimer *self, const char *hook, PyObject *error) {
     const held *h = &self->held[self->handed];
     const record *r = &h->claim.record;
     source *s = claims_source(self, h->ring->id);
-    PyObject *told = Py_BuildValue(error ? "(KKKIKOO)" : "(KKKIKO)", (unsigned long long)h->ring->id,
-                                   (unsigned long long)r->sequence, (unsigned long long)h->claim.word, h->claim.attempt,
-                                   (unsigned long long)r->time_ns, s ? s->publisher : Py_None, error);
+    PyObject *told =
+        Py_BuildValue(error ? "(KKKIKOOO)" : "(KKKIKOO)", (unsigned long long)h->ring->id,
+                      (unsigned long long)r->sequence, (unsigned long long)h->claim.word, h->claim.attempt,
+                      (unsigned long long)r->time_ns, s ? s->publisher : Py_None, s ? s->origin : Py_None, error);
     if (!told)
         return -1;
     claims_take_off(self);

@@ -14,6 +14,7 @@
 typedef struct source {
     Ring *ring;
     PyObject *publisher; /* its name */
+    PyObject *origin;    /* what the ids of its events begin with */
     ring_reader reader;
 } source;
 
@@ -43,6 +44,7 @@ static void drop_source(Consumer *self, Py_ssize_t index) {
     self->current = 0;
     Py_DECREF((PyObject *)gone.ring);
     Py_DECREF(gone.publisher);
+    Py_DECREF(gone.origin);
 }
 
 static void drop_all(Receiver *base) {
@@ -77,13 +79,13 @@ static void retire(Consumer *self, Py_ssize_t index) {
     self->current = 0;
 }
 
-/* _add_source(ring, slot, publisher, retired=False): false for a ring that was given up before we came to it. */
+/* _add_source(ring, slot, publisher, retired=False, origin=""): false for a ring that was given up before we came to it. */
 static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
     Consumer *self = (Consumer *)object;
-    PyObject *ring, *publisher;
+    PyObject *ring, *publisher, *origin = NULL;
     unsigned long slot;
     int retired = 0;
-    if (!PyArg_ParseTuple(args, "OkU|p:_add_source", &ring, &slot, &publisher, &retired) ||
+    if (!PyArg_ParseTuple(args, "OkU|pU:_add_source", &ring, &slot, &publisher, &retired, &origin) ||
         !ring_checked(ring, RING_BROADCAST, true) || receiver_check(&self->base) < 0)
         return NULL;
     if (index_of(self, ((Ring *)ring)->id) >= 0)
@@ -104,6 +106,7 @@ static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
     }
     s->ring = (Ring *)Py_NewRef(ring);
     s->publisher = Py_NewRef(publisher);
+    s->origin = Py_NewRef(origin ? origin : Py_None);
     self->count++;
     if (retired)
         retire(self, self->count - 1);
@@ -301,7 +304,7 @@ static PyObject *take(Receiver *base) {
     return event;
 }
 
-/* (event, sequence, publisher, time_ns, headers), Nothing, or NULL. */
+/* (event, sequence, publisher, time_ns, headers, origin), Nothing, or NULL. */
 static PyObject *take_message(Receiver *base) {
     Consumer *self = (Consumer *)base;
     found f;
@@ -310,8 +313,9 @@ static PyObject *take_message(Receiver *base) {
         return status < 0 ? NULL : Py_NewRef(Nothing);
     PyObject *event = decode(self, &f), *result = NULL;
     if (event)
-        result = Py_BuildValue("(NKOKy#)", event, (unsigned long long)f.record.sequence, f.source->publisher,
-                               (unsigned long long)f.record.time_ns, f.record.body, (Py_ssize_t)f.record.headers);
+        result = Py_BuildValue("(NKOKy#O)", event, (unsigned long long)f.record.sequence, f.source->publisher,
+                               (unsigned long long)f.record.time_ns, f.record.body, (Py_ssize_t)f.record.headers,
+                               f.source->origin);
     if (result)
         consume(self, &f);
     return result;

@@ -12,7 +12,7 @@
 
 #include "atomics.h"
 
-#define LAYOUT_VERSION 3u
+#define LAYOUT_VERSION 4u
 #define BEAT_FRESH_NS 3000000000ull /* a supervisor beats once a second: after this long it is not at work */
 
 #define BUS_MAGIC 0x3173756273756d68ull  /* "hmsubsu1" in memory: no other program's first eight bytes */
@@ -45,7 +45,7 @@ typedef struct bus_header {
     uint64_t created_ns;     /* 32   creator; CLOCK_REALTIME, as all times here: no time namespace shifts it */
     word supervisor_spawned; /* 40   L  ns of the last start of an automatic supervisor */
     uint64_t lives_inode;    /* 48   creator; of the lives file that it goes with: with another one it is nobody's */
-    uint64_t reserved;
+    uint64_t identity;       /* 56   creator; random: with it names of events are never used twice, on any bus */
     word version; /* 64   L  seq_cst after the document slot, before the epochs: SYNC document (_ledger/registry.py) */
     word holder;  /* 72   L  PID of the lock's holder, 0 when free; non-zero on entry says that it died inside */
     word supervisor_pid;       /* 80   V  in its own namespace */

@@ -24,6 +24,7 @@ static int add_constants(PyObject *module) {
         {"BUS_LAYOUT_VERSION", offsetof(bus_header, layout_version)},
         {"BUS_LIVES_INODE", offsetof(bus_header, lives_inode)},
         {"BUS_CREATED", offsetof(bus_header, created_ns)},
+        {"BUS_IDENTITY", offsetof(bus_header, identity)},
         {"BUS_VERSION", offsetof(bus_header, version)},
         {"BUS_HOLDER", offsetof(bus_header, holder)},
         {"BUS_SUPERVISOR_PID", offsetof(bus_header, supervisor_pid)},

@@ -64,6 +64,12 @@ static int wake_all(Producer *self) {
     return status < 0 ? -1 : 0;
 }
 
+/* The stamp of the next event: grows strictly within a publisher, whatever the clock does and whichever ring it goes to, so
+ * that bus, publisher and stamp name an event. */
+static uint64_t stamp(Producer *self, uint64_t now_ns) {
+    return self->stamped_ns = now_ns > self->stamped_ns ? now_ns : self->stamped_ns + 1;
+}
+
 /* Writes where there is room, and counts a refusal where there is none. */
 static bool write_all(Producer *self, const part *part) {
     bool all = self->fits;
@@ -160,11 +166,12 @@ static PyObject *publish_bytes(Producer *self, PyObject *payload, PyObject *head
     int status = acquire(self, p.payload_length + ((p.headers_length + 7u) & ~(uint64_t)7), one);
     if (status < 0 || status == NO_ROOM)
         return status < 0 ? NULL : Py_NewRef(Nothing);
-    p.time_ns = realtime_ns();
+    uint64_t now_ns = realtime_ns();
+    p.time_ns = stamp(self, now_ns);
     bool all = write_all(self, &p);
     commit_all(self);
     uint64_t sequence = self->writer.sequence - 1;
-    if (wake_all(self) < 0 || look_after(self, p.time_ns) < 0)
+    if (wake_all(self) < 0 || look_after(self, now_ns) < 0)
         return NULL;
     return all ? PyLong_FromUnsignedLongLong(sequence) : Py_NewRef(Py_None);
 }
@@ -224,8 +231,8 @@ static Py_ssize_t publish_all(Producer *self, PyObject *payloads, Py_ssize_t fir
         status = acquire(self, p.payload_length, b);
         if (status >= 0 && status != NO_ROOM) {
             if (!b->pending)
-                now_ns = realtime_ns(); /* one for all that become visible together */
-            p.time_ns = now_ns;
+                now_ns = realtime_ns(); /* one look for all that become visible together */
+            p.time_ns = stamp(self, now_ns);
             missed += !write_all(self, &p);
             b->pending++;
         }

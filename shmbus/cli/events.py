@@ -82,7 +82,7 @@ def as_text(item: inspect.Tailed) -> str:
 
 def as_json(item: inspect.Tailed) -> str:
     """The fields of the item as one JSON object."""
-    fields = ("publisher", "sequence", "time_ns", "headers", "event", "gap")
+    fields = ("publisher", "sequence", "time_ns", "id", "headers", "event", "gap")
     return ascii_json({name: getattr(item, name) for name in fields}, enc_hook=repr)
 
 

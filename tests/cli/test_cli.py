@@ -261,7 +261,7 @@ def test_tail(bus_name: str) -> None:
         assert not bus.stats().consumers
     assert re.fullmatch(r'(\d\d:\d\d:\d\d\.\d{6} till #\d \{"id":\d,"cents":5\}  \{"n":\d\}\n){2}', plain.stdout), plain
     first, second = map(json.loads, coded.stdout.splitlines())
-    assert first.keys() == {"publisher", "sequence", "time_ns", "headers", "event", "gap"}
+    assert first.keys() == {"publisher", "sequence", "time_ns", "id", "headers", "event", "gap"}
     assert (first["sequence"], second["sequence"]) == (1, 2)
     assert second["event"] == {"id": 1, "cents": 5}
 
