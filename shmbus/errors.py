@@ -15,6 +15,7 @@
     ├── CapacityError                     a table of the bus is full (consumers, workers, publishers, ...)
     │   └── ResourceLimitError (OSError)  the process or the system has no descriptor, process or memory left; .limit
     ├── LockTimeoutError (TimeoutError)   the bus lock is held by a live process that does not let go
+    ├── FlushTimeoutError (TimeoutError)  not all is received within the timeout; .blocked_by names who is missing
     ├── ClosedError                       the handle or its bus is closed
     ├── ForkedError                       the handle was inherited through fork(); open the bus again here
     ├── ReclaimedError                    this participant was taken for dead and what it held given to others
@@ -186,6 +187,15 @@ def _soft(name: str) -> int:
 
 class LockTimeoutError(ShmbusError, TimeoutError):
     """The bus lock is held by a live process that does not let go; the message names it."""
+
+
+class FlushTimeoutError(ShmbusError, TimeoutError):
+    """What was published is not received by all within the timeout; `blocked_by` names the consumers that lack some."""
+
+    def __init__(self, topic: str, blocked_by: Sequence[str]) -> None:
+        super().__init__(f"topic {topic!r} is not flushed within the timeout, missing {', '.join(blocked_by)}")
+        self.topic = topic
+        self.blocked_by = tuple(blocked_by)
 
 
 class ClosedError(ShmbusError):

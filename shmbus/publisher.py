@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVa
 from shmbus import _core
 from shmbus._handles.awaiting import Awaiting, interpreter_ends
 from shmbus._handles.care import BOUND
+from shmbus._handles.flushing import NAP, Flushing
 from shmbus._handles.handle import Handle
 from shmbus._ledger import departures
 from shmbus._log import logger
@@ -49,10 +50,9 @@ T = TypeVar("T")
 OnFull = Literal["block", "drop", "raise"]
 ON_FULL: Final = ("block", "drop", "raise")
 _log = logger("shmbus.bus")
-_NAP: Final = 0.02  # seconds; what a wake-up lost with a dead consumer costs
 
 
-class Publisher(Handle, _core.Producer[T], Generic[T]):
+class Publisher(Handle, Flushing, _core.Producer[T], Generic[T]):
     """Publishes events of one topic. Made by `Bus.publisher`.
 
     Per-publisher order holds for every consumer. Threads and tasks may share a publisher.
@@ -158,7 +158,7 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
                 room, slots, lines = self._full(length())
                 if (not room or lines) and (self._on_full == "raise" or left <= 0):
                     raise Full(self.topic.name, self._blocking(slots, lines), committed())
-                self._tell(since, slots, lines)
+                self._tell_blocked(since, slots, lines)
                 await self._tasks.wait(lambda: self._has_room(length()), partial(float, left), again=again)
                 again = True
                 if self.closed and _core.exiting():
@@ -284,10 +284,10 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
             fits, slots, lines = self._full(length)
             if fits and not lines:
                 return True
-            left = _NAP if self._timeout is None else min(_NAP, since / 1e9 + self._timeout - time.monotonic())
+            left = NAP if self._timeout is None else min(NAP, since / 1e9 + self._timeout - time.monotonic())
             if self._on_full == "raise" or left <= 0:
                 raise Full(self.topic.name, self._blocking(slots, lines), committed)
-            self._tell(since, slots, lines)
+            self._tell_blocked(since, slots, lines)
             self._sleeper.sleep(left)
             self._session.care()
             return True
@@ -297,7 +297,10 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
     def _care(self) -> None:
         self._session.care()
 
-    def _tell(self, since: int, slots: int, lines: list[int]) -> None:
+    def _tell_blocked(self, since: int, slots: int, lines: list[int]) -> None:
+        self._tell(since, "room", lambda: self._blocking(slots, lines))
+
+    def _tell(self, since: int, what: str, names: Callable[[], Iterable[str]]) -> None:
         """Say who holds us up, once that has taken as long as makes a consumer stalled, and whenever it has doubled."""
         waited = (time.monotonic_ns() - since) / 1e9
         told_since, due = self._told
@@ -305,16 +308,17 @@ class Publisher(Handle, _core.Producer[T], Generic[T]):
             due = self._session.document().stall_ns / 1e9
         if waited >= due:
             _log.warning(
-                "publisher %s of topic %s has waited %.0f s for room, held up by %s",
+                "publisher %s of topic %s has waited %.0f s for %s, held up by %s",
                 self.name,
                 self.topic.name,
                 waited,
-                self._described(self._blocking(slots, lines)),
+                what,
+                self._described(names()),
             )
             due = 2 * waited
         self._told = since, due
 
-    def _described(self, consumers: list[str]) -> str:
+    def _described(self, consumers: Iterable[str]) -> str:
         """Consumers by name, with the process of each."""
         document = self._session.document()
         found = []

@@ -207,6 +207,8 @@ static int find_retired(Consumer *self, found *out) {
             return status;
         if (s->reader.position != LOAD_ACQUIRE(&s->ring->view.header->tail)) /* SYNC tail */
             return 0; /* overrun while it looked: the next call looks again */
+        if (settle(self, s) < 0)
+            return -1;
         drop_source(self, 0);
     }
     if (!self->more)
@@ -271,8 +273,12 @@ static PyObject *decode(Consumer *self, found *f) {
     return NULL;
 }
 
-static bool quarter_freed(const source *s) {
-    return s->reader.position - s->reader.settled > s->ring->view.capacity / 4;
+/* Time to look after a waiting publisher: a quarter is free, or, for one that waits for it, all that we know of is
+ * received. (Relaxed: the look that finds nothing comes soon, and the publisher's sleep is bounded.) */
+static bool worth_settling(const source *s) {
+    const ring_reader *r = &s->reader;
+    return r->position - r->settled > r->view.capacity / 4 ||
+           (r->position == r->tail && LOAD_RELAXED(&r->view.header->waiting) & WAITS_LAST);
 }
 
 /* Consumes what was found; the event is out, so an error in waking a publisher waits for the next call. */
@@ -281,7 +287,7 @@ static void consume(Consumer *self, found *f) {
     ring_advance(&f->source->reader, &f->record);
     self->base.event_ns = f->record.time_ns;
     self->turn++;
-    if (quarter_freed(f->source) && settle(self, f->source) < 0)
+    if (worth_settling(f->source) && settle(self, f->source) < 0)
         error_hold(&self->base.held_error);
 }
 

@@ -140,6 +140,7 @@ typedef struct loss_record { /* events that one consumer will not get, for one c
 /* `waiting`: what the threads of the publisher that wait for room sleep on, and its tasks. */
 #define WAITS_THREAD 1u /* its semaphore */
 #define WAITS_TASK 2u   /* its FIFO */
+#define WAITS_LAST 4u   /* one of them waits for the last event to be received, not for room alone */
 
 typedef struct ring_header {
     /*   off  field          writer  order */
@@ -158,7 +159,7 @@ typedef struct ring_header {
     word reserved1[4];
 
     word gate_version; /* 128  L  add after a slot is taken: SYNC join */
-    word waiting;      /* 136  P sets, whoever clears posts: WAITS_THREAD, WAITS_TASK; SYNC room */
+    word waiting;      /* 136  P sets, whoever clears posts: WAITS_...; SYNC room */
     word need;         /* 144  P  bytes that it could not get, 0 when it could */
     word members;      /* 152  L  bitmap of cursor slots in use */
     word reliable;     /* 160  L  those of them that gate the publisher */

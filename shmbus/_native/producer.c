@@ -171,7 +171,8 @@ static PyObject *producer_seen_epoch(PyObject *object, PyObject *unused) {
 /* ---- what hooks use ---- */
 
 static uint64_t waiting(const Producer *self) {
-    return (self->blocked[0] ? WAITS_THREAD : 0) | (self->blocked[1] ? WAITS_TASK : 0);
+    return (self->blocked[0] ? WAITS_THREAD : 0) | (self->blocked[1] ? WAITS_TASK : 0) |
+           (self->flushing ? WAITS_LAST : 0);
 }
 
 static void set_waiting(Producer *self, uint64_t need, uint64_t waiting) {
@@ -208,6 +209,28 @@ static PyObject *producer_unblock(PyObject *object, PyObject *arg) {
     if (self->ring && self->guard.fork_generation == fork_generation)
         set_waiting(self, waiting(self) ? LOAD_SEQ(&self->ring->view.header->need) : 0, waiting(self));
     Py_RETURN_NONE;
+}
+
+/* _flushing(more): so many more of those that wait, a negative number when they have done; what `waiting` is to say. */
+static PyObject *producer_flushing(PyObject *object, PyObject *arg) {
+    Producer *self = (Producer *)object;
+    long more = PyLong_AsLong(arg);
+    if (PyErr_Occurred())
+        return NULL;
+    self->flushing += (unsigned)more;
+    return PyLong_FromUnsignedLongLong(waiting(self));
+}
+
+/* _within(callable, *args): calls it as one call of this handle, which close() waits for. */
+static PyObject *producer_within(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+    Producer *self = (Producer *)object;
+    if (!count) {
+        PyErr_SetString(PyExc_TypeError, "_within(callable, *args)");
+        return NULL;
+    }
+    if (guard_enter(&self->guard, "publisher") < 0)
+        return NULL;
+    return guard_leave(&self->guard, object, call_many(args[0], args + 1, count - 1));
 }
 
 /* _full(length): (bitmap of the broadcast ring's blocking slots, [lines of groups without room]). Announces the need,
@@ -272,6 +295,8 @@ static PyMethodDef methods[] = {
     {"_full", producer_full, METH_O, NULL},
     {"_block", producer_block, METH_O, NULL},
     {"_unblock", producer_unblock, METH_O, NULL},
+    {"_flushing", producer_flushing, METH_O, NULL},
+    {"_within", METHOD(producer_within), METH_FASTCALL, NULL},
     {"_encode", producer_encode, METH_VARARGS, NULL},
     {"_put", producer_put, METH_VARARGS, NULL},
     {"_encode_many", producer_encode_many, METH_O, NULL},

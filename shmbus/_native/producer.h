@@ -32,6 +32,7 @@ typedef struct Producer {
     unsigned group_count;
     unsigned changes;    /* of the groups */
     unsigned blocked[2]; /* threads and tasks that wait for room */
+    unsigned flushing;   /* of them, those that wait for all to be received */
     uint64_t cared_ns;   /* CLOCK_REALTIME of the last look after the bus */
     uint64_t stamped_ns; /* time_ns of the last event */
     bool routed, fits, scratch_busy;

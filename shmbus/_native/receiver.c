@@ -78,6 +78,7 @@ int receiver_refresh(Receiver *self) {
 int receiver_wake_publisher(Receiver *self, Ring *ring, uint64_t waiting) {
     const char *hook = "_wake_publisher";
     PyObject *post = NULL, *task = NULL;
+    waiting &= WAITS_THREAD | WAITS_TASK;
     bool posted = waiting == WAITS_TASK;
     Py_INCREF((PyObject *)ring);
     if (!posted && !(posted = ring->post && post_call(ring->post)) &&

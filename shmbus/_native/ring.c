@@ -302,6 +302,15 @@ uint64_t ring_blocking(const ring_view *view, uint64_t need) {
     return result;
 }
 
+/* Bitmap of the reliable subscribers that have not received all below `position`. */
+uint64_t ring_behind(const ring_view *view, uint64_t position) {
+    uint64_t members = LOAD_SEQ(&view->header->members) & LOAD_SEQ(&view->header->reliable), result = 0;
+    for (uint64_t left = members; left; left &= left - 1)
+        if (LOAD_SEQ(&slot_of(view, (unsigned)__builtin_ctzll(left))->cursor) < position) /* SYNC room */
+            result |= left & (~left + 1);
+    return result;
+}
+
 /* ---- joining, under the bus lock ---- */
 
 static void clear(void *words, size_t bytes) {

@@ -142,6 +142,7 @@ void ring_commit(ring_writer *w);
 void ring_refuse(const ring_view *view, uint64_t sequence, uint64_t count, uint64_t time_ns);
 uint64_t ring_room(const ring_view *view);
 uint64_t ring_blocking(const ring_view *view, uint64_t need);
+uint64_t ring_behind(const ring_view *view, uint64_t position);
 
 int ring_join(const ring_view *view, unsigned slot, bool lossy, bool oldest);
 void ring_leave(const ring_view *view, unsigned slot);

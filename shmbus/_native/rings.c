@@ -119,6 +119,16 @@ static PyObject *release_publisher(PyObject *object, PyObject *unused) {
     return self->writable ? PyBool_FromLong(ring_release_publisher(&self->view)) : Py_NewRef(Py_False);
 }
 
+/* listen(flags): the publisher of the ring waits for what its consumers do. */
+static PyObject *ring_listen(PyObject *object, PyObject *flags) {
+    unsigned long waiting = PyLong_AsUnsignedLong(flags);
+    Ring *self = (Ring *)object;
+    if (PyErr_Occurred() || !ring_checked(object, self->view.header->kind, true))
+        return NULL;
+    STORE_SEQ(&self->view.header->waiting, waiting); /* SYNC room */
+    Py_RETURN_NONE;
+}
+
 /* ---- retired rings ---- */
 
 /* Frees pages of the segment through a descriptor of its file: how many bytes, -1. Looks first whether they are there,
@@ -311,6 +321,11 @@ static PyObject *broadcast_blocking(PyObject *object, PyObject *arg) {
     return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(ring_blocking(&((Ring *)object)->view, need));
 }
 
+static PyObject *broadcast_behind(PyObject *object, PyObject *arg) {
+    unsigned long long position = PyLong_AsUnsignedLongLong(arg);
+    return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(ring_behind(&((Ring *)object)->view, position));
+}
+
 static PyMethodDef broadcast_methods[] = {
     {"format", METHOD(broadcast_format), METH_VARARGS | METH_KEYWORDS | METH_STATIC,
      "Lay out an empty ring in a segment."},
@@ -323,6 +338,8 @@ static PyMethodDef broadcast_methods[] = {
     {"terms", broadcast_terms, METH_O, "The books of one slot."},
     {"losses", broadcast_losses, METH_O, "(count, first, last, first_ns, last_ns) by cause, for one slot."},
     {"blocking", broadcast_blocking, METH_O, "Bitmap of the slots that keep `need` bytes from being written."},
+    {"behind", broadcast_behind, METH_O, "Bitmap of the reliable slots that have not received all below a position."},
+    {"listen", ring_listen, METH_O, "listen(flags): its publisher waits."},
     {"release_publisher", release_publisher, METH_NOARGS, "Clear a waiting publisher's flag; true: post."},
     {"owed", broadcast_owed, METH_O,
      "owed(among): slots with events left: (reliable, lossy and opened, lossy and not opened)."},
@@ -431,6 +448,12 @@ static PyObject *work_losses(PyObject *object, PyObject *unused) {
                          "abandoned", loss_tuple(&h->abandoned), "refused", refused_losses(h));
 }
 
+static PyObject *work_bounds(PyObject *object, PyObject *unused) {
+    (void)unused;
+    const ring_header *h = ((Ring *)object)->view.header;
+    return Py_BuildValue("(KK)", LOAD_SEQ(&h->gate), LOAD_SEQ(&h->tail)); /* SYNC gate, room */
+}
+
 static PyMethodDef work_methods[] = {
     {"format", METHOD(work_format_), METH_VARARGS | METH_KEYWORDS | METH_STATIC,
      "Lay out an empty ring in a zeroed segment."},
@@ -445,6 +468,9 @@ static PyMethodDef work_methods[] = {
     {"abandon", work_abandon_, METH_NOARGS, "Make an end of what is left, and count it as abandoned; how many."},
     {"terms", work_terms_, METH_NOARGS, "The group's books on this ring."},
     {"losses", work_losses, METH_NOARGS, "(count, first, last, first_ns, last_ns) by cause."},
+    {"bounds", work_bounds, METH_NOARGS,
+     "(gate, tail): the first sequence that is not done, and the one that comes next."},
+    {"listen", ring_listen, METH_O, "listen(flags): its publisher waits."},
     {"release_publisher", release_publisher, METH_NOARGS, "Clear a waiting publisher's flag; true: post."},
     {"slack", work_slack_, METH_NOARGS, "Bytes that shrinking would free."},
     {"shrink", work_shrink, METH_VARARGS,
