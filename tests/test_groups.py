@@ -9,11 +9,26 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from events import ORDERS, PATIENT, SMALL, Order, books, consumer, drain, fill, losses, opened, orders, publisher
+from events import (
+    ORDERS,
+    PATIENT,
+    SMALL,
+    Order,
+    books,
+    consumer,
+    document,
+    drain,
+    fill,
+    losses,
+    opened,
+    orders,
+    publisher,
+)
 from support import Processes, eventually, line
 
 import shmbus
 from shmbus import Bus, inspect
+from shmbus._ledger import groups
 
 
 @pytest.fixture
@@ -65,6 +80,16 @@ def test_remove_under_workers(bus: Bus) -> None:
         with pytest.raises(shmbus.ReclaimedError, match="removed"):
             worker.receive(timeout=PATIENT)
         assert books(bus, "g") == {"offered": 4, "abandoned": 4}
+
+
+def test_a_damaged_removal_ends(bus: Bus) -> None:
+    """A removal that was cut short is finished also where a damaged document has workers of the group left."""
+    with bus.worker(ORDERS, group="g"):
+        with bus._session.locked() as change:
+            change.document.consumers[0].state = "leaving"
+            groups.finish_all(change, bus._session.rings)
+        assert document(bus).workers == []
+        assert consumer(bus, "g").state == "closed"
 
 
 def test_a_sleeping_worker_is_told(bus: Bus) -> None:

@@ -102,6 +102,7 @@ def _finish(change: Change, rings: Rings, group: ConsumerEntry) -> int:
     document.rings = [r for r in document.rings if r.id not in gone]
     having = {r.publisher for r in document.rings}
     document.publishers = [p for p in document.publishers if p.state == "active" or p.id in having]
+    document.workers = [w for w in document.workers if w.group != group.id]  # none, unless it was damaged
     owed = group.totals.abandoned - before
     departures.keep_totals(change, group)
     change.commit(group.topic)
