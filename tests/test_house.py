@@ -268,6 +268,19 @@ def test_no_path_of_a_machine() -> None:
     assert not wrong, wrong
 
 
+def test_files_that_the_docs_name() -> None:
+    """Every file of ours that a page names is there."""
+    named = re.compile(r"\b(?:tests|tools|bench|shmbus)/[\w/]*\.(?:py|c|h|toml)\b")
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    lost = [
+        f"{relative(page)}: {path}"
+        for page in pages
+        for path in sorted(set(named.findall(page.read_text(encoding="utf-8"))))
+        if not (ROOT / path).exists()
+    ]
+    assert not lost, lost
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
