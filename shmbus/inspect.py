@@ -15,7 +15,7 @@ from shmbus import _core
 from shmbus._handles.session import Session
 from shmbus._ledger import books, groups, reclaim
 from shmbus._ledger.registry import Registry, mark_removed
-from shmbus._schema import compare, description
+from shmbus._schema import compare
 from shmbus._schema.codec import Codec
 from shmbus._shm import schemas, segment
 from shmbus._shm.names import PREFIX, object_prefix, parse, segment_name
@@ -30,9 +30,10 @@ from shmbus.errors import (
     LayoutMismatchError,
 )
 from shmbus.message import decode_headers, event_id
-from shmbus.topic import DEAD_SUFFIX, DeadLetter, Topic, check_name
+from shmbus.topic import check_name, encoded_topic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from shmbus._ledger.document import Document, TopicEntry
@@ -215,13 +216,13 @@ class Tail:
     def __init__(self, bus: str, topic: str, *, oldest: bool = False) -> None:
         self._registry: Final = Registry.peek(bus, _owner(bus, None))
         self._rings: Final = _rings(self._registry)
-        self._taps: dict[int, tuple[str, str, str, _core.Tap]] = {}
+        self._taps: dict[int, tuple[str, str, Callable[[bytes], Any], _core.Tap]] = {}
         self._gone: set[int] = set()
         """Rings that are removed: a tap is let go of once it has read what it still has."""
         self._oldest = oldest
         try:
             self._entry = _topic(self._registry, topic)
-            self._codec = _wire_codec(self._registry, self._entry)
+            self._decode = compare.decoder_of(_schema(self._registry, self._entry))
             self._tap_new()
         except BaseException:
             self.close()
@@ -236,7 +237,7 @@ class Tail:
             return
         if entry.id != self._entry.id:
             try:
-                self._codec, self._entry = _wire_codec(self._registry, entry), entry
+                self._decode, self._entry = compare.decoder_of(_schema(self._registry, entry)), entry
             except TopicNotFoundError:
                 return  # forgotten again; at the next look
         rings = {r.id: r for r in document.rings if r.topic == entry.index and r.group == 0}
@@ -247,7 +248,7 @@ class Tail:
             except FileNotFoundError:
                 continue
             origin = self._registry.origin(rings[id].publisher)
-            self._taps[id] = (publisher.name if publisher else "(gone)", origin, self._codec, tap)
+            self._taps[id] = (publisher.name if publisher else "(gone)", origin, self._decode, tap)
 
     @property
     def removed(self) -> bool:
@@ -259,10 +260,10 @@ class Tail:
         if not self.removed:
             self._tap_new()
         found: list[Tailed] = []
-        for id, (publisher, origin, codec, tap) in list(self._taps.items()):
+        for id, (publisher, origin, decode, tap) in list(self._taps.items()):
             record = None
             while len(found) < maximum and (record := tap.read()) is not None:
-                found.append(_tailed(publisher, origin, codec, record))
+                found.append(_tailed(publisher, origin, decode, record))
             if record is None and len(found) < maximum and id in self._gone:
                 del self._taps[id]
         return found
@@ -281,23 +282,20 @@ class Tail:
         self.close()
 
 
-def _tailed(publisher: str, origin: str, codec: str, record: tuple[int, int, bytes | None, bytes | None]) -> Tailed:
+def _tailed(
+    publisher: str,
+    origin: str,
+    decode: Callable[[bytes], Any],
+    record: tuple[int, int, bytes | None, bytes | None],
+) -> Tailed:
     first, second, headers, payload = record
     if payload is None or headers is None:
         return Tailed(publisher, first, 0, None, None, gap=second - first + 1)
     try:
-        event = compare.decode_any(payload, codec)
+        event = decode(payload)
     except msgspec.DecodeError:
         event = payload
     return Tailed(publisher, first, second, _headers(headers), event, id=event_id(origin, second))
-
-
-def _wire_codec(registry: Registry, entry: TopicEntry) -> str:
-    return "raw" if _is_raw(_schema(registry, entry)) else entry.codec
-
-
-def _is_raw(schema: bytes) -> bool:
-    return description.parse(schema).codec == "raw"
 
 
 def _schema(registry: Registry, entry: TopicEntry) -> bytes:
@@ -335,11 +333,9 @@ class JsonPublisher:
         if entry.codec == "pickle":
             raise ConfigError(f"topic {topic!r} carries pickled objects: JSON cannot say what they are")
         self._schema = _schema(bus._session.registry, entry)
-        self._encode = msgspec.json.encode if entry.codec == "json" else msgspec.msgpack.encode
-        self._raw = _is_raw(self._schema)
-        carried = DeadLetter if topic.endswith(DEAD_SUFFIX) else bytes
+        self._encode = compare.encoder_of(self._schema)
         self._publisher = bus._open_publisher(
-            Topic[Any](topic, carried, capacity=entry.capacity, codec=entry.codec),
+            encoded_topic(topic, entry.capacity, entry.codec),
             Codec(None, None, (bytes,), self._schema, entry.fingerprint),
             None,
             "block",
@@ -354,7 +350,7 @@ class JsonPublisher:
             raise ConfigError(f"not JSON: {error}") from error
         value = compare.conform(value, self._schema)
         try:
-            payload = value if self._raw else self._encode(value)
+            payload = self._encode(value)
         except (OverflowError, UnicodeError, RecursionError) as error:
             raise ConfigError(f"cannot be written as an event of {self._publisher.topic.name!r}: {error}") from error
         return self._publisher.publish(payload, headers=headers) or 0

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from shmbus._handles.session import Session
     from shmbus._ledger.document import ConsumerEntry, PublisherEntry, RingEntry, TopicEntry
     from shmbus._ledger.registry import Change
+    from shmbus._payload.records import Array
     from shmbus._schema.codec import Codec
     from shmbus.topic import Topic
 
@@ -108,6 +109,18 @@ class Publisher(Handle, Flushing, _core.Producer[T], Generic[T]):
             EventTypeError and EventTooLargeError before anything is written; Full, ClosedError, ForkedError,
             CorruptSegmentError.
             """
+
+    def publish_array(self, rows: Array) -> int | None:
+        """Publish the rows of a structured array of the topic's dtype, in their order, each an event.
+
+        One commit for as many as find room at once; returns the sequence of the last one, None if a consumer had to go
+        without any of them. Raises EventTypeError, with nothing written, for another dtype and for a row that no
+        receiver would get: text that is not UTF-8, a bool that is neither, a value outside of its limits. Full says in
+        `published` how many are in.
+        """
+        from shmbus._payload import records
+
+        return self._publish_rows(records.flat(self.topic, rows))
 
     async def apublish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None:
         """`publish` that waits for room without blocking the event loop. Any number of tasks may wait at once.

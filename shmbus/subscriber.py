@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shmbus._handles.session import Session
     from shmbus._ledger.document import ConsumerEntry, RingEntry, TopicEntry
     from shmbus._ledger.registry import Change
+    from shmbus._payload.records import Arrays
     from shmbus.topic import Topic
 
 T = TypeVar("T")
@@ -87,6 +88,18 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
     def messages(self) -> Messages[Message[T]]:
         """Iterate as over the subscriber itself, but over Messages: event, sequence, publisher, time_ns, headers."""
         return Messages(self, lambda found: Message(*found))
+
+    def arrays(self, most: int = 65536) -> Arrays:
+        """Iterate over structured arrays of at most `most` events, for a topic with `codec="record"`.
+
+        They are read-only and in place in the ring: asking this subscriber for anything more ends their use, and what
+        they show from then on is the publisher's to overwrite. Each is of one publisher and without holes; an array
+        ends where the ring begins anew, and before and after an event with headers. In lossy mode they are copies, out
+        of any ring. Raises ConfigError for a topic of another codec, ImportError without NumPy.
+        """
+        from shmbus._payload.records import Arrays
+
+        return Arrays(self, most)
 
     # -- hooks of the C type
 

@@ -19,6 +19,8 @@ from shmbus.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+
     # The checkers bring it along; unlike type[T] it takes unions and Annotated.
     from typing_extensions import TypeForm
 
@@ -101,7 +103,9 @@ class Topic(Generic[T]):
     from 4096 to 1 << 40; an event may take a quarter of it. `schema="strict"` demands the same definition of
     every process, "evolve" admits what msgspec can decode. `codec="pickle"` takes any class, but loading a
     pickle runs code of whoever wrote it: payloads are data, never code, unless a topic asks for it by that
-    name. `enc_hook` and `dec_hook` are msgspec's: they make builtins of types that it does not know, and the other way
+    name. `codec="record"` writes a Struct as one row of fixed size, and moves batches as NumPy arrays (`dtype`): an int
+    takes the smallest type that its limits leave, str and bytes need a `max_length`, which is their room in bytes.
+    `enc_hook` and `dec_hook` are msgspec's: they make builtins of types that it does not know, and the other way
     round. `validate=True` decodes every event before it is published, and refuses one that no receiver would get.
 
     Raises `ConfigError` with the offending value. Opens nothing.
@@ -133,7 +137,7 @@ class Topic(Generic[T]):
             ...
 
         @property
-        def codec(self) -> Literal["msgpack", "json", "pickle"]:
+        def codec(self) -> Literal["msgpack", "json", "pickle", "record"]:
             """How events are written."""
             ...
 
@@ -183,7 +187,7 @@ class Topic(Generic[T]):
         *,
         capacity: int = DEFAULT_CAPACITY,
         schema: Literal["strict", "evolve"] = "strict",
-        codec: Literal["msgpack", "json", "pickle"] = "msgpack",
+        codec: Literal["msgpack", "json", "pickle", "record"] = "msgpack",
         enc_hook: Callable[[Any], Any] | None = None,
         dec_hook: Callable[[builtins.type, Any], Any] | None = None,
         validate: bool = False,
@@ -191,13 +195,17 @@ class Topic(Generic[T]):
         check_name("topic", name)
         _check_capacity(capacity)
         _check_choice("schema", schema, ("strict", "evolve"))
-        _check_choice("codec", codec, ("msgpack", "json", "pickle"))
+        _check_choice("codec", codec, ("msgpack", "json", "pickle", "record"))
         hooks = {"enc_hook": enc_hook, "dec_hook": dec_hook}
         for option, hook in hooks.items():
             if not (hook is None or callable(hook)):
                 raise ConfigError(f"{option} is None or a callable: {option}={hook!r}")
             if hook is not None and codec == "pickle":
                 raise ConfigError(f"{option} is msgspec's, and codec='pickle' does without: {option}={hook!r}")
+            if hook is not None and codec == "record":
+                raise ConfigError(
+                    f"{option} makes values of no fixed size, which codec='record' needs: {option}={hook!r}"
+                )
         if not isinstance(validate, bool) or (validate and codec == "pickle"):
             raise ConfigError(f"validate is a bool, and False for codec='pickle', which has no fields: {validate=!r}")
         if name.endswith(DEAD_SUFFIX) and type is not DeadLetter:
@@ -206,6 +214,17 @@ class Topic(Generic[T]):
         values |= {**hooks, "validate": validate, "_wire": codec_for(type, codec, enc_hook, dec_hook)}
         for field, value in values.items():
             object.__setattr__(self, field, value)
+
+    @property
+    def dtype(self) -> np.dtype[np.void]:
+        """The NumPy dtype of a topic with `codec="record"`: packed, little-endian, under the names on the wire.
+
+        Raises `ConfigError` under any other codec, and ImportError where NumPy is missing.
+        """
+        from shmbus._payload import records
+
+        records.require_records(self)
+        return records.dtype_of(self._wire.description)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a topic is immutable: {name}={value!r}")
@@ -234,6 +253,14 @@ class Topic(Generic[T]):
 def codec_of(topic: Topic[Any]) -> Codec:
     """How the events of a topic become payloads and come back."""
     return topic._wire
+
+
+def encoded_topic(name: str, capacity: int, codec: Any) -> Topic[Any]:
+    """A topic for whoever publishes payloads that are encoded already, as `codec` says."""
+    carried = DeadLetter if name.endswith(DEAD_SUFFIX) else bytes
+    topic = Topic[Any](name, carried, capacity=capacity)
+    object.__setattr__(topic, "codec", codec)
+    return topic
 
 
 def dead_letter_topic(topic: Topic[Any], *, capacity: int = 0) -> Topic[DeadLetter]:

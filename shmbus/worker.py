@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shmbus._handles.session import Session
     from shmbus._ledger.document import ConsumerEntry, RingEntry, TopicEntry, WorkerEntry
     from shmbus._ledger.registry import Change
+    from shmbus._payload.records import Arrays
     from shmbus.letters import Letters
     from shmbus.topic import Topic
 
@@ -147,6 +148,16 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         As many may be open as the ring has room for; open ones hold up the publisher once it is full.
         """
         return Messages(self, self._hold)
+
+    def arrays(self, most: int = 1024) -> Arrays:
+        """Iterate over structured arrays of at most `most` events, claimed together, for a topic with `codec="record"`.
+
+        Asking for the next acks them all; what is in hand when the worker closes goes back to the group. Read-only and
+        in place in the ring, where they stay until then; copies in a group whose claims expire.
+        """
+        from shmbus._payload.records import Arrays
+
+        return Arrays(self, most)
 
     def _hold(self, found: tuple[Any, ...]) -> ClaimedMessage[T]:
         message: ClaimedMessage[T] = ClaimedMessage(self, *found)

@@ -25,6 +25,7 @@ FLOORS = {
     "shmbus._core": 1,
     "shmbus._schema": 2,
     "shmbus._shm": 2,
+    "shmbus._payload": 3,
     "shmbus.topic": 3,
     "shmbus.message": 3,
     "shmbus.stats": 3,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 
     from shmbus._ledger.document import Membership, RingEntry, TopicEntry
+    from shmbus._payload.records import Array
     from shmbus.topic import Topic
 
 T = TypeVar("T")
@@ -93,6 +94,9 @@ class Core(Protocol):
     def _poll(self, ask: Any = None, /) -> Any: ...
     def _poll_message(self, ask: Any = None, /) -> Any: ...
     def _next_message(self) -> Any: ...
+    def _next_rows(self, most: int, /) -> Any: ...
+    def _poll_rows(self, ask: Any, most: int, /) -> Any: ...
+    def _take_rows(self, most: int, timeout: float | None, /) -> _core.Rows: ...
     def _take(self, maximum: int, timeout: float | None, /) -> list[Any]: ...
     def _ready(self) -> bool: ...
     def _due(self) -> float: ...
@@ -122,6 +126,17 @@ class Receiver(Generic[T]):
         if maximum < 1:
             raise ConfigError(f"receive_many takes at least one event: maximum={maximum}")
         return self._as_core()._take(maximum, timeout)
+
+    def receive_array(self, most: int, timeout: float | None = None) -> Array:
+        """Up to `most` events in a structured array that is the caller's own, for a topic with `codec="record"`.
+
+        Waits as `receive_many` does, and raises Empty when there is none.
+        """
+        from shmbus._payload import records
+
+        core = self._as_core()
+        records.require_records(core.topic)
+        return records.array_of(core._take_rows(records.check_most(most), timeout), core.topic.dtype)
 
     def areceive(self, timeout: float | None = None) -> Coroutine[Any, Any, T]:
         """`receive` without blocking the event loop. Any number of tasks may wait at once; each event goes to one.

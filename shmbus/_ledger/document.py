@@ -76,7 +76,7 @@ class TopicEntry(msgspec.Struct):
     """Its schema's segment is named by it; the index is another topic's once this one is forgotten."""
     name: Name
     capacity: Capacity
-    codec: Literal["msgpack", "json", "pickle"]
+    codec: Literal["msgpack", "json", "pickle", "record"]
     fingerprint: Natural
     type: Annotated[str, msgspec.Meta(max_length=TYPE_NAME)]
 

@@ -252,7 +252,8 @@ static int pass_on(Receiver *base) { return claims_pass_on((Claimer *)base); }
 
 static void drop_all(Receiver *base) { claims_drop_all((Claimer *)base); }
 
-static const receiver_kind kind = {"worker", prepare, take, take_message, ready, due, end, pass_on, drop_all};
+static const receiver_kind kind = {"worker", prepare, take, take_message, claims_take_rows, claims_take_copies,
+                                   ready,    due,     end,  pass_on,      drop_all};
 
 static int claimer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"segment",    "topic",       "decode",   "group",   "owner",

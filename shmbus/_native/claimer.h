@@ -58,6 +58,10 @@ int claims_wake_all(Claimer *self);
 bool claims_ready(const Claimer *self);
 uint64_t claims_due(const Claimer *self);
 PyObject *claims_decode(Claimer *self);
+PyObject *claims_undecodable(Claimer *self);
+int claims_held_room(Claimer *self);
+PyObject *claims_take_rows(Receiver *base);
+PyObject *claims_take_copies(Receiver *base);
 void claims_take_off(Claimer *self);
 
 /* The claim at `held[handed]` is about to be handed out; a redelivery is late by the death or the nack before it. */

@@ -177,7 +177,7 @@ void claims_hand_out(Claimer *self) {
                                             .number = self->handed_out++};
 }
 
-static int held_room(Claimer *self) {
+int claims_held_room(Claimer *self) {
     if (self->held_count < self->held_size)
         return 0;
     Py_ssize_t size = self->held_size ? self->held_size * 2 : 16;
@@ -197,7 +197,7 @@ static int claim_from(Claimer *self, source *s) {
     if (work_delayed(&s->ring->view) && work_promote(&s->ring->view, host_ns()) == RING_CORRUPT)
         return corrupt(s->ring, "gate and tail cannot be");
     while (got < self->prefetch && work_ready(&s->ring->view)) {
-        if (held_room(self) < 0)
+        if (claims_held_room(self) < 0)
             return -1;
         held *h = &self->held[self->held_count];
         int status = work_claim(&s->ring->view, self->owner, self->generation, &h->claim);
@@ -367,12 +367,19 @@ int claims_next(Claimer *self) {
 PyObject *claims_decode(Claimer *self) {
     const record *r = &self->held[self->handed].claim.record;
     uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
-    PyObject *event = window_decode(&self->base.window, self->base.decode, r->body + padded, r->length - padded,
-                                    (PyObject *)self->held[self->handed].ring, self->expires ? &self->copy : NULL);
+    PyObject *event = self->base.record ? record_decode_payload(self->base.record, r->body + padded, r->length - padded)
+                                        : window_decode(&self->base.window, self->base.decode, r->body + padded,
+                                                        r->length - padded, (PyObject *)self->held[self->handed].ring,
+                                                        self->expires ? &self->copy : NULL);
     if (!self->copy)
         self->copy_size = 0;
     if (event || !PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
         return event;
+    return claims_undecodable(self);
+}
+
+/* The claim at `held[handed]` does not decode, as the raised error says: the hook settles it, and raises. */
+PyObject *claims_undecodable(Claimer *self) {
     PyObject *error = error_take();
     if (pass_on(self, "_undecodable", error) == 0)
         PyErr_SetString(PyExc_SystemError, "_undecodable returned");

@@ -7,32 +7,7 @@
  *   _wake_publisher(ring_id)            a publisher waits for the room that was freed; returns what posts it again
  *   _care(), _nothing(timeout)          see wait.c; raises Empty or ClosedError
  */
-#include "receiver.h"
-
-#define TURN 64 /* events from one ring before the next gets its turn */
-
-typedef struct source {
-    Ring *ring;
-    PyObject *publisher; /* its name */
-    PyObject *origin;    /* what the ids of its events begin with */
-    ring_reader reader;
-} source;
-
-typedef struct Consumer {
-    Receiver base;
-    source *sources;
-    Py_ssize_t count, current;
-    Py_ssize_t retired; /* of them, at the front and in the order of their ids: read first, and let go of when dry */
-    Py_ssize_t more;    /* true: there are retired rings that are not among them yet */
-    int turn;
-    unsigned char *copy; /* of a lossy reader's record */
-    uint64_t copy_size;
-} Consumer;
-
-typedef struct found { /* one event, still unconsumed */
-    source *source;
-    record record;
-} found;
+#include "consumer.h"
 
 /* ---- sources ---- */
 
@@ -49,6 +24,8 @@ static void drop_source(Consumer *self, Py_ssize_t index) {
 
 static void drop_all(Receiver *base) {
     Consumer *self = (Consumer *)base;
+    if (base->guard.fork_generation == fork_generation)
+        consumer_settle_shown(self);
     while (self->count)
         drop_source(self, self->count - 1);
     PyMem_Free(self->sources);
@@ -58,7 +35,7 @@ static void drop_all(Receiver *base) {
     self->copy_size = 0;
 }
 
-static Py_ssize_t index_of(const Consumer *self, uint64_t ring_id) {
+Py_ssize_t consumer_index_of(const Consumer *self, uint64_t ring_id) {
     for (Py_ssize_t i = 0; i < self->count; i++)
         if (self->sources[i].ring->id == ring_id)
             return i;
@@ -88,7 +65,7 @@ static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OkU|pU:_add_source", &ring, &slot, &publisher, &retired, &origin) ||
         !ring_checked(ring, RING_BROADCAST, true) || receiver_check(&self->base) < 0)
         return NULL;
-    if (index_of(self, ((Ring *)ring)->id) >= 0)
+    if (consumer_index_of(self, ((Ring *)ring)->id) >= 0)
         Py_RETURN_TRUE; /* a refresh that was cut short has added it */
     source *grown = PyMem_Realloc(self->sources, sizeof(source) * (size_t)(self->count + 1));
     if (!grown)
@@ -119,7 +96,7 @@ static PyObject *consumer_drop_source(PyObject *object, PyObject *arg) {
     unsigned long long id = PyLong_AsUnsignedLongLong(arg);
     if (PyErr_Occurred())
         return NULL;
-    Py_ssize_t index = index_of(self, id);
+    Py_ssize_t index = consumer_index_of(self, id);
     if (index >= 0)
         drop_source(self, index);
     Py_RETURN_NONE;
@@ -131,7 +108,7 @@ static PyObject *consumer_retire_source(PyObject *object, PyObject *arg) {
     unsigned long long id = PyLong_AsUnsignedLongLong(arg);
     if (PyErr_Occurred())
         return NULL;
-    Py_ssize_t index = index_of(self, id);
+    Py_ssize_t index = consumer_index_of(self, id);
     if (index >= 0)
         retire(self, index);
     Py_RETURN_NONE;
@@ -151,7 +128,7 @@ static PyObject *consumer_more_retired(PyObject *object, PyObject *more) {
 
 /* ---- one event ---- */
 
-static int settle(Consumer *self, source *s) {
+int consumer_settle(Consumer *self, source *s) {
     uint64_t waiting = ring_settle(&s->reader); /* SYNC room */
     return waiting ? receiver_wake_publisher(&self->base, s->ring, waiting) : 0;
 }
@@ -207,7 +184,7 @@ static int find_retired(Consumer *self, found *out) {
             return status;
         if (s->reader.position != LOAD_ACQUIRE(&s->ring->view.header->tail)) /* SYNC tail */
             return 0; /* overrun while it looked: the next call looks again */
-        if (settle(self, s) < 0)
+        if (consumer_settle(self, s) < 0)
             return -1;
         drop_source(self, 0);
     }
@@ -219,7 +196,7 @@ static int find_retired(Consumer *self, found *out) {
 }
 
 /* The next event in any ring: 1 found, 0 nothing, -1 exception. */
-static int find(Consumer *self, found *out) {
+int consumer_find(Consumer *self, found *out) {
     int status;
 restart:
     if (receiver_refresh(&self->base) < 0)
@@ -242,23 +219,14 @@ restart:
             goto restart;
         if (status)
             return status;
-        if (settle(self, s) < 0)
+        if (consumer_settle(self, s) < 0)
             return -1;
     }
     return 0;
 }
 
-/* Decodes what was found. The decoder may run Python code, but no other call of this handle: the sources stay. */
-static PyObject *decode(Consumer *self, found *f) {
-    uint64_t padded = (f->record.headers + 7u) & ~(uint64_t)7;
-    bool copied = f->source->reader.lossy;
-    PyObject *event =
-        window_decode(&self->base.window, self->base.decode, f->record.body + padded, f->record.length - padded,
-                      (PyObject *)f->source->ring, copied ? &self->copy : NULL);
-    if (!self->copy)
-        self->copy_size = 0;
-    if (event || !PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
-        return event;
+/* Counts what was found, and does not decode, and raises what the hook says. */
+PyObject *consumer_undecodable(Consumer *self, found *f) {
     PyObject *error = error_take();
     uint64_t sequence = f->record.sequence;
     PyObject *publisher = Py_NewRef(f->source->publisher);
@@ -273,40 +241,49 @@ static PyObject *decode(Consumer *self, found *f) {
     return NULL;
 }
 
-/* Time to look after a waiting publisher: a quarter is free, or, for one that waits for it, all that we know of is
- * received. (Relaxed: the look that finds nothing comes soon, and the publisher's sleep is bounded.) */
-static bool worth_settling(const source *s) {
-    const ring_reader *r = &s->reader;
-    return r->position - r->settled > r->view.capacity / 4 ||
-           (r->position == r->tail && LOAD_RELAXED(&r->view.header->waiting) & WAITS_LAST);
+/* Decodes what was found. The decoder may run Python code, but no other call of this handle: the sources stay. */
+static PyObject *decode(Consumer *self, found *f) {
+    uint64_t padded = (f->record.headers + 7u) & ~(uint64_t)7;
+    bool copied = f->source->reader.lossy;
+    const unsigned char *payload = f->record.body + padded;
+    uint64_t length = f->record.length - padded;
+    PyObject *event = self->base.record ? record_decode_payload(self->base.record, payload, length)
+                                        : window_decode(&self->base.window, self->base.decode, payload, length,
+                                                        (PyObject *)f->source->ring, copied ? &self->copy : NULL);
+    if (!self->copy)
+        self->copy_size = 0;
+    if (event || !PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
+        return event;
+    return consumer_undecodable(self, f);
 }
 
 /* Consumes what was found; the event is out, so an error in waking a publisher waits for the next call. */
-static void consume(Consumer *self, found *f) {
+void consumer_consume(Consumer *self, found *f) {
     receiver_handing_out(&self->base, &f->record);
     ring_advance(&f->source->reader, &f->record);
     self->base.event_ns = f->record.time_ns;
     self->turn++;
-    if (worth_settling(f->source) && settle(self, f->source) < 0)
+    if (consumer_worth_settling(f->source) && consumer_settle(self, f->source) < 0)
         error_hold(&self->base.held_error);
 }
 
 /* ---- the kind ---- */
 
 static int prepare(Receiver *base) {
-    (void)base;
-    return 0;
+    Consumer *self = (Consumer *)base;
+    source *s = self->shown.count ? consumer_settle_shown(self) : NULL;
+    return s && consumer_worth_settling(s) ? consumer_settle(self, s) : 0;
 }
 
 static PyObject *take(Receiver *base) {
     Consumer *self = (Consumer *)base;
     found f;
-    int status = find(self, &f);
+    int status = consumer_find(self, &f);
     if (status <= 0)
         return status < 0 ? NULL : Py_NewRef(Nothing);
     PyObject *event = decode(self, &f);
     if (event)
-        consume(self, &f);
+        consumer_consume(self, &f);
     return event;
 }
 
@@ -314,7 +291,7 @@ static PyObject *take(Receiver *base) {
 static PyObject *take_message(Receiver *base) {
     Consumer *self = (Consumer *)base;
     found f;
-    int status = find(self, &f);
+    int status = consumer_find(self, &f);
     if (status <= 0)
         return status < 0 ? NULL : Py_NewRef(Nothing);
     PyObject *event = decode(self, &f), *result = NULL;
@@ -323,7 +300,7 @@ static PyObject *take_message(Receiver *base) {
                                (unsigned long long)f.record.time_ns, f.record.body, (Py_ssize_t)f.record.headers,
                                f.source->origin);
     if (result)
-        consume(self, &f);
+        consumer_consume(self, &f);
     return result;
 }
 
@@ -350,7 +327,9 @@ static int pass_on(Receiver *base) { /* nobody else can take what is ours */
     return 0;
 }
 
-static const receiver_kind kind = {"subscriber", prepare, take, take_message, ready, due, end, pass_on, drop_all};
+static const receiver_kind kind = {
+    "subscriber", prepare, take,    take_message, consumer_take_rows, consumer_take_copies, ready,
+    due,          end,     pass_on, drop_all};
 
 static int consumer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"segment", "topic", "decode", NULL};

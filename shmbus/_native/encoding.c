@@ -168,3 +168,66 @@ PyObject *encoding_many(Producer *self, PyObject *events) {
         Py_CLEAR(payloads);
     return payloads;
 }
+
+/* ---- rows ---- */
+
+/* The event's row, `size` bytes. What validates runs on payloads: see publish_one. */
+int encoding_row(Producer *self, PyObject *event, uint64_t headers, unsigned char *row) {
+    if (check_type(self, event) < 0)
+        return -1;
+    if (record_encode(self->record, event, row) < 0) {
+        refused(self, event);
+        return -1;
+    }
+    return guard_check(&self->guard, "publisher") < 0 ? -1 : check_size(self, headers, self->record->size);
+}
+
+static unsigned char *rows_room(rows *out, size_t size) {
+    if (out->count == out->room) {
+        size_t room = out->room ? out->room * 2 : 64;
+        unsigned char *grown = PyMem_Realloc(out->bytes, room * size);
+        if (!grown) {
+            PyErr_NoMemory();
+            return NULL;
+        }
+        out->bytes = grown;
+        out->room = room;
+    }
+    return out->bytes + out->count * size;
+}
+
+/* The rows of all events; `out->bytes` is the caller's to free, whatever comes of it. */
+int encoding_rows(Producer *self, PyObject *events, rows *out) {
+    PyObject *iterator = PyObject_GetIter(events), *event;
+    while (iterator && (event = PyIter_Next(iterator))) {
+        unsigned char *row = rows_room(out, self->record->size);
+        int status = row ? encoding_row(self, event, 0, row) : -1;
+        Py_DECREF(event);
+        if (status < 0)
+            break;
+        out->count++;
+    }
+    Py_XDECREF(iterator);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* The rows in a buffer, each of which the decoder would take. */
+int encoding_rows_given(Producer *self, PyObject *given, Py_buffer *view) {
+    if (!self->record) {
+        PyErr_SetString(PyExc_TypeError, "rows are for a topic with codec='record'");
+        return -1;
+    }
+    if (PyObject_GetBuffer(given, view, PyBUF_SIMPLE) < 0)
+        return -1;
+    size_t size = self->record->size, count = (size_t)view->len / size;
+    int status = -1;
+    if (count * size != (size_t)view->len)
+        PyErr_Format(PyExc_ValueError, "%zd bytes are no rows of %zu", view->len, size);
+    else if (record_check(self->record, view->buf, count) < 0)
+        refused(self, given);
+    else
+        status = guard_check(&self->guard, "publisher") < 0 ? -1 : check_size(self, 0, size);
+    if (status < 0)
+        PyBuffer_Release(view);
+    return status;
+}

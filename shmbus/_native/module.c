@@ -86,7 +86,7 @@ PyMODINIT_FUNC PyInit__core(void) {
         tap_add(module) < 0 || window_add(module) < 0 || words_add(module) < 0 || line_add(module) < 0 ||
         mapping_add(module) < 0 || semaphores_add(module) < 0 || starter_add(module) < 0 || latencies_add(module) < 0 ||
         producer_add(module) < 0 || receiver_add(module) < 0 || consumer_add(module) < 0 || claimer_add(module) < 0 ||
-        PyModule_AddObjectRef(module, "NOTHING", Nothing) < 0) {
+        record_add(module) < 0 || rows_add(module) < 0 || PyModule_AddObjectRef(module, "NOTHING", Nothing) < 0) {
         Py_XDECREF(module);
         return NULL;
     }

@@ -55,6 +55,7 @@ static int producer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
         return -1;
     guard_init(&self->guard, drop_rings);
     self->encode = Py_NewRef(encode);
+    self->record = record_of(encode);
     self->into = Py_NewRef(into);
     self->scratch = PyByteArray_FromStringAndSize(NULL, 0);
     self->accepts = Py_NewRef(accepts);
@@ -301,6 +302,7 @@ static PyMethodDef methods[] = {
     {"_put", producer_put, METH_VARARGS, NULL},
     {"_encode_many", producer_encode_many, METH_O, NULL},
     {"_put_many", producer_put_many, METH_VARARGS, NULL},
+    {"_publish_rows", producer_publish_rows, METH_O, NULL},
     {"_shut", producer_shut, METH_NOARGS, NULL},
     {"_quiet", producer_quiet, METH_NOARGS, NULL},
     {"_foreign", encoding_foreign, METH_O, NULL},

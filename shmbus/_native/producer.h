@@ -2,7 +2,7 @@
 #ifndef SHMBUS_PRODUCER_H
 #define SHMBUS_PRODUCER_H
 
-#include "python.h"
+#include "record.h"
 
 typedef struct group_out {
     Ring *ring;
@@ -16,14 +16,15 @@ typedef struct group_out {
 typedef struct Producer {
     PyObject_HEAD guard guard;
     bus_lines lines;
-    PyObject *encode;   /* callable, or None for raw bytes */
-    PyObject *into;     /* callable that encodes into a bytearray, or None */
-    PyObject *scratch;  /* that bytearray; `scratch_busy` from the encoder's start until its bytes are written */
-    PyObject *accepts;  /* tuple of exact types; empty: unchecked */
-    PyObject *adopted;  /* list of weak references to further ones */
-    PyObject *validate; /* callable that every payload must pass, or None */
-    PyObject *suspects; /* tuple of bytes; an event whose payload has one of them must be `finite` */
-    PyObject *finite;   /* callable, asked about such events */
+    PyObject *encode;          /* callable, or None for raw bytes */
+    const RecordCodec *record; /* whose it is, NULL: another's; events are rows then */
+    PyObject *into;            /* callable that encodes into a bytearray, or None */
+    PyObject *scratch;         /* that bytearray; `scratch_busy` from the encoder's start until its bytes are written */
+    PyObject *accepts;         /* tuple of exact types; empty: unchecked */
+    PyObject *adopted;         /* list of weak references to further ones */
+    PyObject *validate;        /* callable that every payload must pass, or None */
+    PyObject *suspects;        /* tuple of bytes; an event whose payload has one of them must be `finite` */
+    PyObject *finite;          /* callable, asked about such events */
     PyObject *type_error;
     Ring *ring;
     ring_writer writer;
@@ -38,11 +39,19 @@ typedef struct Producer {
     bool routed, fits, scratch_busy;
 } Producer;
 
+typedef struct rows { /* events that are encoded, one behind the other */
+    unsigned char *bytes;
+    size_t count, room;
+} rows;
+
 PyObject *encoding_foreign(PyObject *self, PyObject *event);
 PyObject *encoding_refused(PyObject *self, PyObject *args);
 int encoding_bytes(Producer *self, PyObject *payload, part *out);
 PyObject *encoding_one(Producer *self, PyObject *event, uint64_t headers, bool mine);
 PyObject *encoding_many(Producer *self, PyObject *events);
+int encoding_row(Producer *self, PyObject *event, uint64_t headers, unsigned char *row);
+int encoding_rows(Producer *self, PyObject *events, rows *out);
+int encoding_rows_given(Producer *self, PyObject *given, Py_buffer *view);
 
 int publish_reserve(Producer *self, uint64_t length);
 PyObject *producer_publish(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names);
@@ -51,5 +60,6 @@ PyObject *producer_encode(PyObject *object, PyObject *args);
 PyObject *producer_put(PyObject *object, PyObject *args);
 PyObject *producer_encode_many(PyObject *object, PyObject *events);
 PyObject *producer_put_many(PyObject *object, PyObject *args);
+PyObject *producer_publish_rows(PyObject *object, PyObject *rows);
 
 #endif

@@ -157,12 +157,13 @@ static int look_after(Producer *self, uint64_t now_ns) {
     return call_hook((PyObject *)self, "_care");
 }
 
+static part part_with(PyObject *headers) {
+    return (part){.headers = headers ? PyBytes_AsString(headers) : NULL,
+                  .headers_length = headers ? (uint32_t)PyBytes_Size(headers) : 0};
+}
+
 /* Writes one event that is encoded; Nothing for who is patient, when there is no room. */
-static PyObject *publish_bytes(Producer *self, PyObject *payload, PyObject *headers, batch *one) {
-    part p = {.headers = headers ? PyBytes_AsString(headers) : NULL,
-              .headers_length = headers ? (uint32_t)PyBytes_Size(headers) : 0};
-    if (encoding_bytes(self, payload, &p) < 0)
-        return NULL;
+static PyObject *publish_part(Producer *self, part p, batch *one) {
     int status = acquire(self, p.payload_length + ((p.headers_length + 7u) & ~(uint64_t)7), one);
     if (status < 0 || status == NO_ROOM)
         return status < 0 ? NULL : Py_NewRef(Nothing);
@@ -174,6 +175,29 @@ static PyObject *publish_bytes(Producer *self, PyObject *payload, PyObject *head
     if (wake_all(self) < 0 || look_after(self, now_ns) < 0)
         return NULL;
     return all ? PyLong_FromUnsignedLongLong(sequence) : Py_NewRef(Py_None);
+}
+
+static PyObject *publish_bytes(Producer *self, PyObject *payload, PyObject *headers, batch *one) {
+    part p = part_with(headers);
+    return encoding_bytes(self, payload, &p) < 0 ? NULL : publish_part(self, p, one);
+}
+
+#define SHORT_ROW 512 /* bytes that are encoded on the stack */
+
+/* A row goes from the event's fields into the rings by way of this buffer alone. */
+static PyObject *publish_row(Producer *self, PyObject *event, PyObject *headers) {
+    unsigned char local[SHORT_ROW], *row = local;
+    part p = part_with(headers);
+    batch one = {0};
+    uint32_t size = self->record->size;
+    if (size > SHORT_ROW && !(row = PyMem_Malloc(size)))
+        return PyErr_NoMemory();
+    p.payload = row;
+    p.payload_length = size;
+    PyObject *result = encoding_row(self, event, p.headers_length, row) < 0 ? NULL : publish_part(self, p, &one);
+    if (row != local)
+        PyMem_Free(row);
+    return result;
 }
 
 /* The headers of one event as bytes, a new reference, or NULL: without an exception if there are none. */
@@ -192,6 +216,11 @@ static PyObject *publish_one(Producer *self, PyObject *event, PyObject *given) {
     PyObject *headers = NULL, *result = NULL;
     if (given && given != Py_None && !(headers = headers_bytes(self, given)))
         return NULL;
+    if (self->record && self->validate == Py_None) {
+        result = publish_row(self, event, headers);
+        Py_XDECREF(headers);
+        return result;
+    }
     batch one = {0};
     bool mine =
         self->into != Py_None && !self->scratch_busy; /* another thread, or the encoder's own code, may have it */
@@ -243,11 +272,60 @@ static Py_ssize_t publish_all(Producer *self, PyObject *payloads, Py_ssize_t fir
     return status < 0 || flush(self, b) < 0 || (now_ns && look_after(self, now_ns) < 0) ? -1 : missed;
 }
 
+/* The same for rows, which nobody else may change or free meanwhile; the sequence of the last one goes into `last`. */
+static Py_ssize_t publish_rows(Producer *self, const unsigned char *bytes, size_t count, batch *b, uint64_t *last) {
+    Py_ssize_t missed = 0;
+    part p = {.payload = bytes, .payload_length = self->record->size};
+    uint64_t now_ns = 0;
+    int status = guard_check(&self->guard, "publisher");
+    for (size_t i = 0; status >= 0 && i < count; i++) {
+        status = acquire(self, p.payload_length, b);
+        if (status < 0)
+            break;
+        if (!b->pending)
+            now_ns = realtime_ns(); /* one look for all that become visible together */
+        p.time_ns = stamp(self, now_ns);
+        missed += !write_all(self, &p);
+        *last = self->writer.sequence - 1;
+        b->pending++;
+        p.payload = (const unsigned char *)p.payload + p.payload_length;
+    }
+    return status < 0 || flush(self, b) < 0 || (now_ns && look_after(self, now_ns) < 0) ? -1 : missed;
+}
+
+static PyObject *publish_many_rows(Producer *self, PyObject *events) {
+    rows all = {0};
+    batch b = {0};
+    uint64_t last;
+    Py_ssize_t missed =
+        encoding_rows(self, events, &all) < 0 ? -1 : publish_rows(self, all.bytes, all.count, &b, &last);
+    PyMem_Free(all.bytes);
+    return missed < 0 ? NULL : PyLong_FromUnsignedLongLong(b.committed - (uint64_t)missed);
+}
+
+/* _publish_rows(buffer): the sequence of the last row; None if a consumer had to go without one of them. */
+PyObject *producer_publish_rows(PyObject *object, PyObject *given) {
+    Producer *self = (Producer *)object;
+    Py_buffer view;
+    if (guard_enter(&self->guard, "publisher") < 0)
+        return NULL;
+    if (encoding_rows_given(self, given, &view) < 0)
+        return guard_leave(&self->guard, object, NULL);
+    batch b = {0};
+    uint64_t last = self->writer.sequence - 1;
+    Py_ssize_t missed = publish_rows(self, view.buf, (size_t)view.len / self->record->size, &b, &last);
+    PyBuffer_Release(&view);
+    PyObject *result = missed < 0 ? NULL : missed ? Py_NewRef(Py_None) : PyLong_FromUnsignedLongLong(last);
+    return guard_leave(&self->guard, object, result);
+}
+
 /* Everything is encoded before anything is written. */
 PyObject *producer_publish_many(PyObject *object, PyObject *events) {
     Producer *self = (Producer *)object;
     if (guard_enter(&self->guard, "publisher") < 0)
         return NULL;
+    if (self->record && self->validate == Py_None)
+        return guard_leave(&self->guard, object, publish_many_rows(self, events));
     PyObject *payloads = encoding_many(self, events), *result = NULL;
     batch b = {0};
     Py_ssize_t missed = payloads ? publish_all(self, payloads, 0, &b) : -1;

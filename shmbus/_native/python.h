@@ -164,5 +164,7 @@ int producer_add(PyObject *module);
 int receiver_add(PyObject *module);
 int consumer_add(PyObject *module);
 int claimer_add(PyObject *module);
+int record_add(PyObject *module);
+int rows_add(PyObject *module);
 
 #endif

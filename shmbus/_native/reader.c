@@ -118,6 +118,35 @@ void ring_advance(ring_reader *r, const record *record) {
     STORE_RELEASE(&r->slot->cursor, r->lossy ? r->sequence : r->position); /* SYNC cursor */
 }
 
+/* The records from a peeked one on that are as long as it, with as many bytes of headers, up to `most`: a run ends with the
+ * lap, with padding, and where the next record is another one. For reliable readers, whose records stay where they are;
+ * it is consumed by ring_advance_run. */
+int ring_run(ring_reader *r, const record *first, uint64_t most, row_run *out) {
+    uint64_t tail = LOAD_ACQUIRE(&r->view.header->tail); /* SYNC tail */
+    if (r->lossy || tail < first->end || tail - r->position > r->view.capacity)
+        return RING_CORRUPT;
+    r->tail = tail;
+    *out = run_of(first, r->position);
+    while (out->count < most && out->end != tail && (out->end & (r->view.capacity - 1))) {
+        record next;
+        unsigned kind;
+        if (record_header(&r->view, out->end, tail, &next, &kind) != RING_OK || kind != RECORD_EVENT ||
+            !run_takes(out, first, &next, out->end))
+            break; /* whatever it is, ring_peek says so */
+        out->end = next.end;
+        out->count++;
+    }
+    return RING_OK;
+}
+
+/* Consumes a run. */
+void ring_advance_run(ring_reader *r, const row_run *run) {
+    r->position = run->end;
+    r->sequence = run->sequence + run->count;
+    if (r->slot)
+        STORE_RELEASE(&r->slot->cursor, r->position); /* SYNC cursor */
+}
+
 /* Adds a loss in the scratch pair and flips: a kill leaves either the old books or the new, and `last` moves the
  * effective cursor even if the cursor store below never happens. */
 static void count_loss(ring_reader *r, bool overrun, uint64_t first, uint64_t last, uint64_t now_ns) {

@@ -23,6 +23,7 @@ int receiver_init(Receiver *self, const receiver_kind *kind, PyObject *segment, 
         return -1;
     self->kind = kind;
     self->decode = Py_NewRef(decode);
+    self->record = record_of(decode);
     self->window = window_new();
     if (!self->window)
         return -1;
@@ -145,7 +146,7 @@ static PyObject *give_up(Receiver *self, PyObject *found) {
 }
 
 /* An event; Nothing at the deadline and at the handle's end; NULL. */
-static PyObject *obtain(Receiver *self, call *c, receiver_take take, uint64_t deadline) {
+PyObject *receiver_obtain(Receiver *self, call *c, receiver_take take, uint64_t deadline) {
     if (enter(self, c) < 0)
         return NULL;
     if (self->kind->prepare(self) < 0)
@@ -172,7 +173,7 @@ static receiver_take taker(PyObject *object) {
 }
 
 /* What to raise for Nothing: the subclass knows. */
-static PyObject *nothing(PyObject *object, PyObject *timeout) {
+PyObject *receiver_nothing(PyObject *object, PyObject *timeout) {
     if (((Receiver *)object)->guard.closed && guard_exiting()) {
         PyErr_SetNone(PyExc_SystemExit);
         return NULL;
@@ -193,7 +194,7 @@ static PyObject *poll(PyObject *object, PyObject *const *args, Py_ssize_t count,
     }
     if (count && args[0] != Py_None)
         c.ask = args[0];
-    return obtain((Receiver *)object, &c, take, 0);
+    return receiver_obtain((Receiver *)object, &c, take, 0);
 }
 
 static PyObject *receiver_poll(PyObject *object, PyObject *const *args, Py_ssize_t count) {
@@ -213,19 +214,19 @@ static PyObject *receiver_poll_message(PyObject *object, PyObject *const *args, 
 static PyObject *receiver_next_message(PyObject *object, PyObject *unused) {
     (void)unused;
     call c = {0};
-    return obtain((Receiver *)object, &c, message_taker(object), UINT64_MAX);
+    return receiver_obtain((Receiver *)object, &c, message_taker(object), UINT64_MAX);
 }
 
 /* _finish(ask): the handle was cancelled: what the asker was handed is done, and nothing more is asked for. */
 static PyObject *receiver_finish(PyObject *object, PyObject *ask) {
     call c = {.ask = ask == Py_None ? NULL : ask};
-    return obtain((Receiver *)object, &c, cancelled, 0);
+    return receiver_obtain((Receiver *)object, &c, cancelled, 0);
 }
 
 static PyObject *try_receive(PyObject *object, PyObject *unused) {
     (void)unused;
     call c = {0};
-    PyObject *event = obtain((Receiver *)object, &c, taker(object), 0);
+    PyObject *event = receiver_obtain((Receiver *)object, &c, taker(object), 0);
     if (event != Nothing)
         return event;
     Py_DECREF(event);
@@ -237,7 +238,7 @@ static PyObject *receiver_next(PyObject *object) {
     call c = {.iterates = true};
     if (self->guard.closed && self->guard.fork_generation == fork_generation && !guard_exiting())
         return NULL; /* the end of the iteration */
-    PyObject *event = obtain(self, &c, taker(object), UINT64_MAX);
+    PyObject *event = receiver_obtain(self, &c, taker(object), UINT64_MAX);
     if (!event && self->guard.closed && PyErr_ExceptionMatches(ClosedError))
         PyErr_Clear(); /* closed by another thread while we looked: the end as well */
     if (event != Nothing)
@@ -254,11 +255,11 @@ static PyObject *receive(PyObject *object, PyObject *const *args, Py_ssize_t cou
     call c = {0};
     if (!timeout || wait_deadline(timeout, &deadline) < 0)
         return NULL;
-    PyObject *event = obtain((Receiver *)object, &c, taker(object), deadline);
+    PyObject *event = receiver_obtain((Receiver *)object, &c, taker(object), deadline);
     if (event != Nothing)
         return event;
     Py_DECREF(event);
-    return nothing(object, timeout);
+    return receiver_nothing(object, timeout);
 }
 
 /* Gathers up to `most` events that are there now. An error waits for the next call, so that the events before it reach
@@ -316,11 +317,11 @@ static PyObject *receiver_take_many(PyObject *object, PyObject *args) {
     call c = {0};
     if (!PyArg_ParseTuple(args, "nO:_take", &c.most, &timeout) || wait_deadline(timeout, &deadline) < 0)
         return NULL;
-    PyObject *list = obtain(self, &c, take_list, deadline);
+    PyObject *list = receiver_obtain(self, &c, take_list, deadline);
     if (list != Nothing)
         return list;
     Py_DECREF(list);
-    return nothing(object, timeout);
+    return receiver_nothing(object, timeout);
 }
 
 static PyObject *receiver_ready(PyObject *object, PyObject *unused) {
@@ -410,6 +411,9 @@ static PyMethodDef methods[] = {
     {"receive", METHOD(receive), METH_FASTCALL | METH_KEYWORDS, "receive(timeout=None): the next event, or Empty."},
     {"_poll", METHOD(receiver_poll), METH_FASTCALL, NULL},
     {"_take", receiver_take_many, METH_VARARGS, NULL},
+    {"_next_rows", receiver_next_rows, METH_O, NULL},
+    {"_poll_rows", receiver_poll_rows, METH_VARARGS, NULL},
+    {"_take_rows", receiver_take_rows, METH_VARARGS, NULL},
     {"_poll_message", METHOD(receiver_poll_message), METH_FASTCALL, NULL},
     {"_next_message", receiver_next_message, METH_NOARGS, NULL},
     {"_bind", wait_bind, METH_VARARGS, NULL},

@@ -2,7 +2,7 @@
 #ifndef SHMBUS_RECEIVER_H
 #define SHMBUS_RECEIVER_H
 
-#include "python.h"
+#include "record.h"
 
 typedef struct Receiver Receiver;
 
@@ -19,7 +19,7 @@ typedef struct call {   /* one that takes events */
     PyObject *ask; /* what _ask() has returned, NULL: it is asked now */
     asker by;
     uint64_t asked;  /* what was handed out before is done with */
-    Py_ssize_t most; /* events of a list */
+    Py_ssize_t most; /* events of a list, or of rows */
     bool iterates;   /* by next() */
 } call;
 
@@ -28,6 +28,8 @@ typedef struct receiver_kind {
     int (*prepare)(Receiver *);   /* before anything is asked for: a worker acks what it handed out */
     receiver_take take;           /* an event */
     receiver_take take_message;   /* the tuple of which a Message is made */
+    receiver_take take_rows;      /* Rows, in place where they stay until the next call */
+    receiver_take take_copies;    /* Rows of their own */
     bool (*ready)(Receiver *);    /* something may be there; called without the GIL */
     uint64_t (*due)(Receiver *);  /* CLOCK_MONOTONIC when something will be, UINT64_MAX; called without the GIL */
     int (*end)(Receiver *);       /* nothing more will be asked for: a worker gives back what it claimed ahead */
@@ -55,6 +57,7 @@ struct Receiver {
     bus_lines lines;
     const receiver_kind *kind; /* NULL before init */
     PyObject *decode;          /* callable, or None for raw bytes */
+    const RecordCodec *record; /* whose it is, NULL: another's; payloads are rows then */
     PyObject *window;
     PyObject *held_error;    /* met behind events that had to be returned first; the next call raises it */
     call *call;              /* the one that runs, NULL: none; one at a time */
@@ -81,6 +84,19 @@ static inline void receiver_handing_out(Receiver *self, const record *record) {
     if (self->waited || latency_chosen(record->sequence))
         receiver_sample(self, record);
 }
+
+PyObject *receiver_obtain(Receiver *self, call *c, receiver_take take, uint64_t deadline);
+PyObject *receiver_nothing(PyObject *object, PyObject *timeout);
+
+/* Rows: see rows.c. */
+typedef struct Rows Rows;
+Rows *rows_in_place(Ring *ring, const row_run *run, uint32_t size);
+Rows *rows_new(uint32_t size, Py_ssize_t most);
+unsigned char *rows_grow(Rows *self, uint64_t more);
+uint64_t rows_count(const Rows *self);
+PyObject *receiver_next_rows(PyObject *object, PyObject *most);
+PyObject *receiver_poll_rows(PyObject *object, PyObject *args);
+PyObject *receiver_take_rows(PyObject *object, PyObject *args);
 
 int asker_now(asker *by, bool loops);
 int asker_of(PyObject *ask, call *c);

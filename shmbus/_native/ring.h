@@ -45,6 +45,16 @@ typedef struct record { /* one record, already checked against its ring */
     uint64_t end;     /* position behind it */
 } record;
 
+typedef struct row_run {          /* records of one stride, one behind the other: what an array shows in place */
+    const unsigned char *payload; /* of the first */
+    uint64_t start;               /* its position */
+    uint64_t sequence;            /* its sequence; they have no holes */
+    uint64_t count;
+    uint64_t stride;  /* bytes from one to the next */
+    uint64_t end;     /* position behind the last */
+    uint32_t headers; /* bytes in front of each payload, rounded up */
+} row_run;
+
 typedef struct part { /* what a publisher hands in for one event */
     const void *headers;
     uint32_t headers_length;
@@ -125,6 +135,28 @@ static inline void record_prefetch_write(const ring_view *view, uint64_t positio
         PREFETCH_WRITE(next + ahead);
 }
 
+static inline row_run run_of(const record *first, uint64_t start) {
+    uint32_t headers = (first->headers + 7u) & ~7u;
+    return (row_run){.payload = first->body + headers,
+                     .start = start,
+                     .sequence = first->sequence,
+                     .count = 1,
+                     .stride = record_span(first->length),
+                     .end = first->end,
+                     .headers = headers};
+}
+
+/* Whether a record goes on where a run ends, in memory too. */
+static inline bool run_takes(const row_run *run, const record *first, const record *next, uint64_t start) {
+    return start == run->end && next->body == first->body + run->count * run->stride && next->length == first->length &&
+           next->headers == first->headers && next->sequence == run->sequence + run->count;
+}
+
+/* When the record of a run that is `i` behind its first was published. It was looked at, and may be anything since. */
+static inline uint64_t run_time(const row_run *run, uint64_t i) {
+    return LOAD_RELAXED((word *)(run->payload + i * run->stride - run->headers - 8));
+}
+
 uint64_t ring_size(uint64_t capacity);
 int ring_format(void *base, uint64_t size, uint64_t capacity, uint64_t ring_id, uint64_t first_sequence,
                 uint64_t start);
@@ -152,6 +184,8 @@ int ring_tap_open(ring_reader *r, const ring_view *view, bool oldest);
 int ring_peek(ring_reader *r, record *out);
 int ring_copy(ring_reader *r, const record *record, void *into);
 void ring_advance(ring_reader *r, const record *record);
+int ring_run(ring_reader *r, const record *first, uint64_t most, row_run *out);
+void ring_advance_run(ring_reader *r, const row_run *run);
 void ring_undecodable(ring_reader *r, const record *record, uint64_t now_ns);
 void ring_overrun(ring_reader *r, uint64_t now_ns);
 uint64_t ring_settle(ring_reader *r);

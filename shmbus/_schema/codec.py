@@ -94,6 +94,11 @@ _of_class = functools.lru_cache(maxsize=512)(_build)
 def _functions(
     event_type: Any, codec: str, description: bytes, enc_hook: Hook | None, dec_hook: DecodeHook | None
 ) -> tuple[Callable[[Any], bytes] | None, Callable[[Any], Any] | None]:
+    if codec == "record":
+        from shmbus._schema.record import record_codec
+
+        rows = record_codec(event_type, description)
+        return rows.encode, rows.decode
     if event_type is bytes:
         return None, None
     if codec == "pickle":

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import msgspec
 
-from shmbus._schema.conform import conform, decode_any
+from shmbus._schema.columns import Column
+from shmbus._schema.conform import conform, decode_any, decoder_of, encoder_of
 from shmbus._schema.description import (
     BYTES,
     MAPPINGS,
@@ -28,7 +29,7 @@ from shmbus._schema.description import (
     words,
 )
 
-__all__ = ["admits", "conform", "decode_any", "describe", "difference", "wire_form"]
+__all__ = ["admits", "conform", "decode_any", "decoder_of", "describe", "difference", "encoder_of", "wire_form"]
 
 # Which other kinds a reader's kind takes, beside itself. JSON has no bytes and no timestamps: there they are
 # strings.
@@ -66,6 +67,8 @@ def admits(reader: bytes, writer: bytes) -> list[str]:
         return [f"codec: ours {ours.codec}, theirs {theirs.codec}"]
     if ours.codec == "pickle":
         return difference(reader, writer)
+    if ours.columns != theirs.columns:
+        return _columns_apart(ours.columns, theirs.columns)
     return _Admission(ours, theirs).lines()
 
 
@@ -79,6 +82,8 @@ class _Difference:
     def lines(self) -> list[str]:
         found = [] if self.ours.codec == self.theirs.codec else [_part("codec", self.ours.codec, self.theirs.codec)]
         found += self.nodes("event", self.ours.root, self.theirs.root)
+        if not found and self.ours.columns != self.theirs.columns:
+            found = _columns_apart(self.ours.columns, self.theirs.columns)
         return list(dict.fromkeys(found))
 
     def nodes(self, path: str, a: Node, b: Node) -> Iterator[str]:
@@ -253,6 +258,18 @@ class _Admission:
         if not r.limits and r.kind in SEQUENCES and w.array_like:
             return self.parts(path, [(r.of[0], field.type) for field in wire])
         return self.no(path, r, w)
+
+
+def _columns_apart(ours: tuple[Column, ...], theirs: tuple[Column, ...], within: str = "record") -> list[str]:
+    """Where two layouts of records part: rows of the one are no rows of the other, whatever the types admit."""
+    found = []
+    for place, (mine, other) in enumerate(zip_longest(ours, theirs)):
+        shown = [f"{column.name} {column.code}" if column else "nothing" for column in (mine, other)]
+        if mine and other and mine.of and other.of and mine.name == other.name:
+            found += _columns_apart(mine.of, other.of, f"{within}.{mine.name}")
+        elif mine != other:
+            found.append(_part(f"{within}[{place}]", *shown))
+    return found
 
 
 def _part(path: str, ours: str, theirs: str) -> str:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import uuid
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 
+from shmbus._schema import columns
 from shmbus._schema.description import MAPPINGS, OBJECTS, SEQUENCES, Description, Field, Node, parse, words
 from shmbus.errors import ConfigError, CorruptSegmentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SCALARS: dict[str, Any] = {
     "null": None,
@@ -65,6 +70,24 @@ def decode_any(payload: bytes | memoryview, codec_name: str) -> Any:
         return msgspec.json.decode(payload) if codec_name == "json" else bytes(payload)
     except (UnicodeDecodeError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from error
+
+
+def decoder_of(description: bytes) -> Callable[[bytes], Any]:
+    """What `decode_any` does, for the payloads of one topic, records by their columns."""
+    schema = parse(description)
+    if schema.codec == "record":
+        return functools.partial(columns.unpack, schema.columns)
+    return functools.partial(decode_any, codec_name=schema.codec)
+
+
+def encoder_of(description: bytes) -> Callable[[Any], bytes]:
+    """What makes a payload of what `conform` returns."""
+    schema = parse(description)
+    if schema.codec == "record":
+        return functools.partial(columns.pack, schema.columns)
+    if schema.codec == "raw":
+        return lambda value: cast("bytes", value)
+    return msgspec.json.encode if schema.codec == "json" else msgspec.msgpack.encode
 
 
 class _Conformer:
@@ -158,6 +181,8 @@ class _Conformer:
             if field.required and name not in value:
                 raise ConfigError(f"{path}.{name}: required, and missing")
         found = {name: self.node(f"{path}.{name}", f.type, value[name]) for name, f in fields.items() if name in value}
+        if self.schema.codec == "record":
+            found |= {f.name: self.default(f"{path}.{f.name}", f) for f in node.fields if f.name not in found}
         return self.listed(path, node, found) if node.array_like else tag | found
 
     def named(self, path: str, node: Node, value: list[Any]) -> dict[str, Any]:

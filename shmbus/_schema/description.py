@@ -22,6 +22,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import NODEFAULT, UNSET, UnsetType
 
+from shmbus._schema.columns import Column, columns_of
 from shmbus.errors import ConfigError, CorruptSegmentError
 
 OBJECTS = frozenset({"struct", "dataclass", "typeddict", "namedtuple"})
@@ -79,9 +80,11 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 class Description(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A whole event type under one codec."""
 
-    codec: Literal["msgpack", "json", "pickle", "raw"]
+    codec: Literal["msgpack", "json", "pickle", "record", "raw"]
     root: Node
     defs: dict[str, Node] = {}
+    columns: tuple[Column, ...] = ()
+    """Where the fields lie, under "record"."""
 
     def resolve(self, node: Node) -> Node:
         """The named type that a "ref" node points to; any other node itself."""
@@ -111,13 +114,31 @@ def describe(type: Any, codec_name: str, *, hooks: bool = False) -> bytes:
     class name only, and so does a type that msgspec handles only through `hooks`. Raises `ConfigError` for one where
     there are none, and whatever msgspec raises for one that it cannot handle.
     """
-    if type is bytes:
+    if type is bytes and codec_name != "record":
         return _canonical(Description("raw", Node("bytes")))
     if codec_name == "pickle":
         return _canonical(Description("pickle", Node("python", title=getattr(type, "__qualname__", _title(type)))))
     walk = _Describer(hooks)
     root = walk.node(msgspec.inspect.type_info(type))
-    return _canonical(Description(typing.cast(Any, codec_name), root, walk.defs))
+    found = Description(typing.cast(Any, codec_name), root, walk.defs)
+    if codec_name == "record":
+        found = _as_record(found)
+    return _canonical(found)
+
+
+def _as_record(found: Description) -> Description:
+    """A record has every field, in its order, and nothing else."""
+    columns = columns_of(found.root, found.resolve)
+    defs = {
+        name: msgspec.structs.replace(
+            node,
+            fields=tuple(msgspec.structs.replace(field, omissible=False) for field in node.fields),
+            array_like=False,
+            closed=False,
+        )
+        for name, node in found.defs.items()
+    }
+    return Description("record", found.root, defs, columns)
 
 
 def wire_form(description: bytes) -> bytes:
@@ -129,7 +150,7 @@ def wire_form(description: bytes) -> bytes:
     """
     schema = parse(description)
     defs = {name: _as_written(node) for name, node in schema.defs.items()}
-    return _canonical(Description(schema.codec, _as_written(schema.root), defs))
+    return _canonical(Description(schema.codec, _as_written(schema.root), defs, schema.columns))
 
 
 def _as_written(node: Node) -> Node:

@@ -80,7 +80,7 @@ def _looked_up(cls: type) -> tuple[str, str]:
 
 def where(event: Any, error: Exception, codec: Codec, name: str) -> tuple[str, str]:
     """The path of what an encoder, or a decoder that validates, raised for an event; and the message with it."""
-    if isinstance(error, msgspec.DecodeError):
+    if isinstance(error, msgspec.DecodeError) or name == "record":
         found = _AT.search(str(error))  # a decoder knows where it was
         return (found[1] if found else "$"), str(error)
     path = blame(event, codec.encode, codec.enc_hook, opened=name == "pickle") if codec.encode else "$"

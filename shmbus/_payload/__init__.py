@@ -1,0 +1,1 @@
+"""What travels beside the events, or instead of objects."""
