@@ -11,7 +11,7 @@ Must stay true:
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -167,10 +167,16 @@ def _subscribed(document: Document, topic: int) -> int:
     return bits
 
 
+_told: Final[deque[str]] = deque(maxlen=1000)
+"""What was said of rings that cannot be read."""
+
+
 @contextmanager
 def unless_unreadable(entry: RingEntry) -> Iterator[None]:
     """A ring that cannot be read must not keep the dead from being buried: its books are lost, and that is said."""
     try:
         yield
     except UNREADABLE as error:
-        _log.error("the books of ring %d are lost: %s", entry.id, error)
+        if str(error) not in _told:  # a reclaim comes by more than once
+            _told.append(str(error))
+            _log.error("the books of ring %d are lost: %s", entry.id, error)
