@@ -48,7 +48,7 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
         if dead:
             _log.warning("worker %s (pid %d) died: %d events given back", worker.name, participant.pid, given_back)
     reach("reclaim.workers")
-    for consumer in [c for c in document.consumers if c.participant == id]:
+    for consumer in [c for c in document.consumers if c.kind == "subscriber" and c.participant == id]:
         departures.close_subscriber(change, rings, consumer.id, dead=dead)
     reach("reclaim.consumers")
     for publisher in [p for p in document.publishers if p.participant == id]:
