@@ -12,6 +12,7 @@ Must stay true:
 from __future__ import annotations
 
 import time
+from _thread import LockType, allocate_lock, get_ident
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -107,7 +108,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._forget = forget
         self._sources = {}
         self._open: dict[tuple[int, int, int], ClaimedMessage[T]] = {}
-        self._settling: dict[tuple[int, int, int], object] = {}
+        self._settling: dict[tuple[int, int, int], tuple[LockType, int]] = {}
         _core.Claimer.__init__(
             self,
             session.map,
@@ -185,15 +186,24 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
 
     @contextmanager
     def _settling_alone(self, message: ClaimedMessage[Any]) -> Iterator[bool]:
-        """False if another thread or task settles this message right now, or has."""
-        key, me = message.claim, object()  # by its claim: the event may be back already, under another one
-        if self._settling.setdefault(key, me) is not me:
-            yield False
-            return
+        """False if the message is settled, or is being settled by this very thread: by another task, or under a signal.
+
+        Another thread is waited for: what it does may fail, and whoever asked for the same must hear of that.
+        """
+        key, over = message.claim, allocate_lock()  # by its claim: the event may be back already, under another one
+        over.acquire()
+        mine = over, get_ident()
+        while (other := self._settling.setdefault(key, mine)) is not mine:
+            if other[1] == mine[1]:
+                yield False
+                return
+            with other[0]:
+                pass
         try:
             yield not message.settled
         finally:
             del self._settling[key]
+            over.release()
 
     def _settled(self, message: ClaimedMessage[Any], done: bool) -> bool:
         message.settled = done

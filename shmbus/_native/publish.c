@@ -163,13 +163,13 @@ static part part_with(PyObject *headers) {
 }
 
 /* Writes one event that is encoded; Nothing for who is patient, when there is no room. */
-static PyObject *publish_part(Producer *self, part p, batch *one) {
-    int status = acquire(self, p.payload_length + ((p.headers_length + 7u) & ~(uint64_t)7), one);
+static inline PyObject *publish_part(Producer *self, part *p, batch *one) {
+    int status = acquire(self, p->payload_length + ((p->headers_length + 7u) & ~(uint64_t)7), one);
     if (status < 0 || status == NO_ROOM)
         return status < 0 ? NULL : Py_NewRef(Nothing);
     uint64_t now_ns = realtime_ns();
-    p.time_ns = stamp(self, now_ns);
-    bool all = write_all(self, &p);
+    p->time_ns = stamp(self, now_ns);
+    bool all = write_all(self, p);
     commit_all(self);
     uint64_t sequence = self->writer.sequence - 1;
     if (wake_all(self) < 0 || look_after(self, now_ns) < 0)
@@ -179,7 +179,7 @@ static PyObject *publish_part(Producer *self, part p, batch *one) {
 
 static PyObject *publish_bytes(Producer *self, PyObject *payload, PyObject *headers, batch *one) {
     part p = part_with(headers);
-    return encoding_bytes(self, payload, &p) < 0 ? NULL : publish_part(self, p, one);
+    return encoding_bytes(self, payload, &p) < 0 ? NULL : publish_part(self, &p, one);
 }
 
 #define SHORT_ROW 512 /* bytes that are encoded on the stack */
@@ -194,7 +194,7 @@ static PyObject *publish_row(Producer *self, PyObject *event, PyObject *headers)
         return PyErr_NoMemory();
     p.payload = row;
     p.payload_length = size;
-    PyObject *result = encoding_row(self, event, p.headers_length, row) < 0 ? NULL : publish_part(self, p, &one);
+    PyObject *result = encoding_row(self, event, p.headers_length, row) < 0 ? NULL : publish_part(self, &p, &one);
     if (row != local)
         PyMem_Free(row);
     return result;
