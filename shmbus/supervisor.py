@@ -65,9 +65,11 @@ def run(bus: str, *, foreground: bool) -> int:
     _Supervisor.told_to_go = False
     _raise_descriptor_limit()
     # Ctrl-C too: once a KeyboardInterrupt has passed through an import, Python ends by the signal though it was caught.
-    previous = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     office = None
     try:
+        for number in previous:
+            signal.signal(number, _stop)
         office = _take_office(bus, wait=foreground)
         if office is not None:
             reach("office.taken")
