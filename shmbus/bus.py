@@ -26,6 +26,7 @@ from shmbus._ledger.registry import LOCK_TIMEOUT
 from shmbus._options import check_choice, check_range, check_topic, expiry_ns, nanoseconds
 from shmbus.errors import ConfigError, CorruptSegmentError
 from shmbus.letters import PATIENCE, Letters
+from shmbus.pooled import publisher_class
 from shmbus.publisher import ON_FULL, Publisher
 from shmbus.subscriber import MODES, STARTS, Subscriber
 from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, codec_of, dead_letter_topic
@@ -147,11 +148,10 @@ class Bus:
         def enter(change: Change) -> Publisher[T]:
             entry = topics.ensure_topic(change, topic, codec, "writer")
             members.require_free_name(change.document, entry, "publisher", name)
-            me = members.open_publisher(
-                change, self._session.rings, entry, self._session.participant, name, topic.capacity
-            )
+            rings, mine = self._session.rings, self._session.participant
+            me = members.open_publisher(change, rings, entry, mine, name, topic.capacity, pool=topic.pool)
             with _or(lambda: departures.close_publisher(change, self._session.rings, me.id)):
-                return Publisher(self._session, topic, codec, entry, me, on_full, timeout, self._forget)
+                return publisher_class(topic)(self._session, topic, codec, entry, me, on_full, timeout, self._forget)
 
         return self._keep(self._session.enter(enter, topic.name, lock_timeout))
 

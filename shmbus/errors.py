@@ -3,6 +3,7 @@
     ShmbusError
     ├── ConfigError (ValueError)          a name, capacity, mode or option that cannot be; nothing was created
     │   └── NameTakenError                a live publisher or subscriber of the topic has the name
+    ├── MissingPackageError (ImportError) what an event has needs a package that is not installed; .extra brings it
     ├── BusNotFoundError (LookupError)    no such bus, and the caller asked not to create it
     ├── SchemaMismatchError (TypeError)   the topic exists with another event type; .difference says where
     ├── LayoutMismatchError               a segment of another layout version, or not of shmbus at all
@@ -69,6 +70,15 @@ class NameTakenError(ConfigError):
         self.pid = pid
 
 
+class MissingPackageError(ShmbusError, ImportError):
+    """Arrays of a kind whose package this process lacks; `extra` is the extra of shmbus that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs {package}: pip install 'shmbus[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+
 class BusNotFoundError(ShmbusError, LookupError):
     """The bus does not exist and the caller asked not to create it."""
 
@@ -109,10 +119,10 @@ class EventTypeError(ShmbusError, TypeError):
 
 
 class EventTooLargeError(ShmbusError, ValueError):
-    """The encoded event exceeds what its ring can ever hold; nothing was written."""
+    """The encoded event exceeds what its ring, or the publisher's pool, can ever hold; nothing was written."""
 
-    def __init__(self, topic: str, size: int, maximum: int) -> None:
-        why = "what a record can hold" if maximum >= _RECORD_LIMIT else "a quarter of the ring's capacity"
+    def __init__(self, topic: str, size: int, maximum: int, why: str = "") -> None:
+        why = why or ("what a record can hold" if maximum >= _RECORD_LIMIT else "a quarter of the ring's capacity")
         super().__init__(f"event too large for topic {topic!r}: {size} bytes, at most {maximum} ({why})")
         self.topic = topic
         self.size = size

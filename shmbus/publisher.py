@@ -20,6 +20,7 @@ from shmbus._handles.awaiting import Awaiting, interpreter_ends
 from shmbus._handles.care import BOUND
 from shmbus._handles.flushing import NAP, Flushing
 from shmbus._handles.handle import Handle
+from shmbus._handles.lending import Lending
 from shmbus._ledger import departures
 from shmbus._log import logger
 from shmbus._shm.waker import Sleeper
@@ -53,7 +54,7 @@ ON_FULL: Final = ("block", "drop", "raise")
 _log = logger("shmbus.bus")
 
 
-class Publisher(Handle, Flushing, _core.Producer[T], Generic[T]):
+class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
     """Publishes events of one topic. Made by `Bus.publisher`.
 
     Per-publisher order holds for every consumer. Threads and tasks may share a publisher.
@@ -85,7 +86,7 @@ class Publisher(Handle, Flushing, _core.Producer[T], Generic[T]):
             session.map,
             entry.index,
             session.rings.broadcast(ring),
-            codec.encode,
+            self._encoder(codec, me),
             codec.accepts,
             f"topic {topic.name!r} carries {_words(topic.type)}",
             None if topic.validate else codec.encode_into,  # bytes are decoded faster than a bytearray
@@ -99,6 +100,10 @@ class Publisher(Handle, Flushing, _core.Producer[T], Generic[T]):
         self._tasks = Awaiting(self._sleeper, _nothing, _nothing)  # who waits says so with the need, in every ring
         self._told = (0, 0.0)
         self._left = False
+
+    def _encoder(self, codec: Codec, me: PublisherEntry) -> Callable[[Any], Any] | None:
+        """What makes a payload of an event."""
+        return codec.encode
 
     if TYPE_CHECKING:
 

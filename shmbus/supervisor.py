@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from shmbus import _core
 from shmbus._handles.session import Session
-from shmbus._ledger import books, departures, overdue, reclaim, retired
+from shmbus._ledger import books, departures, overdue, pools, reclaim, retired
 from shmbus._ledger.registry import Registry, mark_removed
 from shmbus._shm import descriptors, place, processes, segment
 from shmbus._shm.failpoint import reach
@@ -242,7 +242,7 @@ class _Supervisor:
                 for id in dead:
                     self.announce(change.document, id)
                     reclaim.reclaim(change, self.rings, id, dead=True)
-                if dead:
+                if pools.forget_dead(change, self.rings) or dead:
                     self.session.wake_everybody(change.document)
                 if reclaim.remove_if_unused(change, self.rings):
                     return False
@@ -289,6 +289,9 @@ class _Supervisor:
                 self.logged = on_the_books
             if overdue.look(self.registry.read(), self.rings, self.seen):
                 self.take_back()
+            document = self.registry.read()
+            if self.rings.pools.has_dead(pools.ids(document), self.registry.lives):
+                self.bury([])
         except FileNotFoundError:
             pass  # a ring that was removed meanwhile
         except ShmbusError as error:
@@ -310,7 +313,7 @@ class _Supervisor:
             document = self.registry.read()
             self.rings.keep_only({ring.id for ring in document.rings})
             found = retired.leftovers(document, self.rings)
-            if found.gone or found.loose:
+            if found.gone or found.loose or pools.idle(document, self.rings):
                 with self.registry.locked() as change:
                     if not self.registry.removed:
                         if change.died_inside:

@@ -25,7 +25,7 @@ from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 from shmbus.errors import ClosedError, DecodeError, ForkedError, ReclaimedError, ShmbusError
 from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage, event_id
-from shmbus.topic import DeadLetter, codec_of
+from shmbus.topic import DeadLetter, decoder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,7 +100,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self.group: Final = group.name
         self.name: Final = me.name
         self._entry = entry
-        self._group_id = group.id
+        self._group_id = self._consumer_id = group.id
         self._group_line = group.slot
         self._id = me.id
         self._letters = letters
@@ -109,11 +109,12 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._sources = {}
         self._open: dict[tuple[int, int, int], ClaimedMessage[T]] = {}
         self._settling: dict[tuple[int, int, int], tuple[LockType, int]] = {}
+        decode, buffers = decoder_of(topic)
         _core.Claimer.__init__(
             self,
             session.map,
             entry.index,
-            codec_of(topic).decode,
+            decode,
             group.slot,
             me.slot,
             me.generation,
@@ -121,6 +122,8 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             prefetch,
             me.ack_within_ns != 0,
         )
+        if buffers is not None:
+            self._buffers_into(buffers)
         self._sample_into(group.line)
         self._parking = Parking(
             session,

@@ -29,7 +29,7 @@ from shmbus._shm import failpoint
 from shmbus.letters import Letters
 
 GRACE = 60.0  # seconds for a step that takes milliseconds: past it, something hangs
-SUPERVISOR = ("reclaim.", "office.")
+SUPERVISOR = ("reclaim.", "office.", "pool.forg")
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -39,6 +39,7 @@ class Note(msgspec.Struct, frozen=True):
 
 NOTES = shmbus.Topic("notes", Note, capacity=1 << 14)
 LARGE_NOTES = shmbus.Topic("notes", Note, capacity=1 << 18)
+BLOBS = shmbus.Topic("blobs", memoryview, capacity=1 << 14, pool=1 << 16)
 SCRATCH = shmbus.Topic("scratch", Note, capacity=1 << 14)
 
 context = multiprocessing.get_context("forkserver")
@@ -51,6 +52,10 @@ def one_life(bus: str, point: str, visits: int) -> None:
         opened.group(NOTES, "gone")
         with opened.publisher(NOTES, name="mortal") as publisher:
             publisher.publish_many(Note("mortal", count + 1) for count in range(10))
+        with opened.publisher(BLOBS) as lender, opened.subscriber(BLOBS) as viewer:
+            lender.publish(lender.buffer(5000))
+            view = viewer.receive(GRACE)
+        del view  # the pool is gone by then: only history is left of its publisher
         opened.publisher(NOTES).close()  # its rings are empty, and swept at once
         opened.subscriber(SCRATCH).close()  # a topic that is made for it, and forgotten with it
         opened.group(NOTES, "late")
@@ -116,6 +121,10 @@ def victim(bus: str) -> None:
         publisher.publish_many(Note("mortal", count + 1) for count in range(10))
         worker.receive(GRACE)
         subscriber.receive(GRACE)
+        lender, viewer = opened.publisher(BLOBS), opened.subscriber(BLOBS)
+        lender.publish(lender.buffer(5000))
+        views = viewer.receive(GRACE), lender.buffer(5000)
+        assert len(views) == 2
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -194,7 +203,7 @@ class Trial:
         dead.join(GRACE)
         mortal = start(supervise, self.bus, self.point, self.visits)
         if self.visits > 1:  # a second death for the second visit
-            wait(lambda: len(self.participants()) < 2, "the first reclaim")
+            wait(lambda: not mortal.is_alive() or len(self.participants()) < 2, "the first reclaim")
             start(victim, self.bus).join(GRACE)
         wait(lambda: not mortal.is_alive() or len(self.participants()) < 2, "the supervisor's end")
         if mortal.is_alive() and len(self.participants()) < 2:

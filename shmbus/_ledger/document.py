@@ -92,6 +92,9 @@ class PublisherEntry(msgspec.Struct):
     participant: Natural
     state: Literal["active", "retired"] = "active"
     dead: bool = False
+    pool: Natural = 0
+    """A segment `shmbus-<bus>:pool-<id>`, for as long as anybody is owed what is in it; 0: there is none."""
+    pool_bytes: Annotated[int, msgspec.Meta(ge=0, le=_core.MAX_POOL)] = 0
 
 
 class GivenUp(msgspec.Struct, frozen=True, array_like=True):

@@ -67,7 +67,7 @@ def leftovers(document: Document, rings: Rings, patience: int | None = None) -> 
         if group:
             _look_at_work(found, rings, queue, patience)
         else:
-            _look_at_broadcast(found, rings, queue, patience, _subscribed(document, topic))
+            _look_at_broadcast(found, rings, queue, patience, subscribed(document, topic))
     return found
 
 
@@ -134,7 +134,7 @@ def history(document: Document, rings: Rings) -> list[RingEntry]:
     for entry in sorted(document.rings, key=lambda entry: entry.id):
         if entry.state == "retired" and not entry.group:
             with unless_unreadable(entry):
-                if not any(rings.broadcast(entry).owed(_subscribed(document, entry.topic))):
+                if not any(rings.broadcast(entry).owed(subscribed(document, entry.topic))):
                     found.append(entry)
     return found
 
@@ -145,7 +145,7 @@ def take_back(document: Document, rings: Rings, entry: RingEntry) -> bool:
         return True
     with suppress(*UNREADABLE):
         ring = rings.broadcast(entry)
-        reliable, attached, unopened = ring.owed(_subscribed(document, entry.topic))
+        reliable, attached, unopened = ring.owed(subscribed(document, entry.topic))
         if reliable or attached:
             return False
         return all(ring.give_up(slot) for slot in range(unopened.bit_length()) if unopened >> slot & 1)
@@ -158,7 +158,7 @@ def shrink(rings: Rings, entry: RingEntry, *, history: bool) -> None:
         rings.shrink(entry, history=history)
 
 
-def _subscribed(document: Document, topic: int) -> int:
+def subscribed(document: Document, topic: int) -> int:
     """Bitmap of the slots of a topic's subscribers that are whole."""
     bits = 0
     for consumer in document.consumers:

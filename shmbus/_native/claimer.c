@@ -148,8 +148,11 @@ static PyObject *claimer_payload(PyObject *object, PyObject *args) {
         Py_RETURN_NONE;
     uint64_t padded = (c.record.headers + 7u) & ~(uint64_t)7;
     PyObject *payload =
-        PyBytes_FromStringAndSize((const char *)c.record.body + padded, (Py_ssize_t)(c.record.length - padded));
-    if (!payload || work_read(&s->ring->view, &c) == RING_OK)
+        c.record.flags & RECORD_POOLED
+            ? claims_flatten(self, s, &c.record)
+            : PyBytes_FromStringAndSize((const char *)c.record.body + padded, (Py_ssize_t)(c.record.length - padded));
+    s = claims_source(self, ring_id);
+    if (!payload || payload == Py_None || (s && work_read(&s->ring->view, &c) == RING_OK))
         return payload;
     Py_DECREF(payload); /* others took the claim meanwhile: it may be of another record */
     Py_RETURN_NONE;
