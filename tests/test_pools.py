@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import subprocess
+import sys
+import time
 from typing import Any
 
 import msgspec
@@ -9,10 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from frames import ALBUMS, BLOBS, FRAMES, MIB, Album, Frame, frame, used, whole
-from support import Processes, line
+from support import Processes, entries, line
 
 import shmbus
-
 
 # -- what arrives
 
@@ -259,3 +263,79 @@ def test_without_numpy(bus_name: str, processes: Processes) -> None:
         pub.publish({"b": 1})
         assert "pip install 'shmbus[numpy]'" in line(process)
         assert line(process) == "{'b': 1}"
+
+
+def test_a_hostile_slip(bus_name: str) -> None:
+    """A record that names another extent, or more of it than there is, opens nothing: an error or a gap, no bytes."""
+    with shmbus.Bus(bus_name) as bus, bus.subscriber(FRAMES) as sub, bus.publisher(FRAMES) as pub:
+        names = [name for name in entries(bus_name) if ":ring-" in name]
+        with open(f"/dev/shm/{names[0]}", "r+b") as ring:
+            for word in range(4):  # block, generation, offset, length of the first slip
+                for value in (0, 1, 255, 2**32, 2**63, 2**64 - 1):
+                    before, _ = pub.publish(frame(7, 50_000)), pub.publish(frame(9, 50_000))
+                    ring.seek(0)
+                    data = ring.read()
+                    at = data.index(struct.pack("<5Q", 1, *_slip_of(data, before)))
+                    ring.seek(at + 8 + 8 * word)
+                    ring.write(struct.pack("<Q", value))
+                    ring.flush()
+                    corrupt = False
+                    for _ in range(2):
+                        try:
+                            event = sub.receive(timeout=0)
+                        except (shmbus.CorruptSegmentError, shmbus.DecodeError, shmbus.Empty):
+                            corrupt = True
+                            ring.seek(at)
+                            ring.write(data[at : at + 40])  # as it was: the stream goes on
+                            ring.flush()
+                            event = sub.try_receive()  # type: ignore[assignment]
+                        assert event is None or whole(event)
+                    del event
+                    assert corrupt or sub.try_receive() is None
+
+
+def _slip_of(data: bytes, sequence: int | None) -> tuple[int, ...]:
+    """The slip of the last record of that sequence in a ring."""
+    at = -1
+    while (at := data.find(struct.pack("<Q", sequence or 0), at + 1)) >= 0:
+        if at % 8 == 0 and at >= 24_576 and data[at + 13] == 1:  # a record with the flag
+            return struct.unpack_from("<4Q", data, at + 32)
+    raise AssertionError(f"no record {sequence}")
+
+
+def test_a_dead_letter_has_its_arrays(bus_name: str) -> None:
+    """What a worker rejects is in the dead letter with its arrays: these are gone from the pool by then."""
+    letters = shmbus.dead_letter_topic(FRAMES)
+    with (
+        shmbus.Bus(bus_name) as bus,
+        bus.worker(FRAMES, group="pool") as worker,
+        bus.subscriber(letters) as dead,
+        bus.publisher(FRAMES) as pub,
+    ):
+        pub.publish(frame(65, 5000))
+        message = next(worker.messages())
+        message.reject("no")
+        letter = dead.receive(timeout=5)
+        assert letter.payload.count(b"A" * 5000) == 1
+        assert letter.truncated == 0
+
+
+def test_stat_names_who_looks(bus_name: str) -> None:
+    """`stat` and `--json` say how full a pool is, and who looks at how much of it since when."""
+    with shmbus.Bus(bus_name) as bus, bus.subscriber(FRAMES, name="viewer") as sub, bus.publisher(FRAMES) as pub:
+        pub.publish(frame(1))
+        event = sub.receive(timeout=5)
+        loan = pub.buffer(5000)
+        publisher = bus.stats().publishers[0]
+        assert (publisher.pool, publisher.pool_used) == (8 * MIB, MIB + 8192)
+        viewers = {viewer.name: viewer for viewer in publisher.viewers}
+        assert viewers["viewer"].views == viewers[publisher.name].views == 1
+        assert viewers["viewer"].pid == os.getpid()
+        assert 0 < viewers["viewer"].since_ns < time.time_ns()
+        done = subprocess.run(
+            [sys.executable, "-m", "shmbus", "stat", bus_name], capture_output=True, text=True, check=True
+        )
+        assert "viewer (pid" in done.stdout
+        assert "looks at 1 extent of it, 1.0 MiB" in done.stdout
+        assert whole(event)
+        assert len(loan) == 5000

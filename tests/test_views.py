@@ -182,18 +182,19 @@ def test_a_fork(bus_name: str) -> None:
     """A forked child has copies of what its parent looked at: its views show their own event, whatever comes later."""
     with shmbus.Bus(bus_name) as bus, bus.subscriber(FRAMES) as sub, bus.publisher(FRAMES) as pub:
         pub.publish(frame(5))
-        kept = [sub.receive(timeout=5), pub.empty(100)]
-        kept[1][:] = 8
+        kept, loans = [sub.receive(timeout=5)], [pub.empty(100)]
+        loans[0][:] = 8
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(writing)
             os.read(reading, 1)  # until the parent has used the memory again
-            fine = whole(kept[0]) and (kept[1] == 8).all()
+            fine = whole(kept[0]) and bool((loans[0] == 8).all())
             del kept[0]
             os._exit(0 if fine else 1)
         os.close(reading)
         kept.clear()
+        loans.clear()
         for number in range(20):
             pub.publish(frame(number))
             assert whole(sub.receive(timeout=5))

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 class Lending:
     """What every publisher has, with a pool or without."""
 
-    topic: Topic[Any]
+    if TYPE_CHECKING:
+
+        @property
+        def topic(self) -> Topic[Any]:
+            """What is published."""
+            ...
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = "u1") -> npt.NDArray[Any]:
         """A writable array in the publisher's pool, whose publication costs no copy; its values are not set.

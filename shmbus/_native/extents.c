@@ -102,7 +102,7 @@ int pool_allocate(pool_writer *w, uint64_t length, uint64_t now_ns, bool spread,
     extent *e = &w->view.extents[at];
     STORE_RELAXED(&e->length, length);
     STORE_RELAXED(&e->since_ns, now_ns);
-    uint64_t generation = (LOAD_RELAXED(&e->generation) | 1) + (LOAD_RELAXED(&e->generation) & 1) * 2;
+    uint64_t generation = 2 * ++w->serial + 1;
     STORE_SEQ(&e->generation, generation); /* SYNC extent */
     *out = (slip){.block = at, .generation = generation, .length = length};
     (void)pool_held(&w->view,

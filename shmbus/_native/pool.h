@@ -35,7 +35,8 @@ typedef struct pool_writer {
     uint64_t *used; /* a bit a block, in memory of the publisher's own */
     uint64_t free;  /* blocks */
     uint64_t high;
-    uint64_t next; /* where the next search begins */
+    uint64_t next;   /* where the next search begins */
+    uint64_t serial; /* of the last allocation: no two extents of a pool ever had one generation */
 } pool_writer;
 
 typedef struct run {

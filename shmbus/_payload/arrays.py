@@ -10,6 +10,7 @@ Must stay true:
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import sys
@@ -53,6 +54,7 @@ def package(name: str) -> Any:
     return found
 
 
+@functools.lru_cache(maxsize=256)
 def kind_of(cls: type) -> int:
     """The code of a class whose values travel beside an event; 0 for any other. Imports nothing."""
     if cls is memoryview:

@@ -46,7 +46,7 @@ class Sealed(NamedTuple):
 class Packing:
     """One event, encoded; its buffers have yet to find room."""
 
-    def __init__(self, body: bytes, pieces: list[Piece], loans: dict[int, _core.Lease]) -> None:
+    def __init__(self, body: bytes, pieces: list[Piece], loans: dict[int, tuple[_core.Lease, int]]) -> None:
         self.body = body
         self.pieces = pieces
         self.loans = loans
@@ -69,7 +69,7 @@ class Packer:
         self._encode: Final = msgspec.msgpack.Encoder(enc_hook=self._extend).encode
         self._lock: Final = threading.RLock()
         self._pieces: list[Piece] = []
-        self._loans: dict[int, _core.Lease] = {}
+        self._loans: dict[int, tuple[_core.Lease, int]] = {}
         self._sealed: list[Sealed] = []
 
     # -- encoding
@@ -145,7 +145,7 @@ class Packer:
         if lease is not None:
             offset = lease.offset(piece.source)
             if offset >= 0:
-                self._loans[number] = lease
+                self._loans[number] = lease, offset
         self._pieces.append(piece)
         return number
 
@@ -172,7 +172,7 @@ class Packer:
         for number, piece in enumerate(pieces):
             loan = packing.loans.get(number)
             if loan is not None:
-                parts.append((loan, loan.offset(piece.source), piece.nbytes))
+                parts.append((*loan, piece.nbytes))
             elif piece.nbytes <= self._small:
                 parts.append(_small_bytes(piece))
             else:
@@ -203,7 +203,7 @@ class Packer:
     def seal(packing: Packing) -> list[Sealed]:
         """Make the loans of an event read-only, as it is about to be published."""
         sealed = []
-        for number, lease in packing.loans.items():
+        for number, (lease, _) in packing.loans.items():
             views = []
             base = packing.pieces[number].source
             while base is not None and type(base) is not _core.Lease:
