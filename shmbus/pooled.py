@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -26,10 +25,9 @@ from shmbus.errors import ConfigError, CorruptSegmentError, EventTooLargeError, 
 from shmbus.publisher import Publisher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from shmbus._ledger.document import PublisherEntry
-    from shmbus._payload.packing import Packing
     from shmbus._schema.codec import Codec
     from shmbus.topic import Topic
 
@@ -58,12 +56,17 @@ class PooledPublisher(Publisher[T]):
     # -- publishing
 
     def publish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None:  # noqa: D102
-        with self._sealing():
-            try:
-                return super().publish(event, headers=headers)
-            except _NoRoomError:
-                self._refuse()
-                return None
+        try:
+            return super().publish(event, headers=headers)
+        except _NoRoomError:
+            self._refuse()
+            return None
+        except BaseException:
+            self._unseal()
+            raise
+        finally:
+            if self._sealed:
+                self._sealed.pop(threading.get_ident(), None)
 
     def publish_many(self, events: Iterable[T]) -> int:
         """Publish events one by one; returns how many went everywhere. Full says how many are in, `published`."""
@@ -79,26 +82,30 @@ class PooledPublisher(Publisher[T]):
         """`publish` that waits for room without blocking the event loop, in rings and pool."""
         if self.closed and _core.exiting():
             await interpreter_ends()
-        since, again = time.monotonic_ns(), False
-        with self._sealing():
-            while True:
-                me = threading.get_ident()
-                self._impatient.add(me)
-                try:
-                    record = payload, encoded = self._encode(event, headers)
-                    break
-                except _NoRoomError:
-                    pass
-                finally:
-                    self._impatient.discard(me)
-                if self._on_full == "drop":
-                    self._refuse()
-                    return None
-                await self._await_room(since, again)
-                again = True
-            length = len(payload) + (len(encoded or b"") + 7) // 8 * 8
-            drop = self._on_full == "drop"
+        since, again, me = time.monotonic_ns(), False, threading.get_ident()
+        while True:
+            self._impatient.add(me)
+            try:
+                record = payload, encoded = self._encode(event, headers)
+                break
+            except _NoRoomError:
+                pass
+            finally:
+                self._impatient.discard(me)
+            if self._on_full == "drop":
+                self._refuse()
+                return None
+            await self._await_room(since, again)
+            again = True
+        sealed = self._sealed.pop(me, [])  # other tasks of this thread publish meanwhile
+        length = len(payload) + (len(encoded or b"") + 7) // 8 * 8
+        drop = self._on_full == "drop"
+        try:
             return cast("int | None", await self._in_room(lambda: self._put(record, drop), lambda: length))
+        except BaseException:
+            for one in sealed:
+                one.undo()
+            raise
 
     async def apublish_many(self, events: Iterable[T]) -> int:
         """`publish_many` that waits for room without blocking the event loop."""
@@ -107,34 +114,23 @@ class PooledPublisher(Publisher[T]):
             done += await self.apublish(event) is not None
         return done
 
-    @contextmanager
-    def _sealing(self) -> Iterator[None]:
-        """Arrays become read-only as their event is published, and writable again if it is not."""
-        me = threading.get_ident()
-        before = self._sealed.pop(me, None)
-        try:
-            yield
-        except BaseException:
-            for one in self._sealed.get(me, ()):
-                one.undo()
-            raise
-        finally:
-            self._sealed.pop(me, None)
-            if before is not None:
-                self._sealed[me] = before
+    def _unseal(self) -> None:
+        """What became read-only for an event is writable again: it was not published."""
+        for one in self._sealed.get(threading.get_ident(), ()):
+            one.undo()
 
     def _pack(self, event: Any) -> bytes | _core.Parcel:
         """The encoder of the C type: waits for room in the pool as `on_full` says."""
         packing = self._packer.encode(event)
-        needed = self._packer.largest(packing)
-        if needed > self._pool.bytes:
-            raise EventTooLargeError(self.topic.name, needed, self._pool.bytes, "the publisher's pool")
-        payload: bytes | _core.Parcel = self._in_pool(lambda: self._packer.place(packing), "drop")
-        self._sealed.setdefault(threading.get_ident(), []).extend(self._seal(packing))
+        payload = self._packer.place(packing)
+        if isinstance(payload, int):
+            if payload > self._pool.bytes:
+                raise EventTooLargeError(self.topic.name, payload, self._pool.bytes, "the publisher's pool")
+            placed: bytes | _core.Parcel = self._in_pool(lambda: self._packer.place(packing), "drop")
+            payload = placed
+        if packing.loans:  # before anybody can see it
+            self._sealed[threading.get_ident()] = self._packer.seal(packing)
         return payload
-
-    def _seal(self, packing: Packing) -> list[Sealed]:
-        return self._packer.seal(packing) if packing.loans else []
 
     def _in_pool(self, place: Callable[[], Any], dropping: str) -> Any:
         """What `place` returns once there is room in the pool; None and a number say that there is none."""

@@ -10,12 +10,12 @@ Must stay true:
 
 from __future__ import annotations
 
-import functools
 import importlib
 import math
 import sys
 import types
 import typing
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -40,13 +40,15 @@ _PACKAGES: Final = {"numpy": "numpy", "pyarrow": "arrow"}
 _encode = msgspec.msgpack.Encoder().encode
 _numbered = msgspec.msgpack.Decoder(int).decode
 _described = msgspec.msgpack.Decoder(tuple[int, Any, tuple[int, ...]]).decode
-_dtypes: dict[bytes, Any] = {}
+_dtypes: dict[str | bytes, Any] = {}
+_expected: dict[Any, tuple[type[Any], type[Any]]] = {}
+_kinds: weakref.WeakKeyDictionary[type[Any], int] = weakref.WeakKeyDictionary()
 
 
 def package(name: str) -> Any:
     """NumPy or pyarrow; raises MissingPackageError, which says what to install."""
     found = sys.modules.get(name)
-    if found is None:
+    if found is None:  # None too where somebody keeps it from being imported
         try:
             found = importlib.import_module(name)
         except ImportError as error:
@@ -54,9 +56,15 @@ def package(name: str) -> Any:
     return found
 
 
-@functools.lru_cache(maxsize=256)
-def kind_of(cls: type) -> int:
+def kind_of(cls: type[Any]) -> int:
     """The code of a class whose values travel beside an event; 0 for any other. Imports nothing."""
+    found = _kinds.get(cls)
+    if found is None:
+        found = _kinds[cls] = _kind_of(cls)
+    return found
+
+
+def _kind_of(cls: type[Any]) -> int:
     if cls is memoryview:
         return BUFFER
     for base in cls.__mro__:
@@ -183,7 +191,7 @@ def _empty(numpy: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def _dtype(numpy: Any, described: Any) -> Any:
-    key = _encode(described)
+    key = described if isinstance(described, str) else _encode(described)
     found = _dtypes.get(key)
     if found is None:
         if not isinstance(described, str):
@@ -252,13 +260,24 @@ def _hints(hint: Any, where: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
 
 def wants(expected: Any, value: Any) -> Any:
     """What a decoder is given for a field of an array type: the value, if it is one of that type."""
-    cls = typing.get_origin(expected) or expected
-    if not isinstance(cls, type) or not isinstance(value, cls):
-        shown = getattr(cls, "__name__", cls)
-        raise ValueError(f"Expected `{shown}`, got `{type(value).__name__}`")
+    found = _expected.get(expected)
+    if found is None:
+        found = _expect(expected)
+        if len(_expected) < 1024:
+            _expected[expected] = found
+    cls, scalar = found
+    if not isinstance(value, cls):
+        raise ValueError(f"Expected `{cls.__name__}`, got `{type(value).__name__}`")
     dtype: Any = getattr(value, "dtype", None)
-    for argument in typing.get_args(expected)[1:]:
-        scalars = [a for a in typing.get_args(argument) if isinstance(a, type)]
-        if scalars and not issubclass(dtype.type, scalars[0]):
-            raise ValueError(f"Expected `ndarray` of {scalars[0].__name__}, got {dtype}")
+    if scalar is not object and not issubclass(dtype.type, scalar):
+        raise ValueError(f"Expected `ndarray` of {scalar.__name__}, got {dtype}")
     return value
+
+
+def _expect(expected: Any) -> tuple[type[Any], type[Any]]:
+    """The class of an array type, and that of its items, `object` for any."""
+    for argument in typing.get_args(expected)[1:]:
+        for scalar in typing.get_args(argument):
+            if isinstance(scalar, type):
+                return typing.get_origin(expected) or expected, scalar
+    return typing.get_origin(expected) or expected, object

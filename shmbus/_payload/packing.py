@@ -7,7 +7,6 @@ not published leaves its arrays as they were, and nothing in the pool.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -17,7 +16,7 @@ from shmbus._payload import arrays
 from shmbus._payload.arrays import BATCH, BUFFER, NDARRAY, TABLE, Piece
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from shmbus.topic import Topic
 
@@ -178,14 +177,14 @@ class Packer:
             else:
                 lease = self._pool.lease(piece.nbytes)
                 if lease is None:
-                    return sum(packing.needs(self._small))
+                    return self._wanted(packing)
                 leases.append(lease)
                 parts.append((lease, 0, piece.nbytes))
         rest: bytes | None = body
         if len(body) > self._spill:
             lease = self._pool.lease(len(body))
             if lease is None:
-                return sum(packing.needs(self._small)) + len(body)
+                return self._wanted(packing)
             memoryview(lease)[:] = body
             parts.append((lease, 0, len(body)))
             rest = None
@@ -194,8 +193,8 @@ class Packer:
                 _write(piece, part[0])
         return _core.Parcel(self._pool, tuple(parts), rest)
 
-    def largest(self, packing: Packing) -> int:
-        """Bytes of the pool that an event takes at least, its loans included, in whole blocks."""
+    def _wanted(self, packing: Packing) -> int:
+        """Bytes of the pool, in whole blocks, that an event takes beside its loans."""
         body = [len(packing.body)] if len(packing.body) > self._spill else []
         return sum(-(-size // _core.POOL_BLOCK) * _core.POOL_BLOCK for size in packing.needs(self._small) + body)
 
@@ -291,14 +290,3 @@ def has_buffers(topic: Topic[Any]) -> bool:
 def may_keep_views(topic: Topic[Any]) -> bool:
     """Whether what a decoder makes may look into the payload: msgspec.Raw, and what the topic's own hook makes."""
     return b'"kind":"raw"' in topic._wire.description or topic.dec_hook is not None
-
-
-@contextmanager
-def published_or_undone(sealed: list[Sealed]) -> Iterator[None]:
-    """What was made read-only for an event is writable again if that is not published."""
-    try:
-        yield
-    except BaseException:
-        for one in sealed:
-            one.undo()
-        raise
