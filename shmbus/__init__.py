@@ -7,6 +7,7 @@ General layout, each layer using those below it only:
     bus                   the door: names, modes and types are checked here
     publisher             policy of the three handles: blocking, dropping, waiting, settling
     subscriber, worker
+    service               request and reply, on these: server, client
     supervisor            who is dead, what is reclaimed, what is lost
     _handles/             what the handles of a process share: session, waiting, how a handle ends
     _ledger/              who takes part, and what each is owed: the registry, its changes, the books
@@ -27,9 +28,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shmbus._handles.messages import Messages
     from shmbus.bus import Bus
+    from shmbus.client import Client
     from shmbus.errors import (
         AccessError,
         BusNotFoundError,
+        CallFailed,
+        CallTimeout,
         CapacityError,
         ClosedError,
         ConfigError,
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
     )
     from shmbus.message import ClaimedMessage, Gap, Message
     from shmbus.publisher import Publisher
+    from shmbus.server import Call, Server
+    from shmbus.service import Service
     from shmbus.stats import BusStats, ConsumerStats, Loss, PublisherStats
     from shmbus.subscriber import Subscriber
     from shmbus.topic import DeadLetter, Topic, dead_letter_topic
@@ -65,8 +71,12 @@ __all__ = [
     "Bus",
     "BusNotFoundError",
     "BusStats",
+    "Call",
+    "CallFailed",
+    "CallTimeout",
     "CapacityError",
     "ClaimedMessage",
+    "Client",
     "ClosedError",
     "ConfigError",
     "ConsumerStats",
@@ -93,6 +103,8 @@ __all__ = [
     "PublisherStats",
     "ReclaimedError",
     "SchemaMismatchError",
+    "Server",
+    "Service",
     "ShmbusError",
     "Subscriber",
     "Topic",
@@ -105,9 +117,12 @@ __all__ = [
 _HOMES = {
     "_handles.messages": ("Messages",),
     "bus": ("Bus",),
+    "client": ("Client",),
     "errors": (
         "AccessError",
         "BusNotFoundError",
+        "CallFailed",
+        "CallTimeout",
         "CapacityError",
         "ClosedError",
         "ConfigError",
@@ -131,6 +146,8 @@ _HOMES = {
     ),
     "message": ("ClaimedMessage", "Gap", "Message"),
     "publisher": ("Publisher",),
+    "server": ("Call", "Server"),
+    "service": ("Service",),
     "stats": ("BusStats", "ConsumerStats", "Loss", "PublisherStats"),
     "subscriber": ("Subscriber",),
     "topic": ("DeadLetter", "Topic", "dead_letter_topic"),

@@ -22,6 +22,8 @@
     ├── ReclaimedError                    this participant was taken for dead and what it held given to others
     ├── GapError                          events were lost to this subscriber; .gap says which
     ├── DecodeError (ValueError)          a payload that is not of the topic's type; it was counted
+    ├── CallTimeout (TimeoutError)        no reply within the timeout; the call may have been carried out
+    ├── CallFailed                        a call that no server answered; .reason says why, .deaths how servers died
     ├── Full (queue.Full)                 no room within the timeout; .blocked_by names who holds it
     └── Empty (queue.Empty)               nothing to receive within the timeout
 
@@ -237,6 +239,29 @@ class DecodeError(ShmbusError, ValueError):
         self.publisher = publisher
         self.sequence = sequence
         self.reason = reason
+
+
+class CallTimeout(ShmbusError, TimeoutError):
+    """No reply within the timeout. Whether the call was carried out, or still is, nobody knows."""
+
+    def __init__(self, service: str, timeout: float | None) -> None:
+        super().__init__(f"service {service!r} did not reply within the timeout: timeout={timeout}")
+        self.service = service
+        self.timeout = timeout
+
+
+class CallFailed(ShmbusError):
+    """A call without a reply: the server said so, by `Call.fail`, or it was handed out `max_deliver` times in vain.
+
+    `reason` is what the server said, `deaths` how the servers died that had it, one each, in their order.
+    """
+
+    def __init__(self, service: str, reason: str, deaths: Sequence[str] = ()) -> None:
+        died = f": {'; '.join(deaths)}" if deaths else ""
+        super().__init__(f"call of service {service!r} failed: {reason}{died}")
+        self.service = service
+        self.reason = reason
+        self.deaths = tuple(deaths)
 
 
 class Full(ShmbusError, queue.Full):

@@ -167,7 +167,8 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
         if found is not _core.NOTHING:
             return found
         since = time.monotonic_ns()
-        deadline = None if self._timeout is None else since / 1e9 + self._timeout
+        timeout = self._patience()
+        deadline = None if timeout is None else since / 1e9 + timeout
         again = False
         self._block(True)
         try:
@@ -302,7 +303,8 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
             fits, slots, lines = self._full(length)
             if fits and not lines:
                 return True
-            left = NAP if self._timeout is None else min(NAP, since / 1e9 + self._timeout - time.monotonic())
+            timeout = self._patience()
+            left = NAP if timeout is None else min(NAP, since / 1e9 + timeout - time.monotonic())
             if self._on_full == "raise" or left <= 0:
                 raise Full(self.topic.name, self._blocking(slots, lines), committed)
             self._tell_blocked(since, slots, lines)
@@ -311,6 +313,10 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
             return True
         finally:
             self._unblock(False)
+
+    def _patience(self) -> float | None:
+        """Seconds that the call which asks may wait for room; None: for ever."""
+        return self._timeout
 
     def _care(self) -> None:
         self._session.care()

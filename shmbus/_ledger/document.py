@@ -79,6 +79,8 @@ class TopicEntry(msgspec.Struct):
     codec: Literal["msgpack", "json", "pickle", "record"]
     fingerprint: Natural
     type: Annotated[str, msgspec.Meta(max_length=TYPE_NAME)]
+    history: bool = True
+    """False: what publishers that are gone have left goes once nobody is owed anything of it (`topics.end_history`)."""
 
 
 class PublisherEntry(msgspec.Struct):
