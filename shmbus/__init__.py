@@ -26,6 +26,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shmbus._futures.errors import WorkerDied
     from shmbus._handles.messages import Messages
     from shmbus.bus import Bus
     from shmbus.client import Client
@@ -109,12 +110,14 @@ __all__ = [
     "Subscriber",
     "Topic",
     "Worker",
+    "WorkerDied",
     "__version__",
     "dead_letter_topic",
 ]
 
 
 _HOMES = {
+    "_futures.errors": ("WorkerDied",),
     "_handles.messages": ("Messages",),
     "bus": ("Bus",),
     "client": ("Client",),

@@ -31,6 +31,8 @@ POINTS: Final = (
     "subscriber.joined",
     "group.rings",
     "worker.committed",
+    "server.line",
+    "server.replied",
     "bury.published",
     "bury.refused",
     "letters.reopened",

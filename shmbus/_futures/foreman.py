@@ -1,0 +1,447 @@
+"""The foreman of an executor: hands out tasks, takes the news of them, and heals the crew. Knows nothing of the
+Executor, so that one which is forgotten can be collected, and its work come to an end.
+
+Threads: whoever submits hands out what fits; `news` takes results and hands out more; the crew's tells of ends.
+
+May touch: a bus of its own, the futures of its tasks.
+
+Must stay true:
+- Every future comes to an end: by its result, its exception, `WorkerDied`, or with the executor.
+- A task is begun by one worker an attempt, and a death costs the task in hand alone (wire.py).
+- No lock is held while an object is pickled or unpickled, a callback of a future runs, or a process starts.
+- Who takes the news never waits for room among the tasks: what has none waits for the next news.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from shmbus._futures.crew import Crew
+from shmbus._futures.errors import WorkerDied
+from shmbus._futures.parcels import Parcel, Receiver, Sender, remove
+from shmbus._futures.process import parcel_prefix
+from shmbus._futures.wire import GROUP, NUMBERS, SLOTS, Done, Ended, Look, Ready, Task, topics, word
+from shmbus._log import logger
+from shmbus.bus import Bus
+from shmbus.errors import ClosedError, Full, ReclaimedError, ShmbusError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.context import BaseContext
+
+    from shmbus._futures.crew import Hand
+    from shmbus._futures.parcels import Block
+
+_AHEAD_NS: Final = 2_000_000
+"""Work that lies ready for each worker, if tasks take as long as the last ones did: more than a wake-up takes."""
+_MOST_AHEAD: Final = 64
+"""Tasks for each worker: those with the workers cannot be cancelled any more."""
+_FALSE_STARTS: Final = 3
+"""Workers in a row that died before they were ready, after which none is expected to be."""
+_BATCH: Final = 256
+_ORPHANED: Final = 600.0
+"""Seconds without a worker after which the bus of a process that was killed with all its workers is removed."""
+
+_log = logger("shmbus.futures")
+
+
+class Item:
+    """A task that was submitted."""
+
+    __slots__ = ("args", "attempt", "block", "function", "future", "kwargs", "name", "running", "slot")
+
+    def __init__(self, function: Callable[..., Any], args: Any, kwargs: Any, name: str) -> None:
+        self.future: Future[Any] = Future()
+        self.function: Callable[..., Any] | None = function
+        self.args = args
+        self.kwargs = kwargs
+        self.name = name
+        self.attempt = 0
+        self.slot = -1
+        self.block: Block | None = None
+        self.running = False
+
+
+class Foreman:
+    """What an Executor has its work done by. It begins with the first task."""
+
+    def __init__(
+        self,
+        limit: int,
+        context: BaseContext,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        max_tasks: int | None,
+        max_rss: int | None,
+        retries: int,
+    ) -> None:
+        self.limit: Final = limit
+        self.broken: str | None = None
+        self.over = False
+        """No more tasks are taken."""
+        self._context: Final = context
+        self._forks: Final = context.get_start_method() == "fork"
+        self._begin: Final = (initializer, initargs)
+        self._max_tasks: Final = max_tasks
+        self._max_rss: Final = max_rss
+        self._retries: Final = retries
+        self._killed = self._begun = False
+        self._stopped = False
+        self._lock: Final = threading.Lock()
+        self._hiring: Final = threading.RLock()
+        self._backlog: deque[Item] = deque()
+        self._stuck: deque[Task] = deque()
+        self._with_workers: dict[int, Item] = {}
+        self._slots = list(range(SLOTS - 1, -1, -1))
+        self._ids = 0
+        self._ahead = 2
+        self._pace = (time.monotonic_ns(), 0)
+        self._false_starts = 0
+        self._heavy: deque[int] = deque()
+        self._relief: tuple[int, int] | None = None  # who comes, and who leaves once it is ready
+        self.threads: list[threading.Thread] = []
+        self.crew: Crew | None = None
+
+    # -- the beginning
+
+    def start(self) -> None:
+        """Open the bus, start the threads, and, where workers are forked, all of them before."""
+        self._bus = Bus(f"futures-{os.getpid()}-{secrets.token_hex(4)}")
+        self._words = self._context.RawArray("Q", SLOTS)
+        self._leave = self._context.RawArray("B", NUMBERS)
+        tasks, news = topics()
+        self._news = self._bus.subscriber(news, name="executor")
+        self._bus.group(tasks, GROUP, expires=_ORPHANED)
+        self._tasks = self._bus.publisher(tasks, name="executor")
+        self._own = self._bus.publisher(news, name="executor")
+        self._sender, self._receiver = Sender(parcel_prefix(self._bus.name, 0)), Receiver()
+        crew = Crew(self._context, lambda number, code: self._tell(Ended(number, code)))
+        threads = [
+            threading.Thread(target=run, name=f"shmbus-{self._bus.name}") for run in (crew.watch, self._take_news)
+        ]
+        try:
+            if self._forks:  # before there is a thread that could hold a lock
+                for _ in range(self.limit):
+                    crew.hire(self._arguments)
+            self.crew = crew
+            for thread in threads:
+                thread.start()
+        except BaseException as error:  # no process or thread to be had, or the interpreter ends
+            self.broken = f"the executor cannot start: {error}"
+            self._undo(crew, threads)
+            raise BrokenProcessPool(self.broken) from error
+        self.threads = threads
+
+    def _undo(self, crew: Crew, threads: list[threading.Thread]) -> None:
+        for hand in crew.hands.values():
+            hand.process.kill()
+        crew.dismiss()
+        for hand in crew.hands.values():
+            hand.process.join()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+        self._leave_bus()
+
+    def _arguments(self, number: int) -> tuple[Any, ...]:
+        most = self._max_tasks
+        if most is not None and number <= self.limit:  # the first ones do not leave all at once
+            most = max(1, most - (number - 1) * most // self.limit)
+        return (self._bus.name, number, self._words, self._leave, os.getpid(), *self._begin, most, self._max_rss)
+
+    def _hire(self) -> None:
+        """As many workers as there is work for, and not more than there may be."""
+        crew = self.crew
+        if crew is None or self.broken or self._killed:
+            return
+        with self._hiring:
+            while crew.taking < min(self.limit, self.outstanding):
+                try:
+                    crew.hire(self._arguments)
+                except Exception as error:  # no memory, no process, the end of the interpreter
+                    if crew.taking == 0:
+                        self._break(f"no worker can be started: {error}")
+                    else:
+                        _log.warning("an executor has %d of %d workers: %s", crew.taking, self.limit, error)
+                    return
+
+    @property
+    def outstanding(self) -> int:
+        """Tasks that are not done."""
+        return len(self._with_workers) + len(self._backlog)
+
+    # -- tasks
+
+    def submit(self, item: Item) -> None:
+        """Take a task, and hand out what fits. Raises BrokenProcessPool, and RuntimeError at the end."""
+        with self._lock:
+            if self.broken is not None:
+                raise BrokenProcessPool(self.broken)
+            if self.over:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._backlog.append(item)
+        self._hand_out()
+        if self.crew is not None and self.crew.taking < self.limit:
+            self._hire()
+
+    def _hand_out(self) -> None:
+        """Publish tasks while there are fewer with the workers than shall be; none before the first worker is ready."""
+        while self._begun and not self._stuck and len(self._with_workers) < self._ahead * self.limit:
+            with self._lock:
+                if not self._backlog or not self._slots:
+                    return
+                item = self._backlog.popleft()
+                item.slot = self._slots.pop()
+                self._ids += 1
+                id = self._ids
+                self._with_workers[id] = item
+            self._send(id, item)
+            del item
+
+    def _send(self, id: int, item: Item) -> None:
+        try:
+            if not item.running and not item.future.set_running_or_notify_cancel():
+                self._take_off(id)
+                return
+            item.running = True
+            item.attempt += 1
+            parcel, item.block = self._sender.pack((item.function, item.args, item.kwargs), again=True)
+        except BaseException as error:  # what pickling raised
+            self._take_off(id)
+            item.future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        if item.attempt > self._retries:
+            item.function = item.args = item.kwargs = None
+        self._words[item.slot] = word(id, 0)
+        self._publish(Task(id, item.slot, parcel))
+
+    def _publish(self, task: Task) -> None:
+        try:
+            self._tasks.publish_now(task)
+        except Full:
+            self._stuck.append(task)
+        except (ClosedError, ReclaimedError) as error:
+            self._break(str(error))
+
+    def _take_off(self, id: int) -> Item | None:
+        with self._lock:
+            item = self._with_workers.pop(id, None)
+            if item is not None:
+                self._slots.append(item.slot)
+        return item
+
+    # -- news
+
+    def _tell(self, news: Ended | Look) -> None:
+        with suppress(ClosedError, ReclaimedError):
+            self._own.publish(news)
+
+    def look(self) -> None:
+        """Have the thread that takes the news look whether there is something to do."""
+        self._tell(Look())
+
+    def _take_news(self) -> None:
+        try:
+            while not self._finished():
+                ended = self._handle(self._news.receive_many(_BATCH))
+                while ended:
+                    one = ended.pop(0)
+                    while rest := list(iter(self._news.try_receive, None)):  # first what it had still published
+                        ended += self._handle(rest)
+                    self._end_of(one)
+                while self._stuck and self._with_workers:
+                    count = len(self._stuck)
+                    self._publish(self._stuck.popleft())
+                    if len(self._stuck) == count:
+                        self._stuck.rotate(1)
+                        break
+                self._hand_out()
+        except BaseException as error:
+            self._break(f"the executor came to an end: {type(error).__name__}: {error}")
+            if isinstance(error, Exception) and not isinstance(error, ClosedError):
+                _log.exception("an executor came to an end")
+        finally:
+            self._close()
+
+    def _handle(self, batch: list[Any]) -> list[Ended]:
+        ended = []
+        batch.reverse()
+        while batch:  # so that nothing refers to a result that its future has
+            one = batch.pop()
+            if isinstance(one, Done):
+                self._done(one)
+            elif isinstance(one, Ready):
+                self._ready(one)
+            elif isinstance(one, Ended):
+                ended.append(one)
+            del one
+        return ended
+
+    def _done(self, done: Done) -> None:
+        item = self._take_off(done.id)
+        if done.last and self.crew is not None and done.worker in self.crew.hands:
+            self.crew.hands[done.worker].leaving = True
+            self._hire()
+        if done.heavy:
+            self._relieve(done.worker)
+        if item is None:
+            return
+        self._keep_pace()
+        if item.block is not None:
+            self._sender.give_back(item.block, free=done.free)
+        try:
+            result = self._receiver.load(done.parcel, last=True)
+        except BaseException as error:  # what unpickling raised
+            item.future.set_exception(error)
+            return
+        if done.raised:
+            item.future.set_exception(result)
+        else:
+            item.future.set_result(result)
+
+    def _keep_pace(self) -> None:
+        """Hand out as far ahead as makes up for the way there, as long as tasks are as short as the last ones."""
+        since, count = self._pace
+        count += 1
+        if count < self._ahead * self.limit:
+            self._pace = since, count
+            return
+        now = time.monotonic_ns()
+        fits = _AHEAD_NS * self._ahead // max(1, now - since)
+        self._ahead = min(max(2, fits), 2 * self._ahead, _MOST_AHEAD)
+        self._pace = now, 0
+
+    def _ready(self, ready: Ready) -> None:
+        if ready.error:  # who has yet to begin shall end by itself, with all that it logs
+            self._break(f"a process initializer failed: {ready.error}")
+            return
+        self._false_starts, self._begun = 0, True
+        if self.crew is not None and ready.worker in self.crew.hands:
+            self.crew.hands[ready.worker].ready = True
+        if self._relief is not None and self._relief[0] == ready.worker:
+            self._leave[self._relief[1]] = 1
+
+    # -- ends
+
+    def _end_of(self, ended: Ended) -> None:
+        """A worker has ended, and all that it had published is handled."""
+        hand = self.crew.hands.pop(ended.worker, None) if self.crew is not None else None
+        if hand is None:
+            return
+        remove(parcel_prefix(self._bus.name, ended.worker))
+        if self._relief is not None and ended.worker in self._relief:
+            self._relief = None
+            self._relieve(None)
+        with self._lock:
+            in_hand = [id for id, item in self._with_workers.items() if self._words[item.slot] == word(id, hand.number)]
+        for id in in_hand:
+            self._died(id, hand, ended.code)
+        if not hand.ready and not hand.leaving and not self._stopped:
+            self._false_starts += 1
+            if self._false_starts >= _FALSE_STARTS:
+                how = WorkerDied("its start", self._false_starts, hand.process.pid or 0, ended.code).cause
+                self._break(f"workers die before they are ready: {how}")
+        self._hire()
+
+    def _died(self, id: int, hand: Hand, code: int | None) -> None:
+        item = self._take_off(id)
+        if item is None:
+            return
+        if item.block is not None:
+            self._sender.give_back(item.block, free=True)
+        if item.attempt <= self._retries and not self._killed:
+            self._backlog.appendleft(item)
+            return
+        item.future.set_exception(WorkerDied(item.name, item.attempt, hand.process.pid or 0, code))
+
+    def _relieve(self, worker: int | None) -> None:
+        """A worker is too heavy: once all before it were relieved, and another is ready, it leaves."""
+        crew = self.crew
+        if worker is not None and worker not in self._heavy and (not self._relief or worker != self._relief[1]):
+            self._heavy.append(worker)
+        while crew is not None and self._heavy and self._relief is None and not (self.over or self.broken):
+            number = self._heavy.popleft()
+            hand = crew.hands.get(number)
+            if hand is None or hand.leaving:
+                continue
+            hand.leaving = True  # so that its successor is within the limit
+            try:
+                with self._hiring:
+                    self._relief = crew.hire(self._arguments).number, number
+            except Exception as error:
+                hand.leaving = False
+                _log.warning("a worker of an executor that is too large stays: %s", error)
+
+    # -- the end
+
+    def _break(self, why: str) -> None:
+        """No worker can carry out anything any more."""
+        if self.broken is None:
+            self.broken = why
+        self._fail_all(lambda item: BrokenProcessPool(why))
+        for hand in list(self.crew.hands.values()) if self.crew is not None else ():
+            hand.leaving = True
+            if hand.ready:
+                hand.process.terminate()
+
+    def _fail_all(self, error: Callable[[Item], Exception]) -> None:
+        with self._lock:
+            items = [*self._with_workers.values(), *self._backlog]
+            self._with_workers.clear()
+            self._backlog.clear()
+            self._stuck.clear()
+        for item in items:
+            if item.running or item.future.set_running_or_notify_cancel():
+                item.future.set_exception(error(item))
+
+    def shut(self, *, cancel: bool, kill: bool = False) -> None:
+        """Take no more tasks; `cancel` those that are with no worker yet."""
+        self.over = True
+        self._killed = self._killed or kill
+        if cancel:
+            with self._lock:
+                waiting = [item for item in self._backlog if not item.running]
+                self._backlog = deque(item for item in self._backlog if item.running)
+            for item in waiting:
+                item.future.cancel()
+                item.future.set_running_or_notify_cancel()
+        if self.crew is not None:
+            self.look()
+
+    def _finished(self) -> bool:
+        """Whether there is nothing left to take news of; tells the workers once there is no more work."""
+        crew = self.crew
+        if crew is None:
+            return False
+        if self._killed and not crew.hands:
+            self._fail_all(lambda item: BrokenProcessPool(f"the workers were killed before task {item.name} was done"))
+        with self._lock:
+            if not self.broken and (not self.over or self.outstanding):
+                return False
+            told, self._stopped = self._stopped, True
+        if not told:
+            for hand in crew.hands.values():
+                hand.leaving = True
+            for _ in crew.hands:
+                self._publish(Task(0, 0, Parcel(b"")))
+        return not crew.hands
+
+    def _close(self) -> None:
+        if self.crew is not None:
+            self.crew.dismiss()
+        self._leave_bus()
+
+    def _leave_bus(self) -> None:
+        with suppress(ShmbusError):  # what nobody took keeps the bus no longer
+            self._bus.remove_group(self._tasks.topic, GROUP, force=True)
+        self._bus.close()
