@@ -49,9 +49,10 @@ _exiting = threading.Event()
 def _at_exit() -> None:
     """Before the interpreter joins its threads: what was submitted is carried out, and nothing more is taken."""
     _exiting.set()
-    for foreman in list(_foremen):
+    mine = [foreman for foreman in list(_foremen) if foreman.pid == os.getpid()]  # a fork has inherited this call
+    for foreman in mine:
         foreman.shut(cancel=False)
-    for foreman in list(_foremen):
+    for foreman in mine:
         for thread in foreman.threads:
             thread.join()
 

@@ -181,15 +181,26 @@ class Desk(Worker[Req]):
         self.replies.look()
         return crowded
 
-    def _exhausted(self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str) -> None:
-        self._tell((ring_id, sequence, word), f"handed out {attempt - 1} times without a reply")
-        super()._exhausted(ring_id, sequence, word, attempt, time_ns, publisher)
+    def _exhausted(
+        self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, origin: str
+    ) -> None:
+        reason = f"handed out {attempt - 1} times without a reply"
+        self._tell((ring_id, sequence, word), reason, self.deaths(ring_id, sequence))
+        super()._exhausted(ring_id, sequence, word, attempt, time_ns, publisher, origin)
 
     def _undecodable(
-        self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, error: Exception
+        self,
+        ring_id: int,
+        sequence: int,
+        word: int,
+        attempt: int,
+        time_ns: int,
+        publisher: str,
+        origin: str,
+        error: Exception,
     ) -> NoReturn:
         self._tell((ring_id, sequence, word), f"the request does not decode: {error}")
-        super()._undecodable(ring_id, sequence, word, attempt, time_ns, publisher, error)
+        super()._undecodable(ring_id, sequence, word, attempt, time_ns, publisher, origin, error)
 
     def _tell(self, claim: tuple[int, int, int], reason: str, deaths: tuple[str, ...] = ()) -> None:
         origin = origin_of(self._headers(*claim) or b"")[0]

@@ -241,7 +241,10 @@ class _Supervisor:
                     reclaim.repair(change, self.rings)
                 for id in dead:
                     self.announce(change.document, id)
-                    reclaim.reclaim(change, self.rings, id, dead=True)
+                    one = change.document.participant(id)
+                    code = self.watch.codes.get(one.life) if one else None
+                    reclaim.reclaim(change, self.rings, id, dead=True, code=code)
+                self.watch.codes.clear()
                 if pools.forget_dead(change, self.rings) or dead:
                     self.session.wake_everybody(change.document)
                 if reclaim.remove_if_unused(change, self.rings):

@@ -20,7 +20,7 @@ from shmbus import _core
 from shmbus._handles.handle import Handle
 from shmbus._handles.messages import Messages
 from shmbus._handles.waiting import Parking, Receiver
-from shmbus._ledger import departures
+from shmbus._ledger import deaths, departures
 from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 from shmbus.errors import ClosedError, DecodeError, ForkedError, ReclaimedError, ShmbusError
@@ -240,7 +240,9 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, origin: str
     ) -> None:
         event = _Event(ring_id, sequence, word, attempt - 1, time_ns, publisher, origin)
-        self._bury(event, f"delivered {attempt - 1} times without an ack", REJECT, unseen=True)
+        died = "; ".join(self.deaths(ring_id, sequence))
+        reason = f"delivered {attempt - 1} times without an ack{' (' + died + ')' if died else ''}"
+        self._bury(event, reason, REJECT, unseen=True)
 
     def _undecodable(
         self,
@@ -256,6 +258,10 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         event = _Event(ring_id, sequence, word, attempt, time_ns, publisher, origin)
         self._bury(event, f"undecodable: {error}", UNDECODABLE, unseen=True)
         raise DecodeError(self.topic.name, publisher, sequence, str(error)) from error
+
+    def deaths(self, ring_id: int, sequence: int) -> tuple[str, ...]:
+        """How the workers died that had this event, in order, as far as that is known; the last are remembered."""
+        return deaths.of(self._session.document(), ring_id, sequence)
 
     def _bury(self, event: _Event, reason: str, how: int, *, unseen: bool = False) -> bool:
         """Publish a dead letter, then mark the event done; False: it is not ours any more.

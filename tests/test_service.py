@@ -77,6 +77,27 @@ def kill_at(bus_name: str, symbol: str) -> None:
             call.reply(test_service.Price(call.attempt))
 
 
+def test_deaths_are_named(bus_name: str, processes: Processes) -> None:
+    """A call that killed each server it was handed to fails with how they died, and so says its dead letter."""
+    with shmbus.Bus(bus_name) as bus, bus.client(PRICE) as client:  # supervised: it sees the deaths
+        letters = bus.subscriber(shmbus.dead_letter_topic(PRICE.requests))
+        future = client.submit(Quote("fatal"))
+        victims = [processes.spawn(kill_at, bus_name, "fatal") for _ in range(2)]
+        for victim in victims:
+            assert victim.wait() == -signal.SIGKILL
+        with bus.server(PRICE, max_deliver=2) as server:
+            thread = threading.Thread(target=lambda: list(server))
+            thread.start()
+            error = future.exception(PATIENT)
+            server.cancel()
+            thread.join()
+        assert isinstance(error, shmbus.CallFailed)
+        assert sorted(error.deaths) == sorted(f"process {victim.pid}: killed by SIGKILL" for victim in victims)
+        assert "killed by SIGKILL" in str(error)
+        assert "killed by SIGKILL" in letters.receive(PATIENT).reason
+        letters.close()
+
+
 def ask_and_wait(bus_name: str) -> None:
     """In a child: a client that had a reply, and stays."""
     import sys

@@ -84,6 +84,7 @@ class Foreman:
         retries: int,
     ) -> None:
         self.limit: Final = limit
+        self.pid: Final = os.getpid()
         self.broken: str | None = None
         self.over = False
         """No more tasks are taken."""
@@ -406,6 +407,8 @@ class Foreman:
 
     def shut(self, *, cancel: bool, kill: bool = False) -> None:
         """Take no more tasks; `cancel` those that are with no worker yet."""
+        if os.getpid() != self.pid:
+            return  # forgotten in a forked child
         self.over = True
         self._killed = self._killed or kill
         if cancel:

@@ -38,6 +38,8 @@ Cause = Literal["overrun", "refused", "abandoned", "undecodable", "rejected"]
 
 COMMAND: Final = 80
 """Characters of a command line that the document keeps."""
+HOW: Final = 60
+"""Characters that say how a process ended."""
 TYPE_NAME: Final = 80
 """Characters of the name of an event type; the schema itself lies in a segment of its own (`_shm/schemas.py`)."""
 
@@ -187,6 +189,15 @@ class LossEntry(msgspec.Struct, frozen=True):
     last_ns: Natural
 
 
+class DeathEntry(msgspec.Struct, frozen=True, array_like=True):
+    """A worker died with an event in its hands."""
+
+    ring: Count
+    sequence: Count
+    participant: Count
+    how: Annotated[str, msgspec.Meta(max_length=HOW)]
+
+
 class _Lookups:
     """What can be asked of the entries of one topic, and of those of all."""
 
@@ -235,6 +246,8 @@ class Head(msgspec.Struct):
     losses: list[LossEntry] = []
     losses_forgotten: Count = 0
     """Entries that no longer fit into `losses`; their counts are in the totals all the same."""
+    deaths: list[DeathEntry] = []
+    """The last of them, in order."""
 
 
 class Document(Head, _Lookups):

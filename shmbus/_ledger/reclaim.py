@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shmbus._ledger import departures, groups, pools, topics
+from shmbus._ledger import deaths, departures, groups, pools, topics
 from shmbus._ledger.registry import mark_removed, unlink_objects
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._log import logger
@@ -33,8 +33,10 @@ _CLEAR_TIMEOUT = 1.0  # seconds; what is not cleared away then is a leftover, wh
 _log = logger("shmbus.reclaim")
 
 
-def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
-    """Free everything that a participant holds, and its entry. `dead` goes on the books of what it held."""
+def reclaim(change: Change, rings: Rings, id: int, *, dead: bool, code: int | None = None) -> None:
+    """Free everything that a participant holds, and its entry. `dead` goes on the books of what it held, and `code`,
+    how its process ended, is noted with it.
+    """
     document = change.document
     participant = document.participant(id)
     if participant is None:
@@ -43,6 +45,8 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
         participant.state = "reclaiming"
         change.commit()
     reach("reclaim.begun")
+    if dead:
+        deaths.note(change, rings, participant, code)
     for worker in [w for w in document.workers if w.participant == id]:
         given_back = departures.close_worker(change, rings, worker.id)
         if dead:
