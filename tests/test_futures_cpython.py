@@ -68,14 +68,16 @@ def _swapped(case: type[Any], module: Any) -> type[Any]:
     for name, reason in LEFT_OUT.items():
         if hasattr(case, name):
             own[name] = unittest.skip(reason)(lambda self: None)
-    return type(case.__name__, (case,), own)
+    swapped = type(case.__name__, (case,), own)
+    setattr(module, case.__name__, swapped)  # or its methods would not pickle
+    return swapped
 
 
 def _cases() -> dict[str, type[Any]]:
     found: dict[str, type[Any]] = {}
     for name in MODULES:
         module = importlib.import_module(f"test.test_concurrent_futures.{name}")
-        for case in vars(module).values():
+        for case in list(vars(module).values()):
             if (
                 isinstance(case, type)
                 and issubclass(case, unittest.TestCase)

@@ -48,6 +48,8 @@ FLOORS = {
     "shmbus.inspect": 9,
     "shmbus._leftovers": 9,
     "shmbus.diagnostics": 9,
+    "shmbus._futures": 9,
+    "shmbus.futures": 9,
     "shmbus.cli": 10,
     "shmbus.__main__": 11,
 }

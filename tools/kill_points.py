@@ -40,6 +40,7 @@ class Note(msgspec.Struct, frozen=True):
 NOTES = shmbus.Topic("notes", Note, capacity=1 << 14)
 LARGE_NOTES = shmbus.Topic("notes", Note, capacity=1 << 18)
 BLOBS = shmbus.Topic("blobs", memoryview, capacity=1 << 14, pool=1 << 16)
+ECHO = shmbus.Service("echo", Note, Note, capacity=1 << 14, reply_capacity=1 << 14)
 SCRATCH = shmbus.Topic("scratch", Note, capacity=1 << 14)
 
 context = multiprocessing.get_context("forkserver")
@@ -67,6 +68,10 @@ def one_life(bus: str, point: str, visits: int) -> None:
                 message.reject("a failpoint")
                 break
             worker.try_receive()
+        with opened.server(ECHO) as server, opened.client(ECHO) as client:
+            future = client.submit(Note("mortal", 1))
+            next(iter(server)).reply(Note("mortal", 2))
+            future.result()
         work_of_all_kinds(opened)
         opened.remove_group(NOTES, "gone")
 
@@ -250,6 +255,8 @@ class Trial:
         rejected = next(c for c in bus.stats().consumers if c.name == "pool").rejected
         if len(missing) > rejected:
             raise AssertionError(f"{self.point}: the group never got {missing}, {rejected} were rejected")
+        with contextlib.suppress(shmbus.ConfigError):  # the call of the dead is owed to servers that never come
+            bus.remove_group(ECHO.requests, "servers", force=True)
         for consumer in bus.stats().consumers:
             if consumer.offered != consumer.delivered + consumer.depth + consumer.dropped:
                 raise AssertionError(f"{self.point}: books do not balance: {consumer}")

@@ -29,12 +29,14 @@ _REAP: Final = 10.0  # seconds until a process whose pidfd says that it ended ca
 class Hand:
     """One worker, as its executor sees it."""
 
-    __slots__ = ("leaving", "number", "process", "ready")
+    __slots__ = ("error", "leaving", "number", "process", "ready")
 
     def __init__(self, number: int, process: BaseProcess) -> None:
         self.number = number
         self.process = process
         self.ready = False
+        self.error = ""
+        """What its initializer raised."""
         self.leaving = False
         """It takes no more tasks, and its end is no death."""
 

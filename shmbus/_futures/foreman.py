@@ -158,13 +158,14 @@ class Foreman:
             most = max(1, most - (number - 1) * most // self.limit)
         return (self._bus.name, number, self._words, self._leave, os.getpid(), *self._begin, most, self._max_rss)
 
-    def _hire(self) -> None:
-        """As many workers as there is work for, and not more than there may be."""
+    def _hire(self, more: int = 0) -> None:
+        """As many workers as there is work for, or `more` than there are, and not more than there may be."""
         crew = self.crew
         if crew is None or self.broken or self._killed:
             return
         with self._hiring:
-            while crew.taking < min(self.limit, self.outstanding):
+            wanted = max(self.outstanding, crew.taking + more)
+            while crew.taking < min(self.limit, wanted):
                 try:
                     crew.hire(self._arguments)
                 except Exception as error:  # no memory, no process, the end of the interpreter
@@ -191,11 +192,11 @@ class Foreman:
             self._backlog.append(item)
         self._hand_out()
         if self.crew is not None and self.crew.taking < self.limit:
-            self._hire()
+            self._hire(0 if self._begun else 1)
 
     def _hand_out(self) -> None:
-        """Publish tasks while there are fewer with the workers than shall be; none before the first worker is ready."""
-        while self._begun and not self._stuck and len(self._with_workers) < self._ahead * self.limit:
+        """Publish tasks while there are fewer with the workers than shall be."""
+        while not self._stuck and len(self._with_workers) < self._ahead * self.limit:
             with self._lock:
                 if not self._backlog or not self._slots:
                     return
@@ -323,12 +324,13 @@ class Foreman:
         self._pace = now, 0
 
     def _ready(self, ready: Ready) -> None:
-        if ready.error:  # who has yet to begin shall end by itself, with all that it logs
-            self._break(f"a process initializer failed: {ready.error}")
+        hand = self.crew.hands.get(ready.worker) if self.crew is not None else None
+        if hand is None:
             return
-        self._false_starts, self._begun = 0, True
-        if self.crew is not None and ready.worker in self.crew.hands:
-            self.crew.hands[ready.worker].ready = True
+        if ready.error:
+            hand.error = ready.error  # told when it has ended, and all that it logs is out
+            return
+        self._false_starts, self._begun, hand.ready = 0, True, True
         if self._relief is not None and self._relief[0] == ready.worker:
             self._leave[self._relief[1]] = 1
 
@@ -347,7 +349,9 @@ class Foreman:
             in_hand = [id for id, item in self._with_workers.items() if self._words[item.slot] == word(id, hand.number)]
         for id in in_hand:
             self._died(id, hand, ended.code)
-        if not hand.ready and not hand.leaving and not self._stopped:
+        if hand.error:
+            self._break(f"a process initializer failed: {hand.error}")
+        elif not hand.ready and not hand.leaving and not self._stopped:
             self._false_starts += 1
             if self._false_starts >= _FALSE_STARTS:
                 how = WorkerDied("its start", self._false_starts, hand.process.pid or 0, ended.code).cause

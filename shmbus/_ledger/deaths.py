@@ -45,7 +45,7 @@ def note(change: Change, rings: Rings, participant: Participant, code: int | Non
     if found:
         document.deaths = [*document.deaths, *found][-MAX_DEATHS:]
         change.commit()
-        reach("deaths.noted")
+        reach("reclaim.noted")
 
 
 def described(participant: Participant, code: int | None) -> str:

@@ -52,7 +52,7 @@ POINTS: Final = (
     "pool.forgotten",
     "forget.committed",
     "reclaim.begun",
-    "deaths.noted",
+    "reclaim.noted",
     "reclaim.workers",
     "reclaim.consumers",
     "reclaim.views",
