@@ -23,10 +23,11 @@ from concurrent.futures import Executor as _Executor
 from concurrent.futures import Future
 from concurrent.futures.process import _process_chunk
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
+from shmbus._futures.backlog import Item
 from shmbus._futures.errors import WorkerDied
-from shmbus._futures.foreman import Foreman, Item
+from shmbus._futures.foreman import Foreman
 from shmbus._shm import cores
 from shmbus.errors import ConfigError, ForkedError
 
@@ -190,12 +191,9 @@ class Executor(_Executor):
         """The same by SIGKILL."""
         self._force("kill")
 
-    def _force(self, how: str) -> None:
-        crew = self._foreman.crew
+    def _force(self, how: Literal["terminate", "kill"]) -> None:
         self._foreman.shut(cancel=True, kill=True)
-        for hand in list(crew.hands.values()) if crew is not None else ():
-            if hand.process.is_alive():
-                getattr(hand.process, how)()
+        self._foreman.signal(how)
 
 
 def _named(function: Any) -> str:

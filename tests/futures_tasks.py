@@ -7,8 +7,17 @@ import faulthandler
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shmbus.futures import Executor
+
+Make = Callable[..., "Executor"]
+"""The fixture `executor`: makes one that ends with the test."""
+PATIENT = 60.0
+"""Seconds that a result may take before something is wrong."""
 
 _state: dict[str, Any] = {}
 
@@ -27,7 +36,7 @@ def die(how: str) -> None:
         os._exit(7)
     faulthandler.disable()  # it is meant
     os.kill(os.getpid(), getattr(signal, how))
-    time.sleep(60)  # until the signal is there
+    signal.pause()  # until it is there
 
 
 def some_die(number: int) -> int:
@@ -52,7 +61,7 @@ def touch_and_wait(begun: str, until: str) -> int:
     """Create a file, and wait for another."""
     Path(begun).touch()
     while not Path(until).exists():
-        time.sleep(0.005)
+        time.sleep(0.005)  # not a wait: the interval of the poll
     return os.getpid()
 
 

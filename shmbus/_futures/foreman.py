@@ -17,13 +17,13 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from shmbus._futures.backlog import Backlog
 from shmbus._futures.crew import Crew
 from shmbus._futures.errors import WorkerDied
 from shmbus._futures.parcels import Parcel, Receiver, Sender, remove
@@ -37,13 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.context import BaseContext
 
+    from shmbus._futures.backlog import Item
     from shmbus._futures.crew import Hand
-    from shmbus._futures.parcels import Block
 
-_AHEAD_NS: Final = 2_000_000
-"""Work that lies ready for each worker, if tasks take as long as the last ones did: more than a wake-up takes."""
-_MOST_AHEAD: Final = 64
-"""Tasks for each worker: those with the workers cannot be cancelled any more."""
 _FALSE_STARTS: Final = 3
 """Workers in a row that died before they were ready, after which none is expected to be."""
 _BATCH: Final = 256
@@ -51,23 +47,6 @@ _ORPHANED: Final = 600.0
 """Seconds without a worker after which the bus of a process that was killed with all its workers is removed."""
 
 _log = logger("shmbus.futures")
-
-
-class Item:
-    """A task that was submitted."""
-
-    __slots__ = ("args", "attempt", "block", "function", "future", "kwargs", "name", "running", "slot")
-
-    def __init__(self, function: Callable[..., Any], args: Any, kwargs: Any, name: str) -> None:
-        self.future: Future[Any] = Future()
-        self.function: Callable[..., Any] | None = function
-        self.args = args
-        self.kwargs = kwargs
-        self.name = name
-        self.attempt = 0
-        self.slot = -1
-        self.block: Block | None = None
-        self.running = False
 
 
 class Foreman:
@@ -96,15 +75,9 @@ class Foreman:
         self._retries: Final = retries
         self._killed = self._begun = False
         self._stopped = False
-        self._lock: Final = threading.Lock()
+        self._backlog: Final = Backlog(limit)
         self._hiring: Final = threading.RLock()
-        self._backlog: deque[Item] = deque()
         self._stuck: deque[Task] = deque()
-        self._with_workers: dict[int, Item] = {}
-        self._slots = list(range(SLOTS - 1, -1, -1))
-        self._ids = 0
-        self._ahead = 2
-        self._pace = (time.monotonic_ns(), 0)
         self._false_starts = 0
         self._heavy: deque[int] = deque()
         self._relief: tuple[int, int] | None = None  # who comes, and who leaves once it is ready
@@ -161,10 +134,10 @@ class Foreman:
     def _hire(self, more: int = 0) -> None:
         """As many workers as there is work for, or `more` than there are, and not more than there may be."""
         crew = self.crew
-        if crew is None or self.broken or self._killed:
-            return
         with self._hiring:
-            wanted = max(self.outstanding, crew.taking + more)
+            if crew is None or self.broken or self._killed:
+                return
+            wanted = max(self._backlog.outstanding, crew.taking + more)
             while crew.taking < min(self.limit, wanted):
                 try:
                     crew.hire(self._arguments)
@@ -175,50 +148,39 @@ class Foreman:
                         _log.warning("an executor has %d of %d workers: %s", crew.taking, self.limit, error)
                     return
 
-    @property
-    def outstanding(self) -> int:
-        """Tasks that are not done."""
-        return len(self._with_workers) + len(self._backlog)
-
     # -- tasks
 
     def submit(self, item: Item) -> None:
         """Take a task, and hand out what fits. Raises BrokenProcessPool, and RuntimeError at the end."""
-        with self._lock:
-            if self.broken is not None:
-                raise BrokenProcessPool(self.broken)
-            if self.over:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            self._backlog.append(item)
+        self._backlog.add(item, self._refuse)
         self._hand_out()
         if self.crew is not None and self.crew.taking < self.limit:
             self._hire(0 if self._begun else 1)
 
+    def _refuse(self) -> None:
+        if self.broken is not None:
+            raise BrokenProcessPool(self.broken)
+        if self.over:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
     def _hand_out(self) -> None:
         """Publish tasks while there are fewer with the workers than shall be."""
-        while not self._stuck and len(self._with_workers) < self._ahead * self.limit:
-            with self._lock:
-                if not self._backlog or not self._slots:
-                    return
-                item = self._backlog.popleft()
-                item.slot = self._slots.pop()
-                self._ids += 1
-                id = self._ids
-                self._with_workers[id] = item
-            self._send(id, item)
-            del item
+        while not self._stuck and (found := self._backlog.next()):
+            self._send(*found)
+            del found
 
     def _send(self, id: int, item: Item) -> None:
         try:
             if not item.running and not item.future.set_running_or_notify_cancel():
-                self._take_off(id)
+                self._backlog.take_off(id)
                 return
             item.running = True
             item.attempt += 1
             parcel, item.block = self._sender.pack((item.function, item.args, item.kwargs), again=True)
         except BaseException as error:  # what pickling raised
-            self._take_off(id)
-            item.future.set_exception(error)
+            self._backlog.take_off(id)
+            with suppress(InvalidStateError):  # another thread saw the executor break meanwhile
+                item.future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
             return
@@ -234,13 +196,6 @@ class Foreman:
             self._stuck.append(task)
         except (ClosedError, ReclaimedError) as error:
             self._break(str(error))
-
-    def _take_off(self, id: int) -> Item | None:
-        with self._lock:
-            item = self._with_workers.pop(id, None)
-            if item is not None:
-                self._slots.append(item.slot)
-        return item
 
     # -- news
 
@@ -261,7 +216,7 @@ class Foreman:
                     while rest := list(iter(self._news.try_receive, None)):  # first what it had still published
                         ended += self._handle(rest)
                     self._end_of(one)
-                while self._stuck and self._with_workers:
+                while self._stuck and self._backlog.with_workers:
                     count = len(self._stuck)
                     self._publish(self._stuck.popleft())
                     if len(self._stuck) == count:
@@ -290,7 +245,7 @@ class Foreman:
         return ended
 
     def _done(self, done: Done) -> None:
-        item = self._take_off(done.id)
+        item = self._backlog.take_off(done.id)
         if done.last and self.crew is not None and done.worker in self.crew.hands:
             self.crew.hands[done.worker].leaving = True
             self._hire()
@@ -298,7 +253,7 @@ class Foreman:
             self._relieve(done.worker)
         if item is None:
             return
-        self._keep_pace()
+        self._backlog.keep_pace()
         if item.block is not None:
             self._sender.give_back(item.block, free=done.free)
         try:
@@ -310,18 +265,6 @@ class Foreman:
             item.future.set_exception(result)
         else:
             item.future.set_result(result)
-
-    def _keep_pace(self) -> None:
-        """Hand out as far ahead as makes up for the way there, as long as tasks are as short as the last ones."""
-        since, count = self._pace
-        count += 1
-        if count < self._ahead * self.limit:
-            self._pace = since, count
-            return
-        now = time.monotonic_ns()
-        fits = _AHEAD_NS * self._ahead // max(1, now - since)
-        self._ahead = min(max(2, fits), 2 * self._ahead, _MOST_AHEAD)
-        self._pace = now, 0
 
     def _ready(self, ready: Ready) -> None:
         hand = self.crew.hands.get(ready.worker) if self.crew is not None else None
@@ -345,10 +288,9 @@ class Foreman:
         if self._relief is not None and ended.worker in self._relief:
             self._relief = None
             self._relieve(None)
-        with self._lock:
-            in_hand = [id for id, item in self._with_workers.items() if self._words[item.slot] == word(id, hand.number)]
-        for id in in_hand:
-            self._died(id, hand, ended.code)
+        number = hand.number
+        for item in self._backlog.take_off_if(lambda id, item: self._words[item.slot] == word(id, number)):
+            self._died(item, hand, ended.code)
         if hand.error:
             self._break(f"a process initializer failed: {hand.error}")
         elif not hand.ready and not hand.leaving and not self._stopped:
@@ -358,14 +300,11 @@ class Foreman:
                 self._break(f"workers die before they are ready: {how}")
         self._hire()
 
-    def _died(self, id: int, hand: Hand, code: int | None) -> None:
-        item = self._take_off(id)
-        if item is None:
-            return
+    def _died(self, item: Item, hand: Hand, code: int | None) -> None:
         if item.block is not None:
             self._sender.give_back(item.block, free=True)
         if item.attempt <= self._retries and not self._killed:
-            self._backlog.appendleft(item)
+            self._backlog.again(item)
             return
         item.future.set_exception(WorkerDied(item.name, item.attempt, hand.process.pid or 0, code))
 
@@ -400,14 +339,11 @@ class Foreman:
                 hand.process.terminate()
 
     def _fail_all(self, error: Callable[[Item], Exception]) -> None:
-        with self._lock:
-            items = [*self._with_workers.values(), *self._backlog]
-            self._with_workers.clear()
-            self._backlog.clear()
-            self._stuck.clear()
-        for item in items:
+        self._stuck.clear()
+        for item in self._backlog.take_all():
             if item.running or item.future.set_running_or_notify_cancel():
-                item.future.set_exception(error(item))
+                with suppress(InvalidStateError):
+                    item.future.set_exception(error(item))
 
     def shut(self, *, cancel: bool, kill: bool = False) -> None:
         """Take no more tasks; `cancel` those that are with no worker yet."""
@@ -416,14 +352,18 @@ class Foreman:
         self.over = True
         self._killed = self._killed or kill
         if cancel:
-            with self._lock:
-                waiting = [item for item in self._backlog if not item.running]
-                self._backlog = deque(item for item in self._backlog if item.running)
-            for item in waiting:
+            for item in self._backlog.take_waiting():
                 item.future.cancel()
                 item.future.set_running_or_notify_cancel()
         if self.crew is not None:
             self.look()
+
+    def signal(self, how: Literal["terminate", "kill"]) -> None:
+        """Send all workers a signal, those included that are just being started."""
+        with self._hiring:
+            for hand in list(self.crew.hands.values()) if self.crew is not None else ():
+                if hand.process.is_alive():
+                    getattr(hand.process, how)()
 
     def _finished(self) -> bool:
         """Whether there is nothing left to take news of; tells the workers once there is no more work."""
@@ -432,10 +372,9 @@ class Foreman:
             return False
         if self._killed and not crew.hands:
             self._fail_all(lambda item: BrokenProcessPool(f"the workers were killed before task {item.name} was done"))
-        with self._lock:
-            if not self.broken and (not self.over or self.outstanding):
-                return False
-            told, self._stopped = self._stopped, True
+        if self.broken is None and not self._backlog.closed(lambda: self.over):
+            return False
+        told, self._stopped = self._stopped, True
         if not told:
             for hand in crew.hands.values():
                 hand.leaving = True
