@@ -24,7 +24,7 @@ from shmbus import _core
 from shmbus._log import logger
 from shmbus._options import check_range
 from shmbus._shm.failpoint import reach
-from shmbus.errors import ClosedError, Full, ReclaimedError, ShmbusError
+from shmbus.errors import ClosedError, DecodeError, Full, ReclaimedError, ShmbusError
 from shmbus.message import decode_headers
 from shmbus.publisher import Publisher
 from shmbus.service import HEADER, SERVERS, Answer, Failure, check_service
@@ -310,7 +310,6 @@ class Server(Generic[Req, Rep]):
         policy = (max_deliver, 1, bus._checked_idle(idle))
         self._desk: Desk[Req] = cast("Desk[Req]", bus._open_worker(service.requests, SERVERS, name, policy, kind=Desk))
         self._desk.replies = self._replies
-        self._messages = self._desk.messages()
 
     @property
     def name(self) -> str:
@@ -323,19 +322,33 @@ class Server(Generic[Req, Rep]):
         return self._desk.closed
 
     def __iter__(self) -> Iterator[Call[Req, Rep]]:
-        for message in self._messages:
-            call = self._call(message)
-            if call is not None:
-                yield call
+        while not self._desk.closed:
+            try:
+                for message in self._desk.messages():
+                    call = self._call(message)
+                    if call is not None:
+                        yield call
+                return
+            except DecodeError as error:
+                self._told_of(error)
 
     def __aiter__(self) -> AsyncIterator[Call[Req, Rep]]:
         return self._run()
 
     async def _run(self) -> AsyncIterator[Call[Req, Rep]]:
-        async for message in self._messages:
-            call = self._call(message)
-            if call is not None:
-                yield call
+        while not self._desk.closed:
+            try:
+                async for message in self._desk.messages():
+                    call = self._call(message)
+                    if call is not None:
+                        yield call
+                return
+            except DecodeError as error:
+                self._told_of(error)
+
+    def _told_of(self, error: DecodeError) -> None:
+        """Its caller has been told, and it is among the dead letters: no reason for a server to end."""
+        _log.warning("service %s: %s", self.service.name, error)
 
     def _call(self, message: ClaimedMessage[Req]) -> Call[Req, Rep] | None:
         """The call of a message; None for one that nobody waits for any more, which is acked."""
