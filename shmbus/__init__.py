@@ -4,6 +4,9 @@ General layout, each layer using those below it only:
 
     cli, __main__         renders what stats, inspect and diagnostics return
     inspect, diagnostics  what tools ask from outside; read-only but for what says otherwise
+    journal/              events on disk: written, replayed, caught up from
+    bridge/               topics past one host, over a broker that exists
+    raw                   events as they are on the wire, for those two
     bus                   the door: names, modes and types are checked here
     publisher             policy of the three handles: blocking, dropping, waiting, settling
     subscriber, worker
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
         ForkedError,
         Full,
         GapError,
+        JournalError,
         LayoutMismatchError,
         LockTimeoutError,
         MissingPackageError,
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
         SchemaMismatchError,
         ShmbusError,
     )
+    from shmbus.journal import Journal
     from shmbus.message import ClaimedMessage, Gap, Message
     from shmbus.publisher import Publisher
     from shmbus.server import Call, Server
@@ -92,6 +97,8 @@ __all__ = [
     "Full",
     "Gap",
     "GapError",
+    "Journal",
+    "JournalError",
     "LayoutMismatchError",
     "LockTimeoutError",
     "Loss",
@@ -121,6 +128,7 @@ _HOMES = {
     "_handles.messages": ("Messages",),
     "bus": ("Bus",),
     "client": ("Client",),
+    "journal": ("Journal",),
     "errors": (
         "AccessError",
         "BusNotFoundError",
@@ -138,6 +146,7 @@ _HOMES = {
         "ForkedError",
         "Full",
         "GapError",
+        "JournalError",
         "LayoutMismatchError",
         "LockTimeoutError",
         "MissingPackageError",

@@ -30,7 +30,7 @@ from shmbus.errors import ConfigError, CorruptSegmentError
 from shmbus.letters import PATIENCE, Letters
 from shmbus.pooled import publisher_class
 from shmbus.publisher import ON_FULL, Publisher
-from shmbus.subscriber import MODES, STARTS, Subscriber
+from shmbus.subscriber import Subscriber, kind_of
 from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, codec_of, dead_letter_topic
 from shmbus.worker import MAX_PREFETCH, Worker
 
@@ -40,10 +40,9 @@ if TYPE_CHECKING:
 
     from shmbus._ledger.registry import Change
     from shmbus._schema.codec import Codec
-    from shmbus.message import Gap
     from shmbus.publisher import OnFull
     from shmbus.stats import BusStats, Loss
-    from shmbus.subscriber import Mode, Start
+    from shmbus.subscriber import History, Mode, OnGap, Start
     from shmbus.topic import DeadLetter
 
 T = TypeVar("T")
@@ -166,22 +165,21 @@ class Bus(Offers):
         *,
         name: str | None = None,
         mode: Mode = "reliable",
-        start: Start = "latest",
-        on_gap: Callable[[Gap], object] | Literal["raise"] | None = None,
+        start: Start | History = "latest",
+        on_gap: OnGap = None,
+        journal: History | None = None,
         idle: Idle | None = None,
     ) -> Subscriber[T]:
-        """A subscriber to every event of a topic, from now on, or from the oldest that the rings still hold.
+        """A subscriber to every event of a topic, from now on, or from the oldest that the rings still hold, or, with a
+        Journal as `start`, from the oldest that is in there, and then on: no gap, none twice.
 
         "reliable" holds back the publishers rather than lose an event. "lossy" holds back nobody: it is overrun,
         counts what it lost, and is told: `on_gap(Gap)` is called, or with "raise" GapError raised, before the next
-        event. One that comes back under its `name` goes on with its totals. Raises ConfigError, SchemaMismatchError,
-        CapacityError.
+        event; with "repair" it gets them from `journal`, in their place. One that comes back under its `name` goes on
+        with its totals. Raises ConfigError, SchemaMismatchError, CapacityError.
         """
         check_topic(topic)
-        check_choice("mode", mode, MODES)
-        check_choice("start", start, STARTS)
-        if not (on_gap is None or on_gap == "raise" or callable(on_gap)):
-            raise ConfigError(f"on_gap is None, 'raise' or a callable: on_gap={on_gap!r}")
+        made, start = kind_of(topic, mode, start, on_gap, journal)
         if name is not None:
             check_label("subscriber", name)
         waits = self._checked_idle(idle)
@@ -194,6 +192,8 @@ class Bus(Offers):
             )
             with or_undone(lambda: departures.close_subscriber(change, self._session.rings, me.id)):
                 return Subscriber(self._session, topic, entry, me, on_gap, waits, self._forget)
+            with _or(lambda: departures.close_subscriber(change, self._session.rings, me.id)):
+                return made(self._session, topic, entry, me, on_gap, waits, self._forget)
 
         return self._keep(self._session.enter(enter, topic.name))
 

@@ -10,7 +10,7 @@ Must stay true:
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Protocol, TypeVar
 
 from shmbus import _core
 from shmbus._handles.handle import Handle
@@ -18,18 +18,22 @@ from shmbus._handles.messages import Messages
 from shmbus._handles.waiting import Parking, Receiver
 from shmbus._ledger import departures
 from shmbus._log import logger
-from shmbus.errors import DecodeError, GapError, ReclaimedError
+from shmbus._options import check_choice
+from shmbus.errors import ConfigError, DecodeError, GapError, ReclaimedError
 from shmbus.message import Gap, Message
 from shmbus.topic import decoder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeAlias
 
     from shmbus._handles.session import Session
     from shmbus._ledger.document import ConsumerEntry, RingEntry, TopicEntry
     from shmbus._ledger.registry import Change
     from shmbus._payload.records import Arrays
     from shmbus.topic import Topic
+
+    OnGap: TypeAlias = Callable[[Gap], object] | Literal["raise", "repair"] | None
 
 T = TypeVar("T")
 
@@ -42,6 +46,34 @@ LOG_INTERVAL: Final = 1.0
 """Seconds between two log records of one lossy subscriber; the books have every event all the same."""
 
 _log = logger("shmbus.loss")
+
+
+class History(Protocol):
+    """What has the events that a ring does not have any more: a `shmbus.Journal`."""
+
+    def subscriber_type(self, topic: Topic[Any], *, catch_up: bool, repair: bool) -> Callable[..., Subscriber[Any]]:
+        """What to make in the place of a Subscriber, of the same arguments. Raises SchemaMismatchError."""
+        ...
+
+
+def kind_of(
+    topic: Topic[Any], mode: Mode, start: Start | History, on_gap: object, journal: History | None
+) -> tuple[Callable[..., Subscriber[Any]], Start]:
+    """What makes a subscriber of these options, and where it begins in the rings. Raises ConfigError."""
+    check_choice("mode", mode, MODES)
+    if not (on_gap is None or on_gap in ("raise", "repair") or callable(on_gap)):
+        raise ConfigError(f"on_gap is None, 'raise', 'repair' or a callable: on_gap={on_gap!r}")
+    repairs = on_gap == "repair"
+    if repairs != (journal is not None) or (repairs and mode != "lossy"):
+        raise ConfigError(f"on_gap='repair' is for mode='lossy', with a journal: {mode=}, {on_gap=}, {journal=}")
+    if isinstance(start, str):
+        check_choice("start", start, STARTS)
+        if journal is None:
+            return Subscriber, start
+        return journal.subscriber_type(topic, catch_up=False, repair=True), start
+    if not hasattr(start, "subscriber_type") or journal not in (None, start):
+        raise ConfigError(f"start is 'latest', 'oldest' or the journal: {start=}, {journal=}")
+    return start.subscriber_type(topic, catch_up=True, repair=repairs), "oldest"
 
 
 class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):

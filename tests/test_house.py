@@ -52,6 +52,12 @@ FLOORS = {
     "shmbus.futures": 9,
     "shmbus.cli": 10,
     "shmbus.__main__": 11,
+    "shmbus.raw": 9,
+    "shmbus._plugins": 9,
+    "shmbus.journal": 10,
+    "shmbus.bridge": 10,
+    "shmbus.cli": 11,
+    "shmbus.__main__": 12,
 }
 """One floor a folder, lowest first: a module imports its own floor and those below. A package takes one line here."""
 

@@ -269,7 +269,7 @@ static PyObject *receive(PyObject *object, PyObject *const *args, Py_ssize_t cou
 static Py_ssize_t gather(Receiver *self, PyObject **lot, Py_ssize_t most) {
     Py_ssize_t count = 0;
     while (count < most) {
-        PyObject *event = take_checked(self, self->kind->take);
+        PyObject *event = take_checked(self, self->call->each);
         if (!event || event == Nothing) {
             Py_XDECREF(event);
             break;
@@ -293,7 +293,7 @@ static PyObject *list_of(PyObject **lot, Py_ssize_t count) {
 }
 
 static PyObject *take_list(Receiver *self) {
-    PyObject *lot[LOT], *event = self->kind->take(self);
+    PyObject *lot[LOT], *event = self->call->each(self);
     if (!event || event == Nothing)
         return event;
     lot[0] = event;
@@ -311,19 +311,29 @@ static PyObject *take_list(Receiver *self) {
     return list;
 }
 
+/* What `take` finds, as often as `maximum` says, in a list; Nothing. Arguments: maximum, timeout. */
+static PyObject *take_many(PyObject *object, PyObject *args, receiver_take take, PyObject **timeout) {
+    uint64_t deadline;
+    call c = {.each = take};
+    if (!PyArg_ParseTuple(args, "nO", &c.most, timeout) || wait_deadline(*timeout, &deadline) < 0)
+        return NULL;
+    return receiver_obtain((Receiver *)object, &c, take_list, deadline);
+}
+
 /* _take(maximum, timeout): a list of what is there once something is. */
 static PyObject *receiver_take_many(PyObject *object, PyObject *args) {
-    Receiver *self = (Receiver *)object;
-    PyObject *timeout;
-    uint64_t deadline;
-    call c = {0};
-    if (!PyArg_ParseTuple(args, "nO:_take", &c.most, &timeout) || wait_deadline(timeout, &deadline) < 0)
-        return NULL;
-    PyObject *list = receiver_obtain(self, &c, take_list, deadline);
+    PyObject *timeout, *list = take_many(object, args, taker(object), &timeout);
     if (list != Nothing)
         return list;
     Py_DECREF(list);
     return receiver_nothing(object, timeout);
+}
+
+/* _take_messages(maximum, timeout): the same of messages, as `_poll_message` returns them; Nothing at the deadline and at
+ * the handle's end. */
+static PyObject *receiver_take_messages(PyObject *object, PyObject *args) {
+    PyObject *timeout;
+    return take_many(object, args, message_taker(object), &timeout);
 }
 
 static PyObject *receiver_ready(PyObject *object, PyObject *unused) {
@@ -418,6 +428,7 @@ static PyMethodDef methods[] = {
     {"_take_rows", receiver_take_rows, METH_VARARGS, NULL},
     {"_poll_message", METHOD(receiver_poll_message), METH_FASTCALL, NULL},
     {"_next_message", receiver_next_message, METH_NOARGS, NULL},
+    {"_take_messages", receiver_take_messages, METH_VARARGS, NULL},
     {"_bind", wait_bind, METH_VARARGS, NULL},
     {"_pass_on", receiver_pass_on, METH_NOARGS, NULL},
     {"_ready", receiver_ready, METH_NOARGS, NULL},

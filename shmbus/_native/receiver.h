@@ -18,9 +18,10 @@ typedef struct call {   /* one that takes events */
     unsigned long attending;
     PyObject *ask; /* what _ask() has returned, NULL: it is asked now */
     asker by;
-    uint64_t asked;  /* what was handed out before is done with */
-    Py_ssize_t most; /* events of a list, or of rows */
-    bool iterates;   /* by next() */
+    uint64_t asked;     /* what was handed out before is done with */
+    Py_ssize_t most;    /* events of a list, or of rows */
+    receiver_take each; /* what a list is of */
+    bool iterates;      /* by next() */
 } call;
 
 typedef struct receiver_kind {

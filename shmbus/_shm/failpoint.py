@@ -63,6 +63,9 @@ POINTS: Final = (
     "remove.marked",
     "remove.unlinked",
     "remove.segment",
+    "journal.written",
+    "journal.committed",
+    "journal.mending",
 )
 
 _armed: str = ""

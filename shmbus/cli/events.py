@@ -20,6 +20,7 @@ from shmbus.cli import _arguments
 from shmbus.cli._exit import OK, complain
 from shmbus.cli._render import plural, printable
 from shmbus.cli._streams import abandoned, ascii_json
+from shmbus.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +31,9 @@ _PAUSE: Final = 0.02  # seconds between two looks for news; nobody wakes a reade
 def register(commands: _arguments.Commands) -> None:
     """Add `tail` and `pub`."""
     tail = commands.add_parser("tail", help="print the events of a topic as they come")
-    tail.add_argument("bus", metavar="BUS", type=_arguments.bus)
-    tail.add_argument("topic", metavar="TOPIC", type=_arguments.topic)
+    tail.add_argument("bus", metavar="BUS", type=_arguments.bus, nargs="?")
+    tail.add_argument("topic", metavar="TOPIC", type=_arguments.topic, nargs="?")
+    tail.add_argument("--journal", metavar="FILE", help="begin with what a journal has; without BUS, end with it")
     tail.add_argument("--json", action="store_true", help="print one JSON object a line")
     tail.add_argument("--oldest", action="store_true", help="begin with the oldest events still there")
     tail.add_argument("-n", dest="count", metavar="COUNT", type=_arguments.positive, help="end after COUNT events")
@@ -49,12 +51,11 @@ def run_tail(arguments: argparse.Namespace) -> int:
     show = as_json if arguments.json else as_text
     left = arguments.count
     try:
-        with inspect.Tail(arguments.bus, arguments.topic, oldest=arguments.oldest) as tail:
-            for item in _follow(tail):
-                print(show(item))
-                left = left - 1 if left and not item.gap else left
-                if left == 0:
-                    break
+        for item in _items(arguments):
+            print(show(item))
+            left = left - 1 if left and not item.gap else left
+            if left == 0:
+                break
     except KeyboardInterrupt:
         pass
     return OK
@@ -90,6 +91,33 @@ def _json(value: Any) -> str:
     """JSON on one line, with everything that a terminal would act upon escaped."""
     text = msgspec.json.encode(value, enc_hook=repr).decode()
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def _items(arguments: argparse.Namespace) -> Iterator[inspect.Tailed]:
+    """What the journal has, if one is named, then what the bus has and gets."""
+    told: dict[str, int] = {}
+    if arguments.journal:
+        for item in _recorded(arguments.journal, arguments.topic):
+            told[item.publisher] = item.time_ns
+            yield item
+        if arguments.bus is None:
+            return
+    if arguments.topic is None:
+        raise ConfigError("tail needs BUS and TOPIC, or --journal FILE")
+    with inspect.Tail(arguments.bus, arguments.topic, oldest=arguments.oldest or bool(told)) as tail:
+        for item in _follow(tail):
+            if item.gap or item.time_ns > told.get(item.publisher, 0):
+                yield item
+
+
+def _recorded(path: str, topic: str | None) -> Iterator[inspect.Tailed]:
+    from shmbus.journal import Journal
+    from shmbus.journal.export import headers_of
+
+    with Journal(path) as journal:
+        for name in [topic] if topic else journal.topics:
+            for _, entry, event in journal.recorded(name):
+                yield inspect.Tailed(entry.publisher, entry.sequence, entry.time_ns, headers_of(entry.headers), event)
 
 
 def _follow(tail: inspect.Tail) -> Iterator[inspect.Tailed]:

@@ -1,0 +1,1 @@
+"""Bridges: topics past one host, over a broker that exists."""
