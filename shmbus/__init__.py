@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from shmbus.client import Client
     from shmbus.errors import (
         AccessError,
+        BridgeError,
         BusNotFoundError,
         CallFailed,
         CallTimeout,
@@ -74,6 +75,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AccessError",
+    "BridgeError",
     "Bus",
     "BusNotFoundError",
     "BusStats",
@@ -131,6 +133,7 @@ _HOMES = {
     "journal": ("Journal",),
     "errors": (
         "AccessError",
+        "BridgeError",
         "BusNotFoundError",
         "CallFailed",
         "CallTimeout",

@@ -24,6 +24,7 @@ OURS: Final = {
         "redis": "shmbus.bridge.redis:RedisDriver",
         "rediss": "shmbus.bridge.redis:RedisDriver",
         "kafka": "shmbus.bridge.kafka:KafkaDriver",
+        "kafkas": "shmbus.bridge.kafka:KafkaDriver",
         "amqp": "shmbus.bridge.amqp:AmqpDriver",
         "amqps": "shmbus.bridge.amqp:AmqpDriver",
     },

@@ -24,6 +24,7 @@
     ├── DecodeError (ValueError)          a payload that is not of the topic's type; it was counted
     ├── CallTimeout (TimeoutError)        no reply within the timeout; the call may have been carried out
     ├── CallFailed                        a call that no server answered; .reason says why, .deaths how servers died
+    ├── BridgeError                       a broker that refuses us, or that carries another schema
     ├── JournalError (OSError)            a file that is no journal of this version, or that another process writes
     ├── Full (queue.Full)                 no room within the timeout; .blocked_by names who holds it
     └── Empty (queue.Empty)               nothing to receive within the timeout
@@ -263,6 +264,10 @@ class CallFailed(ShmbusError):
         self.service = service
         self.reason = reason
         self.deaths = tuple(deaths)
+class BridgeError(ShmbusError):
+    """A broker that refuses us: credentials, rights, or a stream of another schema; trying again would not help."""
+
+
 class JournalError(ShmbusError, OSError):
     """A journal that cannot be used: missing, of another version, being written by another process, or out of room."""
 

@@ -7,7 +7,7 @@ Must stay true:
 - While it catches up it takes from the rings what is there, so that nobody waits for it. What is too much to keep is
   dropped again: the journal has it, or is owed it.
 - The journal is read until it has what stands first in the rings, publisher by publisher, or is owed nothing older.
-- An event is known by its publisher's origin and its stamp: one that came from the journal is not handed out again from a ring.
+- An event is known by origin and stamp: one that came from the journal is not handed out again from a ring.
 """
 
 from __future__ import annotations

@@ -164,6 +164,10 @@ class SqliteStore:
                 self._db.executescript("PRAGMA incremental_vacuum")  # a step a page, which `execute` takes one of
         return gone
 
+    def remove(self, number: int) -> None:
+        """Remove a batch."""
+        self._remove([(number, 0)])
+
     def close(self) -> None:
         """Close the file, and let go of its lock. Idempotent."""
         with self._mutex:

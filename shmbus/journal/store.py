@@ -82,6 +82,10 @@ class Store(Protocol):
         """Remove the oldest batches that are older than `max_age` seconds, or too much; returns the events gone."""
         ...
 
+    def remove(self, number: int) -> None:
+        """Remove a batch, which is elsewhere by now."""
+        ...
+
     def close(self) -> None:
         """Let go of it. Idempotent."""
         ...

@@ -105,9 +105,11 @@ def test_stopped_while_the_disk_is_full(bus_name: str, tmp_path: Path, processes
     with opened(bus_name) as bus, bus.publisher(ORDERS) as publisher:
         child = journal_process(processes, bus_name, path)
         eventually(lambda: groups(bus))
+        publisher.publish(Order(1))
+        eventually(lambda: settled(bus))  # it has made whatever it makes
         resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
-        publish(publisher, orders(5))
-        eventually(lambda: groups(bus)[0].claimed == 5)
+        publish(publisher, orders(4, 2))
+        eventually(lambda: groups(bus)[0].claimed == 4)
         child.terminate()
         assert child.wait() == 0
         with recording(bus, path):

@@ -1,0 +1,176 @@
+"""Real brokers for the tests of bridges: started on a free port with a folder of their own, killed and started again.
+
+Each is a Broker; `unavailable` says why one cannot be had here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 60.0
+"""Seconds that a broker may take to answer."""
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody has right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Broker:
+    """A broker process with its data in a folder."""
+
+    scheme = ""
+    client = ""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where bridges find it."""
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    @classmethod
+    def program(cls) -> str | None:
+        """The path of the server."""
+        raise NotImplementedError
+
+    @classmethod
+    def unavailable(cls) -> str:
+        """Why it cannot be had; "" if it can."""
+        if find_spec(cls.client) is None:
+            return f"needs the extra {cls.scheme!r}"
+        return "" if cls.program() else f"no server for {cls.scheme}:// on PATH"
+
+    def command(self) -> list[str]:
+        """What starts it."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """What it is started in."""
+        return dict(os.environ)
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        log = (self.folder / "log").open("ab")
+        self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=self.environment())
+        log.close()
+        deadline = time.monotonic() + PATIENCE
+        while not self.answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                text = (self.folder / "log").read_text(errors="replace")[-2000:]
+                raise AssertionError(f"{self.command()[0]} does not come up: {text}")
+            time.sleep(0.02)  # not a wait: the interval of the poll
+
+    def answers(self) -> bool:
+        """It takes connections."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return True
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL, and reap."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+class Nats(Broker):
+    scheme, client = "nats", "nats"
+
+    @classmethod
+    def program(cls) -> str | None:
+        beside = Path(sys.executable).with_name("nats-server")
+        return str(beside) if beside.exists() else shutil.which("nats-server")
+
+    def command(self) -> list[str]:
+        more = [str(word) for word in self.options.get("arguments", ())]
+        where = ["-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.folder / "data")]
+        return [str(self.program()), *where, *more]
+
+
+class Redis(Broker):
+    scheme, client = "redis", "redis"
+
+    @classmethod
+    def program(cls) -> str | None:
+        return shutil.which("redis-server")
+
+    def command(self) -> list[str]:
+        more = [str(word) for word in self.options.get("arguments", ())]
+        ports = ["--bind", "127.0.0.1"] if "--tls-port" in more else ["--bind", "127.0.0.1", "--port", str(self.port)]
+        keep = ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""]
+        return [str(self.program()), *ports, *keep, *more]
+
+
+class Rabbit(Broker):
+    scheme, client = "amqp", "aio_pika"
+
+    @classmethod
+    def program(cls) -> str | None:
+        return shutil.which("rabbitmq-server") or next(
+            map(str, Path("/usr/lib/rabbitmq/bin").glob("rabbitmq-server")), None
+        )
+
+    def command(self) -> list[str]:
+        return [str(self.program())]
+
+    def environment(self) -> dict[str, str]:
+        if not hasattr(self, "dist"):
+            self.dist = free_port()
+        (self.folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\nlog.console = true\n")
+        (self.folder / "plugins").write_text("[].\n")
+        own = {
+            "RABBITMQ_NODENAME": f"t{self.port}@localhost",
+            "RABBITMQ_BASE": str(self.folder),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_DIST_PORT": str(self.dist),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none",
+            "HOME": str(self.folder),
+            "ERL_EPMD_PORT": str(self.options.setdefault("epmd", free_port())),
+        }
+        return {**os.environ, **own}
+
+
+class Kafka(Broker):
+    """librdkafka's mock cluster: three brokers in this process, which forget all at their end."""
+
+    scheme, client = "kafka", "confluent_kafka"
+
+    @classmethod
+    def program(cls) -> str | None:
+        return "confluent_kafka"
+
+    @property
+    def url(self) -> str:
+        return f"kafka://{self._servers}"
+
+    def start(self) -> None:
+        import confluent_kafka
+
+        self._host = confluent_kafka.Producer({"test.mock.num.brokers": 3, "bootstrap.servers": "unused"})
+        brokers = self._host.list_topics(timeout=PATIENCE).brokers.values()
+        self._servers = ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
+
+    def kill(self) -> None:
+        del self._host
