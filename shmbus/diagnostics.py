@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from shmbus import _leftovers
+from shmbus import _leftovers, _plugins
 from shmbus._shm import cores, place, segment, spawn, waker
 from shmbus._shm.lives import Lives
 
@@ -71,6 +71,7 @@ def examine() -> list[Finding]:
         check_cores,
         check_namespace,
         check_memory_limit,
+        check_plugins,
     )
     return [*map(_run, checks), *_check_leftovers()]
 
@@ -263,6 +264,17 @@ def check_memory_limit() -> Finding:
             return Finding("memory limit", "warn", shown, advice)
         return Finding("memory limit", "ok", shown)
     return Finding("memory limit", "ok", "no cgroup to be seen")
+
+
+def check_plugins() -> Finding:
+    """What other distributions bring; none of it is loaded."""
+    brought = [
+        f"{kind.removeprefix('shmbus.')}: {name} ({value})"
+        for kind in _plugins.KINDS
+        for name, value in sorted(_plugins.found(kind).items())
+        if name not in _plugins.OURS[kind]
+    ]
+    return Finding("plugins", "ok", ", ".join(brought) or "none but ours")
 
 
 def _check_leftovers() -> list[Finding]:

@@ -67,7 +67,9 @@ class Broker:
     def start(self) -> None:
         """Start it, and wait until it listens."""
         log = (self.folder / "log").open("ab")
-        self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=self.environment())
+        self._process = subprocess.Popen(
+            self.command(), stdout=log, stderr=log, env=self.environment(), start_new_session=True
+        )
         log.close()
         deadline = time.monotonic() + PATIENCE
         while not self.answers():
@@ -87,7 +89,7 @@ class Broker:
     def kill(self) -> None:
         """SIGKILL, and reap."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)  # a script may have started the server
             self._process.wait()
             self._process = None
 
@@ -125,9 +127,8 @@ class Rabbit(Broker):
 
     @classmethod
     def program(cls) -> str | None:
-        return shutil.which("rabbitmq-server") or next(
-            map(str, Path("/usr/lib/rabbitmq/bin").glob("rabbitmq-server")), None
-        )
+        own = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's script on PATH changes the user
+        return str(own) if own.exists() else shutil.which("rabbitmq-server")
 
     def command(self) -> list[str]:
         return [str(self.program())]
@@ -150,6 +151,12 @@ class Rabbit(Broker):
             "ERL_EPMD_PORT": str(self.options.setdefault("epmd", free_port())),
         }
         return {**os.environ, **own}
+
+    def kill(self) -> None:
+        super().kill()
+        if "epmd" in self.options:
+            words = ["epmd", "-port", str(self.options["epmd"]), "-kill"]
+            subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 class Kafka(Broker):

@@ -55,6 +55,8 @@ FLOORS = {
     "shmbus.raw": 9,
     "shmbus._plugins": 9,
     "shmbus.journal": 10,
+    "shmbus._conformance": 11,
+    "shmbus.testing": 11,
     "shmbus.bridge": 10,
     "shmbus.cli": 11,
     "shmbus.__main__": 12,

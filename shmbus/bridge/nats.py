@@ -55,8 +55,9 @@ class NatsDriver:
             told.append(error)
 
         try:
-            self._client = await asyncio.wait_for(
-                nats.connect(
+            self._client = nats.NATS()  # ours to close where it does not connect, too
+            await asyncio.wait_for(
+                self._client.connect(
                     f"{'tls' if tls else 'nats'}://{host}:{port}",
                     name=f"shmbus bridge {self._setup.name}",
                     allow_reconnect=False,
