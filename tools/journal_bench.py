@@ -1,7 +1,7 @@
-"""The journal's throughput beside a bare SQLite insert loop and beside writing the bytes: events of 256 bytes, in turns.
+"""The journal's throughput beside a bare SQLite insert loop and beside writing the bytes: 256-byte events, in turns.
 
-Each puts the same payloads on the same disk, durably: the bytes with an fsync a MiB, the loop with an insert an event and
-a commit (WAL, synchronous=FULL) every thousand, the journal as it does, from a ring that is full of them.
+Each puts the same payloads on the same disk, durably: the bytes with an fsync a MiB, the loop with an insert an event
+and a commit (WAL, synchronous=FULL) every thousand, the journal as it does, from a ring that is full of them.
 """
 
 from __future__ import annotations

@@ -131,7 +131,8 @@ class Setup:
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 -- raises for what is no port
+        for one in parts.netloc.split(","):
+            urlsplit(f"//{one}").port  # noqa: B018 -- raises for what is no port
     except ValueError as error:
         raise ConfigError(f"not a URL: {url!r} ({error})") from error
     if parts.username is not None or parts.password is not None:

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 _TIMEOUT: Final = 5.0
 _BATCHES: Final = 16  # whose ids are kept: claims that were split up differently come again in as many at most
-_PASSING: Final = ("OOM", "MISCONF", "READONLY", "LOADING", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
+_PASSING: Final = (
+    *("OOM", "MISCONF", "READONLY", "LOADING", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN"),
+    *("NOGROUP", "UNBLOCKED"),  # the stream was removed: opening it again makes the group
+)
 _PAYLOAD: Final = b"payload"
 _MEMBER: Final = "bridge"
 _log = logger("shmbus.bridge")

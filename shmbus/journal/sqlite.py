@@ -286,6 +286,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise JournalError(f"journal {str(path)!r} lies where SQLite cannot share memory: use a local file system")
         db.execute("PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}")
+        db.execute(f"PRAGMA journal_size_limit = {4 * _CHECKPOINT * _PAGE}")  # of a WAL that a burst made larger
         db.execute("SELECT count(*) FROM topics").fetchone()
     except BaseException:
         db.close()

@@ -333,3 +333,25 @@ def test_keys_and_strangers(bus_name: str, tmp_path: Path) -> None:
                 assert (message.event, message.headers["from"]) == (Order(7), "afar")
     finally:
         broker.kill()
+
+
+def test_a_stream_that_is_removed(bus_name: str, tmp_path: Path) -> None:
+    """A stream that somebody removes while a bridge reads it is made again, with the group, and read from its start."""
+    broker = own(Redis, tmp_path)
+    broker.start()
+    topic = shmbus.Topic("removed", Order)
+    try:
+        with (
+            opened(bus_name) as bus,
+            bus.subscriber(topic) as subscriber,
+            bridging(bus, broker, in_=[topic], name="here"),
+        ):
+            import redis
+
+            with redis.Redis(port=broker.port) as client:
+                for id in (1, 2):
+                    client.xadd("shmbus:removed", {"payload": msgspec.msgpack.encode(Order(id))})
+                    assert subscriber.receive(PATIENT) == Order(id)
+                    client.delete("shmbus:removed")
+    finally:
+        broker.kill()

@@ -239,3 +239,21 @@ def test_every_codec(bus_name: str, tmp_path: Path) -> None:
             assert type(message.event) is type(event)
         with pytest.raises(shmbus.ConfigError, match="has no topic 'wide'; it has one, two, three, four"):
             journal.replay(WIDE)
+
+
+def test_a_stopped_reader_holds_up_no_checkpoint(bus_name: str, tmp_path: Path) -> None:
+    """While a replay stands still in the middle, the file's WAL stays as small as it is without one."""
+    path = tmp_path / "orders.journal"
+    blob = shmbus.Topic("raw", bytes)
+    with opened(bus_name) as bus, recording(bus, path, blob), bus.publisher(blob) as publisher:
+        for _ in range(50):
+            publisher.publish(bytes(100_000))
+        eventually(lambda: settled(bus))
+        with shmbus.Journal(path) as journal:
+            replay = journal.replay(blob)
+            next(replay)
+            for _ in range(600):
+                publisher.publish(bytes(100_000))
+            eventually(lambda: settled(bus))
+            assert Path(f"{path}-wal").stat().st_size < 25 << 20
+            assert sum(1 for _ in replay) == 49
