@@ -65,8 +65,8 @@ class RedisDriver:
         self._client: Any = None
         self._script: Any = None
         self._stream = ""
-        self._owed = True
-        """What was handed out to an earlier connection comes first."""
+        self._owed: str | None = "0"
+        """What was handed out to an earlier connection comes first: after this number."""
 
     async def connect(self) -> None:
         """Connect, once."""
@@ -115,11 +115,11 @@ class RedisDriver:
 
     async def fetch(self, most: int, timeout: float) -> list[Incoming]:
         """What the group owes us from before, then what is new."""
-        while self._owed:
-            found = await self._read(most, "0", None)
+        if self._owed is not None:
+            found = await self._read(most, self._owed, None)
+            self._owed = _text(found[-1].token) if found else None
             if found:
                 return found
-            self._owed = False
         return await self._read(most, ">", max(1, int(timeout * 1000)))
 
     async def _read(self, most: int, since: str, block: int | None) -> list[Incoming]:

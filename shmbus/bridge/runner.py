@@ -41,6 +41,7 @@ _MOST: Final = 512  # events of one batch
 _TICK: Final = 0.5  # seconds that a lane waits at most before it looks whether it is to end
 _BACKOFF: Final = (0.1, 10.0)  # seconds: the first pause of a lane whose broker is away, and the longest
 _LOG_INTERVAL: Final = 10.0
+_GRACE: Final = 5.0  # seconds that a lane has to finish what is in its hands
 _MAX_DELIVER: Final = 4000  # a death of the bridge is no fault of the event
 
 _log = logger("shmbus.bridge")
@@ -74,7 +75,7 @@ class Bridge:
         spool: Any = None,
     ) -> None:
         self._bus = bus
-        self.name: Final = name or f"{socket.gethostname()}-{bus.name}"[:40]
+        self.name: Final = name or f"{socket.gethostname()}-{bus.name}"[:40].replace(".", "-")
         check_label("bridge", self.name)
         if set(self.name) & set(" .*>/\\"):
             raise ConfigError(f"a bridge's name is a word, for brokers take it as one: name={self.name!r}")
@@ -105,8 +106,7 @@ class Bridge:
         lanes += [self._lane(topic, self._receive_all) for topic in self._in]
         try:
             async with asyncio.TaskGroup() as group:
-                for lane in lanes:
-                    group.create_task(lane)
+                group.create_task(self._ended([group.create_task(lane) for lane in lanes]))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
@@ -121,6 +121,13 @@ class Bridge:
         self._stopped.set()
         for worker in self._workers:
             worker.cancel()
+
+    async def _ended(self, lanes: list[asyncio.Task[None]]) -> None:
+        """Once stopped, end what does not end by itself: a publish without room, a broker that does not answer."""
+        await asyncio.to_thread(self._stopped.wait)
+        _, late = await asyncio.wait(lanes, timeout=_GRACE)
+        for lane in late:
+            lane.cancel()
 
     # -- one lane
 

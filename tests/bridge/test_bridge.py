@@ -7,55 +7,52 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
-from brokers import Broker, Nats, Redis, free_port
+from bridges import arriving, bridging, group_is_there, topic_of
+from brokers import Broker, Kafka, Nats, Rabbit, Redis, free_port
 from events import PATIENT, Order, Renamed, opened, orders
 from journals import command, publish
-from support import Processes, child_environment, eventually
+from support import Processes, eventually
 
 import shmbus
 from shmbus import _plugins
 from shmbus.bridge import Bridge
 from shmbus.testing import bridge_conformance
 
-
-@contextmanager
-def bridging(bus: shmbus.Bus, broker: Broker | str, **options: Any) -> Iterator[Bridge]:
-    """A bridge that runs in a thread, and has ended when the block is left."""
-    bridge = Bridge(bus, broker if isinstance(broker, str) else broker.url, **options)
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            bridge.run()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield bridge
-    finally:
-        bridge.stop()
-        thread.join()
-    if failed:
-        raise failed[0]
+Factory = pytest.TempPathFactory
+Factory = pytest.TempPathFactory
+KINDS: dict[str, type[Broker]] = {"nats": Nats, "redis": Redis, "kafka": Kafka, "amqp": Rabbit}
 
 
-def topic_of(bus_name: str) -> shmbus.Topic[Order]:
-    """A topic that no other test has, for brokers keep what is in theirs."""
-    return shmbus.Topic(f"orders-{bus_name}", Order)
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Broker]]:
+    """The brokers that run, by scheme."""
+    found: dict[str, Broker] = {}
+    yield found
+    for broker in found.values():
+        broker.kill()
 
 
-def group_is_there(bus: shmbus.Bus) -> bool:
-    return any(c.workers for c in bus.stats().consumers)
+@pytest.fixture(params=sorted(KINDS))
+def broker(
+    request: pytest.FixtureRequest, started: dict[str, Broker], tmp_path_factory: pytest.TempPathFactory
+) -> Broker:
+    """A broker of each kind, that runs; the test is skipped, with the reason, where it cannot be had."""
+    return running(KINDS[request.param], started, tmp_path_factory.mktemp(request.param))
+
+
+def running(kind: type[Broker], started: dict[str, Broker], folder: Path) -> Broker:
+    """The broker of a kind, started if need be."""
+    if why := kind.unavailable():
+        pytest.skip(why)
+    if kind.scheme not in started:
+        broker = kind(folder)
+        broker.start()
+        started[kind.scheme] = broker
+    return started[kind.scheme]
 
 
 def test_events_arrive_as_they_were(bus_name: str, broker: Broker) -> None:
@@ -84,16 +81,6 @@ def test_events_arrive_as_they_were(bus_name: str, broker: Broker) -> None:
         "deep": {"x": [1]},
         "ü": "é",
     }
-
-
-def arriving(subscriber: shmbus.Subscriber[Order]) -> Iterator[shmbus.Message[Order]]:
-    """Messages; fails where none comes."""
-    timer = threading.Timer(PATIENT, subscriber.cancel)
-    timer.start()
-    try:
-        yield from subscriber.messages()
-    finally:
-        timer.cancel()
 
 
 def test_drivers_conform(broker: Broker) -> None:
@@ -175,183 +162,3 @@ def test_a_bridge_that_is_killed(bus_name: str, broker: Broker, processes: Proce
         for handle in (publisher, received):
             handle.close()
     assert sorted(got.values()) == list(range(1, total + 1))
-
-
-def own(kind: type[Broker], folder: Path, **options: Any) -> Broker:
-    """A broker for one test, not yet started."""
-    if why := kind.unavailable():
-        pytest.skip(why)
-    return kind(folder, **options)
-
-
-@pytest.mark.parametrize("kind", [Nats, Redis])
-@pytest.mark.parametrize("spooled", [False, True])
-def test_a_broker_that_is_away(
-    bus_name: str, tmp_path: Path, kind: type[Broker], spooled: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A broker that is not there yet, and is killed later, is awaited; with a spool the publishers do not wait."""
-    broker = own(kind, tmp_path)
-    topic = shmbus.Topic("small", Order, capacity=4096)
-    spool = tmp_path / "spool" if spooled else None
-    count = 1000 if spooled else 50
-    with opened(bus_name) as here, opened(bus_name + "b") as there:
-        subscriber = there.subscriber(topic)
-        with here.publisher(topic, on_full="block", timeout=PATIENT) as publisher:
-            with bridging(here, broker, out=[topic], name="here", spool=spool):
-                with bridging(there, broker, in_=[topic], name="there"):
-                    try:
-                        eventually(lambda: "is away" in caplog.text)
-                        eventually(lambda: here.stats().consumers, "the group of the bridge, or of its spool")
-                        publish(publisher, orders(count))
-                        broker.start()
-                        got = [subscriber.receive(PATIENT).id for _ in range(count)]
-                        broker.kill()
-                        publish(publisher, orders(count, count + 1))
-                        broker.start()
-                        while len(set(got)) < 2 * count:
-                            got.append(subscriber.receive(PATIENT).id)
-                    finally:
-                        broker.kill()
-    assert sorted(set(got)) == list(range(1, 2 * count + 1))
-
-
-@pytest.mark.parametrize(
-    ("kind", "arguments"),
-    [(Nats, ["--user", "shop", "--pass", "secret"]), (Redis, ["--requirepass", "secret"])],
-)
-def test_credentials(
-    bus_name: str, tmp_path: Path, kind: type[Broker], arguments: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Wrong credentials are an error at the start; right ones come from a file or the environment."""
-    broker = own(kind, tmp_path, arguments=arguments)
-    broker.start()
-    topic = topic_of(bus_name)
-    secrets = tmp_path / "secrets.toml"
-    user = 'user = "shop"\n' if kind is Nats else ""
-    try:
-        with opened(bus_name) as bus, bus.publisher(topic) as publisher:
-            for wrong in (None, f'{user}password = "guess"\n'):
-                if wrong:
-                    secrets.write_text(wrong)
-                    secrets.chmod(0o600)
-                with pytest.raises(shmbus.BridgeError, match="refuses our credentials"):
-                    Bridge(bus, broker.url, out=[topic], credentials=secrets if wrong else None).run()
-            secrets.write_text(f'{user}password = "secret"\n')
-            with bridging(bus, broker, out=[topic], credentials=secrets) as bridge:
-                eventually(lambda: group_is_there(bus))
-                publisher.publish(Order(1))
-                eventually(lambda: bridge.sent == 1)
-            monkeypatch.setenv("SHMBUS_BRIDGE_PASSWORD", "secret")
-            if kind is Nats:
-                monkeypatch.setenv("SHMBUS_BRIDGE_USER", "shop")
-            with bridging(bus, broker, out=[topic]) as bridge:
-                publisher.publish(Order(2))
-                eventually(lambda: bridge.sent == 1)
-    finally:
-        broker.kill()
-
-
-def test_tls(bus_name: str, tmp_path: Path) -> None:
-    """With a CA of its own a broker is spoken to by TLS, and one that another CA vouches for is not."""
-    pytest.importorskip("cryptography", reason="makes certificates")
-    from certificates import authority, certificate
-
-    ca = authority(tmp_path / "ca.pem")
-    certificate(ca, tmp_path / "server.pem", tmp_path / "server.key")
-    authority(tmp_path / "other.pem")
-    files = ["--tlscert", tmp_path / "server.pem", "--tlskey", tmp_path / "server.key"]
-    broker = own(Nats, tmp_path, arguments=["--tls", *files])
-    broker.start()
-    url = broker.url.replace("nats://127.0.0.1", "tls://localhost")
-    topic = topic_of(bus_name)
-    secrets = tmp_path / "secrets.toml"
-    secrets.touch(mode=0o600)
-    try:
-        with opened(bus_name) as bus, bus.publisher(topic) as publisher:
-            secrets.write_text(f'cafile = "{tmp_path / "ca.pem"}"\n')
-            with bridging(bus, url, out=[topic], credentials=secrets) as bridge:
-                eventually(lambda: group_is_there(bus))
-                publisher.publish(Order(1))
-                eventually(lambda: bridge.sent == 1)
-            secrets.write_text(f'cafile = "{tmp_path / "other.pem"}"\n')
-            with pytest.raises(shmbus.BridgeError, match="certificate"):
-                Bridge(bus, url, out=[topic], credentials=secrets).run()
-    finally:
-        broker.kill()
-
-
-def test_one_name_once(bus_name: str, tmp_path: Path) -> None:
-    """A second bridge of one name on a bus is told who has it."""
-    broker = own(Redis, tmp_path)
-    broker.start()
-    topic = topic_of(bus_name)
-    try:
-        with opened(bus_name) as bus, bridging(bus, broker, out=[topic], name="here"):
-            eventually(lambda: group_is_there(bus))
-            with pytest.raises(shmbus.ConfigError, match="bridge 'here' is being run by process"):
-                Bridge(bus, broker.url, out=[topic], name="here").run()
-    finally:
-        broker.kill()
-
-
-def test_what_cannot_be(bus_name: str, tmp_path: Path) -> None:
-    """A password in the URL, a readable file of credentials, no topic, no such scheme: each is refused at once."""
-    topic = topic_of(bus_name)
-    secrets = tmp_path / "secrets.toml"
-    secrets.write_text('password = "x"\n')
-    secrets.chmod(0o644)
-    with opened(bus_name) as bus:
-        for url, options, said in (
-            ("nats://a:b@127.0.0.1", {}, "put credentials into a file"),
-            ("nats://127.0.0.1", {"credentials": secrets}, "chmod 600"),
-            ("nats://127.0.0.1", {"out": []}, "at least one topic"),
-            ("nats://127.0.0.1", {"name": "a b"}, "a word"),
-            ("carrier://pigeon", {}, "no plugin of shmbus.bridges is named 'carrier'; there is amqp"),
-            ("127.0.0.1:4222", {}, "a broker is named by a URL"),
-        ):
-            with pytest.raises(shmbus.ConfigError, match=said):
-                Bridge(bus, url, **{"out": [topic], **options})  # type: ignore[arg-type]
-    words = command("bridge", bus_name, "redis://:pw@127.0.0.1", "--out", "t")
-    done = subprocess.run(words, env=child_environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "put credentials into a file or the environment" in done.stderr
-
-
-def test_keys_and_strangers(bus_name: str, tmp_path: Path) -> None:
-    """What somebody else writes into a stream arrives as an event, with its fields as headers."""
-    broker = own(Redis, tmp_path)
-    broker.start()
-    topic = shmbus.Topic("strange", Order)
-    try:
-        with opened(bus_name) as bus, bus.subscriber(topic) as subscriber:
-            with bridging(bus, broker, in_=[topic], name="here"):
-                import redis
-
-                with redis.Redis(port=broker.port) as client:
-                    client.xadd("shmbus:strange", {"payload": msgspec.msgpack.encode(Order(7)), "from": "afar"})
-                message = next(arriving(subscriber))
-                assert (message.event, message.headers["from"]) == (Order(7), "afar")
-    finally:
-        broker.kill()
-
-
-def test_a_stream_that_is_removed(bus_name: str, tmp_path: Path) -> None:
-    """A stream that somebody removes while a bridge reads it is made again, with the group, and read from its start."""
-    broker = own(Redis, tmp_path)
-    broker.start()
-    topic = shmbus.Topic("removed", Order)
-    try:
-        with (
-            opened(bus_name) as bus,
-            bus.subscriber(topic) as subscriber,
-            bridging(bus, broker, in_=[topic], name="here"),
-        ):
-            import redis
-
-            with redis.Redis(port=broker.port) as client:
-                for id in (1, 2):
-                    client.xadd("shmbus:removed", {"payload": msgspec.msgpack.encode(Order(id))})
-                    assert subscriber.receive(PATIENT) == Order(id)
-                    client.delete("shmbus:removed")
-    finally:
-        broker.kill()

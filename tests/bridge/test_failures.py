@@ -1,0 +1,216 @@
+"""Bridges and what is around them failing: a broker that is away, credentials, TLS, strangers, a full bus."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+from bridges import arriving, bridging, group_is_there, own, topic_of
+from brokers import Broker, Nats, Redis
+from events import PATIENT, Order, opened, orders
+from journals import command, publish
+from support import child_environment, eventually
+
+import shmbus
+from shmbus.bridge import Bridge
+
+
+@pytest.mark.parametrize("kind", [Nats, Redis])
+@pytest.mark.parametrize("spooled", [False, True])
+def test_a_broker_that_is_away(
+    bus_name: str, tmp_path: Path, kind: type[Broker], spooled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broker that is not there yet, and is killed later, is awaited; with a spool the publishers do not wait."""
+    broker = own(kind, tmp_path)
+    topic = shmbus.Topic("small", Order, capacity=4096)
+    spool = tmp_path / "spool" if spooled else None
+    count = 1000 if spooled else 50
+    with opened(bus_name) as here, opened(bus_name + "b") as there:
+        subscriber = there.subscriber(topic)
+        with here.publisher(topic, on_full="block", timeout=PATIENT) as publisher:
+            with bridging(here, broker, out=[topic], name="here", spool=spool):
+                with bridging(there, broker, in_=[topic], name="there"):
+                    try:
+                        eventually(lambda: "is away" in caplog.text)
+                        eventually(lambda: here.stats().consumers, "the group of the bridge, or of its spool")
+                        publish(publisher, orders(count))
+                        broker.start()
+                        got = [subscriber.receive(PATIENT).id for _ in range(count)]
+                        broker.kill()
+                        publish(publisher, orders(count, count + 1))
+                        broker.start()
+                        while len(set(got)) < 2 * count:
+                            got.append(subscriber.receive(PATIENT).id)
+                    finally:
+                        broker.kill()
+    assert sorted(set(got)) == list(range(1, 2 * count + 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [(Nats, ["--user", "shop", "--pass", "secret"]), (Redis, ["--requirepass", "secret"])],
+)
+def test_credentials(
+    bus_name: str, tmp_path: Path, kind: type[Broker], arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong credentials are an error at the start; right ones come from a file or the environment."""
+    broker = own(kind, tmp_path, arguments=arguments)
+    broker.start()
+    topic = topic_of(bus_name)
+    secrets = tmp_path / "secrets.toml"
+    user = 'user = "shop"\n' if kind is Nats else ""
+    try:
+        with opened(bus_name) as bus, bus.publisher(topic) as publisher:
+            for wrong in (None, f'{user}password = "guess"\n'):
+                if wrong:
+                    secrets.write_text(wrong)
+                    secrets.chmod(0o600)
+                with pytest.raises(shmbus.BridgeError, match="refuses our credentials"):
+                    Bridge(bus, broker.url, out=[topic], credentials=secrets if wrong else None).run()
+            secrets.write_text(f'{user}password = "secret"\n')
+            with bridging(bus, broker, out=[topic], credentials=secrets) as bridge:
+                eventually(lambda: group_is_there(bus))
+                publisher.publish(Order(1))
+                eventually(lambda: bridge.sent == 1)
+            monkeypatch.setenv("SHMBUS_BRIDGE_PASSWORD", "secret")
+            if kind is Nats:
+                monkeypatch.setenv("SHMBUS_BRIDGE_USER", "shop")
+            with bridging(bus, broker, out=[topic]) as bridge:
+                publisher.publish(Order(2))
+                eventually(lambda: bridge.sent == 1)
+    finally:
+        broker.kill()
+
+
+def test_tls(bus_name: str, tmp_path: Path) -> None:
+    """With a CA of its own a broker is spoken to by TLS, and one that another CA vouches for is not."""
+    pytest.importorskip("cryptography", reason="makes certificates")
+    from certificates import authority, certificate
+
+    ca = authority(tmp_path / "ca.pem")
+    certificate(ca, tmp_path / "server.pem", tmp_path / "server.key")
+    authority(tmp_path / "other.pem")
+    files = ["--tlscert", tmp_path / "server.pem", "--tlskey", tmp_path / "server.key"]
+    broker = own(Nats, tmp_path, arguments=["--tls", *files])
+    broker.start()
+    url = broker.url.replace("nats://127.0.0.1", "tls://localhost")
+    topic = topic_of(bus_name)
+    secrets = tmp_path / "secrets.toml"
+    secrets.touch(mode=0o600)
+    try:
+        with opened(bus_name) as bus, bus.publisher(topic) as publisher:
+            secrets.write_text(f'cafile = "{tmp_path / "ca.pem"}"\n')
+            with bridging(bus, url, out=[topic], credentials=secrets) as bridge:
+                eventually(lambda: group_is_there(bus))
+                publisher.publish(Order(1))
+                eventually(lambda: bridge.sent == 1)
+            secrets.write_text(f'cafile = "{tmp_path / "other.pem"}"\n')
+            with pytest.raises(shmbus.BridgeError, match="certificate"):
+                Bridge(bus, url, out=[topic], credentials=secrets).run()
+    finally:
+        broker.kill()
+
+
+def test_one_name_once(bus_name: str, tmp_path: Path) -> None:
+    """A second bridge of one name on a bus is told who has it."""
+    broker = own(Redis, tmp_path)
+    broker.start()
+    topic = topic_of(bus_name)
+    try:
+        with opened(bus_name) as bus, bridging(bus, broker, out=[topic], name="here"):
+            eventually(lambda: group_is_there(bus))
+            with pytest.raises(shmbus.ConfigError, match="bridge 'here' is being run by process"):
+                Bridge(bus, broker.url, out=[topic], name="here").run()
+    finally:
+        broker.kill()
+
+
+def test_what_cannot_be(bus_name: str, tmp_path: Path) -> None:
+    """A password in the URL, a readable file of credentials, no topic, no such scheme: each is refused at once."""
+    topic = topic_of(bus_name)
+    secrets = tmp_path / "secrets.toml"
+    secrets.write_text('password = "x"\n')
+    secrets.chmod(0o644)
+    with opened(bus_name) as bus:
+        for url, options, said in (
+            ("nats://a:b@127.0.0.1", {}, "put credentials into a file"),
+            ("nats://127.0.0.1", {"credentials": secrets}, "chmod 600"),
+            ("nats://127.0.0.1", {"out": []}, "at least one topic"),
+            ("nats://127.0.0.1", {"name": "a b"}, "a word"),
+            ("carrier://pigeon", {}, "no plugin of shmbus.bridges is named 'carrier'; there is amqp"),
+            ("127.0.0.1:4222", {}, "a broker is named by a URL"),
+        ):
+            with pytest.raises(shmbus.ConfigError, match=said):
+                Bridge(bus, url, **{"out": [topic], **options})  # type: ignore[arg-type]
+    words = command("bridge", bus_name, "redis://:pw@127.0.0.1", "--out", "t")
+    done = subprocess.run(words, env=child_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "put credentials into a file or the environment" in done.stderr
+
+
+def test_keys_and_strangers(bus_name: str, tmp_path: Path) -> None:
+    """What somebody else writes into a stream arrives as an event, with its fields as headers."""
+    broker = own(Redis, tmp_path)
+    broker.start()
+    topic = shmbus.Topic("strange", Order)
+    try:
+        with opened(bus_name) as bus, bus.subscriber(topic) as subscriber:
+            with bridging(bus, broker, in_=[topic], name="here"):
+                import redis
+
+                with redis.Redis(port=broker.port) as client:
+                    client.xadd("shmbus:strange", {"payload": msgspec.msgpack.encode(Order(7)), "from": "afar"})
+                message = next(arriving(subscriber))
+                assert (message.event, message.headers["from"]) == (Order(7), "afar")
+    finally:
+        broker.kill()
+
+
+def test_a_stream_that_is_removed(bus_name: str, tmp_path: Path) -> None:
+    """A stream that somebody removes while a bridge reads it is made again, with the group, and read from its start."""
+    broker = own(Redis, tmp_path)
+    broker.start()
+    topic = shmbus.Topic("removed", Order)
+    try:
+        with (
+            opened(bus_name) as bus,
+            bus.subscriber(topic) as subscriber,
+            bridging(bus, broker, in_=[topic], name="here"),
+        ):
+            import redis
+
+            with redis.Redis(port=broker.port) as client:
+                for id in (1, 2):
+                    client.xadd("shmbus:removed", {"payload": msgspec.msgpack.encode(Order(id))})
+                    assert subscriber.receive(PATIENT) == Order(id)
+                    client.delete("shmbus:removed")
+    finally:
+        broker.kill()
+
+
+def test_stops_where_a_bus_is_full(bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bridge whose events find no room on the bus ends when it is told to, and what is not on the bus comes again."""
+    from shmbus.bridge import runner
+
+    monkeypatch.setattr(runner, "_GRACE", 0.1)
+    broker = own(Redis, tmp_path)
+    broker.start()
+    topic = shmbus.Topic("full", Order, capacity=4096)
+    try:
+        with opened(bus_name) as bus, bus.subscriber(topic) as subscriber:
+            import redis
+
+            with redis.Redis(port=broker.port) as client:
+                for order in orders(300):
+                    client.xadd("shmbus:full", {"payload": msgspec.msgpack.encode(order)})
+            with bridging(bus, broker, in_=[topic], name="here"):
+                eventually(lambda: any(p.waiting for p in bus.stats().publishers), "no room is left")
+            got = {order.id for order in iter(subscriber.try_receive, None)}
+            assert len(got) < 300
+            with bridging(bus, broker, in_=[topic], name="here"):
+                while len(got) < 300:
+                    got.add(subscriber.receive(PATIENT).id)
+    finally:
+        broker.kill()

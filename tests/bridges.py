@@ -1,0 +1,65 @@
+"""What the tests of bridges share: a bridge in a thread, topics and brokers of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from brokers import Broker
+from events import PATIENT, Order
+
+import shmbus
+from shmbus.bridge import Bridge
+
+
+@contextmanager
+def bridging(bus: shmbus.Bus, broker: Broker | str, **options: Any) -> Iterator[Bridge]:
+    """A bridge that runs in a thread, and has ended when the block is left."""
+    bridge = Bridge(bus, broker if isinstance(broker, str) else broker.url, **options)
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            bridge.run()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield bridge
+    finally:
+        bridge.stop()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def topic_of(bus_name: str) -> shmbus.Topic[Order]:
+    """A topic that no other test has, for brokers keep what is in theirs."""
+    return shmbus.Topic(f"orders-{bus_name}", Order)
+
+
+def group_is_there(bus: shmbus.Bus) -> bool:
+    return any(c.workers for c in bus.stats().consumers)
+
+
+def arriving(subscriber: shmbus.Subscriber[Order]) -> Iterator[shmbus.Message[Order]]:
+    """Messages; fails where none comes."""
+    timer = threading.Timer(PATIENT, subscriber.cancel)
+    timer.start()
+    try:
+        yield from subscriber.messages()
+    finally:
+        timer.cancel()
+
+
+def own(kind: type[Broker], folder: Path, **options: Any) -> Broker:
+    """A broker for one test, not yet started."""
+    if why := kind.unavailable():
+        pytest.skip(why)
+    return kind(folder, **options)
