@@ -128,6 +128,7 @@ __all__ = [
 _HOMES = {
     "_futures.errors": ("WorkerDied",),
     "_handles.messages": ("Messages",),
+    "bridge": (),
     "bus": ("Bus",),
     "client": ("Client",),
     "journal": ("Journal",),
@@ -165,6 +166,7 @@ _HOMES = {
     "service": ("Service",),
     "stats": ("BusStats", "ConsumerStats", "Loss", "PublisherStats"),
     "subscriber": ("Subscriber",),
+    "testing": (),
     "topic": ("DeadLetter", "Topic", "dead_letter_topic"),
     "worker": ("Worker",),
 }

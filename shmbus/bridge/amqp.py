@@ -5,6 +5,7 @@ there from its first `--in` on, whether it runs or not. RabbitMQ drops no duplic
 Options of the URL: `prefix`, `queue` (`quorum` or `classic`, the default); the path is the virtual host.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import asyncio

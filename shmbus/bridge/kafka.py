@@ -6,6 +6,7 @@ More brokers than one are named with commas: kafka://a:9092,b:9092. `kafkas://` 
 `sasl.mechanisms` says otherwise.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import asyncio
@@ -89,11 +90,9 @@ class KafkaDriver:
                 done.set()
 
         try:
+            produce, topic = self._producer.produce, self._topic
             for event in events:
-                headers = [(key, value.encode()) for key, value in event.headers.items()]
-                self._producer.produce(
-                    self._topic, event.payload, event.key.encode(), headers=headers, on_delivery=delivered
-                )
+                produce(topic, event.payload, event.key, headers=event.headers, on_delivery=delivered)
         except (confluent_kafka.KafkaException, BufferError) as error:
             self._raise(error.args[0])
         self._producer.flush(_TIMEOUT + 5)

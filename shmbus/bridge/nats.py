@@ -3,6 +3,7 @@
 Options of the URL: `prefix`, `window` (seconds in which the stream drops what it has already, 600).
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import asyncio

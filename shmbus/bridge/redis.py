@@ -3,14 +3,18 @@
 What a bridge sends twice is of its last batches, for it sends one at a time and acks it then. So the ids of those are
 enough to drop duplicates exactly: a sorted set a topic and bridge. One script a batch: all of it is in, or nothing.
 
+An entry has two fields: `payload`, and `shmbus`, the headers as JSON. Other fields, of strangers, are headers too.
 Redis confirms what it has in memory: `appendonly yes` makes that outlive a kill, `appendfsync always` a power cut.
 Options of the URL: `prefix`, `maxlen` (events that a stream keeps at least; default: all), the path is the database.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from shmbus._log import logger
 from shmbus.bridge.driver import Away, Incoming, away
@@ -34,23 +38,23 @@ _PASSING: Final = (
     *("NOGROUP", "UNBLOCKED"),  # the stream was removed: opening it again makes the group
 )
 _PAYLOAD: Final = b"payload"
+_OURS: Final = b"shmbus"
+_decode = msgspec.json.Decoder(dict[str, str]).decode
 _MEMBER: Final = "bridge"
 _log = logger("shmbus.bridge")
 
 _SEND: Final = """
 local turn = redis.call('INCR', KEYS[3])
-local maxlen, at, added = ARGV[1], 3, 0
-while ARGV[at] do
-    local id, count = ARGV[at], tonumber(ARGV[at + 1])
-    if redis.call('ZADD', KEYS[2], 'NX', turn, id) == 1 then
+local maxlen, added = ARGV[1], 0
+for at = 3, #ARGV, 3 do
+    if redis.call('ZADD', KEYS[2], 'NX', turn, ARGV[at]) == 1 then
         if maxlen == '' then
-            redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 2, at + 1 + count))
+            redis.call('XADD', KEYS[1], '*', 'shmbus', ARGV[at + 1], 'payload', ARGV[at + 2])
         else
-            redis.call('XADD', KEYS[1], 'MAXLEN', '~', maxlen, '*', unpack(ARGV, at + 2, at + 1 + count))
+            redis.call('XADD', KEYS[1], 'MAXLEN', '~', maxlen, '*', 'shmbus', ARGV[at + 1], 'payload', ARGV[at + 2])
         end
         added = added + 1
     end
-    at = at + 2 + count
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', turn - tonumber(ARGV[2]))
 return added
@@ -108,8 +112,7 @@ class RedisDriver:
         """Add all in one script."""
         arguments: list[Any] = [self._setup.options.get("maxlen", ""), _BATCHES]
         for event in events:
-            fields = [part for pair in event.headers.items() for part in pair]
-            arguments += [event.id, len(fields) + 2, *fields, _PAYLOAD, event.payload]
+            arguments += [event.id, msgspec.json.encode(event.headers), event.payload]
         seen = f"{self._stream}:sent:{self._setup.name}"
         await self._asked(self._script(keys=[self._stream, seen, f"{seen}:turn"], args=arguments))
 
@@ -132,8 +135,11 @@ class RedisDriver:
         found = []
         for number, fields in entries:
             fields = dict(fields or {})
-            payload = fields.pop(_PAYLOAD, b"")
-            found.append(Incoming({_text(k): _text(v) for k, v in fields.items()}, payload, number))
+            payload, ours = fields.pop(_PAYLOAD, b""), fields.pop(_OURS, b"{}")
+            headers = {_text(key): _text(value) for key, value in fields.items()}
+            with suppress(msgspec.MsgspecError):  # a stranger's
+                headers |= _decode(ours)
+            found.append(Incoming(headers, payload, number))
         return found
 
     async def acked(self, events: Sequence[Incoming]) -> None:

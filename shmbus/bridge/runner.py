@@ -19,7 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from shmbus import _plugins, raw
+from shmbus import _plugins, inspect, raw
 from shmbus._log import logger
 from shmbus.bridge import wire
 from shmbus.bridge.driver import Away, Outgoing, Setup
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from shmbus.bridge.driver import Driver
     from shmbus.bus import Bus
+    from shmbus.journal import Entry
     from shmbus.publisher import Publisher
     from shmbus.worker import Worker
 
@@ -42,6 +43,7 @@ _TICK: Final = 0.5  # seconds that a lane waits at most before it looks whether 
 _BACKOFF: Final = (0.1, 10.0)  # seconds: the first pause of a lane whose broker is away, and the longest
 _LOG_INTERVAL: Final = 10.0
 _GRACE: Final = 5.0  # seconds that a lane has to finish what is in its hands
+_SCAN: Final = 1 << 26  # bytes of a ring that is not worth looking through for what was published before
 _MAX_DELIVER: Final = 4000  # a death of the bridge is no fault of the event
 
 _log = logger("shmbus.bridge")
@@ -86,6 +88,7 @@ class Bridge:
             raise ConfigError("a bridge carries at least one topic: out=[], in_=[]")
         self._spool = None if spool is None else Spool(bus, spool)
         self._stopped = threading.Event()
+        self._outward: dict[str, wire.Outward] = {}
         self._workers: list[Worker[bytes]] = []
         self._publishers: list[Publisher[bytes]] = []
         self.sent = self.received = 0
@@ -199,7 +202,7 @@ class Bridge:
             if lot is None:
                 return
             try:
-                await self._send(form, driver, [(e.headers, e.origin, e.time_ns, e.publisher, e.payload) for e in lot])
+                await self._send(form, driver, lot)
             except BaseException:
                 self._workers.remove(worker)  # what it holds goes back, and is claimed again in order
                 worker.close()
@@ -212,8 +215,7 @@ class Bridge:
             if batch is None:
                 await asyncio.sleep(0.01)  # the disk tells nobody
                 continue
-            entries = batch.entries
-            await self._send(form, driver, [(e.headers, e.origin, e.time_ns, e.publisher, e.payload) for e in entries])
+            await self._send(form, driver, batch.entries)
             await asyncio.to_thread(spool.sent, batch.number)
 
     async def _worker(self, form: raw.Form) -> Worker[bytes]:
@@ -225,25 +227,24 @@ class Bridge:
             worker.cancel()
         return worker
 
-    async def _send(self, form: raw.Form, driver: Driver, events: Sequence[tuple[bytes, str, int, str, bytes]]) -> None:
-        via = self._setup.address
+    async def _send(self, form: raw.Form, driver: Driver, events: Sequence[raw.Claimed | Entry]) -> None:
+        outward = self._outward.get(form.name)
+        if outward is None:
+            outward = self._outward[form.name] = wire.Outward(form, self.name, self._setup.address)
+        keyed = form.name in self._key
         leaving = []
-        for data, origin, time_ns, publisher, payload in events:
-            headers = wire.headers_of(data)
-            if headers.get(wire.VIA) == via:
-                continue  # it came from there
-            id, wired = wire.outgoing(form, self.name, headers, origin, time_ns, publisher)
-            leaving.append(Outgoing(id, self._key_of(form, origin, payload), wired, payload))
+        for event in events:
+            wired = outward.event(event.headers, event.origin, event.time_ns, event.publisher)
+            if wired is not None:  # else it came from there
+                key = self._key_of(form, event.payload) if keyed else event.origin
+                leaving.append(Outgoing(wired[0], key, wired[1], event.payload))
         if leaving:
             await driver.send(leaving)
             self.sent += len(leaving)
 
-    def _key_of(self, form: raw.Form, origin: str, payload: bytes) -> str:
-        field = self._key.get(form.name)
-        if field is None:
-            return origin
+    def _key_of(self, form: raw.Form, payload: bytes) -> str:
         value = raw.decode(form, payload)
-        for part in field.split("."):
+        for part in self._key[form.name].split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return str(value)
 
@@ -252,15 +253,26 @@ class Bridge:
     async def _receive_all(self, form: raw.Form, driver: Driver) -> None:
         await driver.open_in(form.name)
         publisher = self._publisher(form)
+        lately = await asyncio.to_thread(self._lately, form)
         while not self._stopped.is_set():
             events = await driver.fetch(_MOST, _TICK)
             for event in events:
                 headers = wire.incoming(form, self.name, self._setup.address, event.headers)
-                if headers is not None:
+                if headers is not None and headers.get(wire.ID) not in lately:
                     await publisher.apublish(event.payload, headers=headers)
                     self.received += 1
             if events:
                 await driver.acked(events)
+
+    def _lately(self, form: raw.Form) -> set[str]:
+        """The ids that the rings still have: what an earlier connection, or life, published and could not ack."""
+        found: set[str] = set()
+        if form.capacity > _SCAN:
+            return found
+        with inspect.Tail(self._bus.name, form.name, oldest=True) as tail:
+            while items := tail.read():
+                found.update(str(item.headers[wire.ID]) for item in items if item.headers and wire.ID in item.headers)
+        return found
 
     def _publisher(self, form: raw.Form) -> Publisher[bytes]:
         found = next((p for p in self._publishers if p.topic.name == form.name), None)

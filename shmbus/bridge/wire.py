@@ -20,15 +20,13 @@ from shmbus.raw import Form
 
 ID: Final = "shmbus-id"
 SCHEMA: Final = "shmbus-schema"
-TYPE: Final = "shmbus-codec"
 PUBLISHER: Final = "shmbus-publisher"
-TIME: Final = "shmbus-time"
 PATH: Final = "shmbus-path"
 VIA: Final = "shmbus-via"
 HEADERS: Final = "shmbus-headers"
 PLAIN: Final = ("traceparent", "tracestate", "baggage")
 """Headers that go under their own names, so that what is between the two buses sees them."""
-OURS: Final = (ID, PATH, VIA, PUBLISHER, TIME)
+OURS: Final = (ID, PATH, VIA, PUBLISHER)
 """Headers of an event that came in by a bridge."""
 
 
@@ -40,27 +38,42 @@ def headers_of(data: bytes) -> dict[str, Any]:
         return {}
 
 
-def outgoing(
-    form: Form, bridge: str, headers: dict[str, Any], origin: str, time_ns: int, publisher: str
-) -> tuple[str, dict[str, str]]:
-    """The id of an event that leaves, and its headers for the broker."""
-    id = str(headers.get(ID) or event_id(origin, time_ns))
-    path = [*str(headers.get(PATH, "")).split(), bridge]
-    own = {key: value for key, value in headers.items() if key not in OURS}
-    found = {
-        ID: id,
-        SCHEMA: f"{form.fingerprint:016x}",
-        TYPE: form.codec,
-        PUBLISHER: str(headers.get(PUBLISHER) or publisher),
-        TIME: str(headers.get(TIME) or time_ns),
-        PATH: " ".join(path),
-    }
-    if own:
-        found[HEADERS] = base64.b64encode(encode_headers(own)).decode()
-    for name in PLAIN:
-        if isinstance(own.get(name), str):
-            found[name] = own[name]
-    return id, {name: _latin(value) for name, value in found.items()}
+def schema_of(form: Form) -> str:
+    """Codec and fingerprint of a topic, as a header."""
+    return f"{form.codec}:{form.fingerprint:016x}"
+
+
+class Outward:
+    """Makes what the events of one topic leave with; most have no headers of their own, and are made of constants."""
+
+    def __init__(self, form: Form, bridge: str, via: str) -> None:
+        self._bridge, self._via = bridge, via
+        self._always = {SCHEMA: schema_of(form), PATH: bridge}
+        self._names: dict[str, str] = {}
+        """What publishers are called on the wire; there are few."""
+
+    def event(self, data: bytes, origin: str, time_ns: int, publisher: str) -> tuple[str, dict[str, str]] | None:
+        """The id of an event and its headers for the broker; None for one that came from there."""
+        name = self._names.get(publisher)
+        if name is None:
+            if len(self._names) > 4096:
+                self._names.clear()
+            name = self._names[publisher] = _latin(publisher)
+        id = event_id(origin, time_ns)
+        if not data:
+            return id, {ID: id, PUBLISHER: name, **self._always}
+        own = headers_of(data)
+        if own.get(VIA) == self._via:
+            return None
+        id, path = str(own.pop(ID, id)), str(own.pop(PATH, ""))
+        found = {ID: id, PUBLISHER: _latin(str(own.pop(PUBLISHER, name))), **self._always}
+        own.pop(VIA, None)
+        if path:
+            found[PATH] = f"{path} {self._bridge}"
+        if own:
+            found[HEADERS] = base64.b64encode(encode_headers(own)).decode()
+            found.update({key: _latin(own[key]) for key in PLAIN if isinstance(own.get(key), str)})
+        return id, found
 
 
 def incoming(form: Form, bridge: str, via: str, headers: dict[str, str]) -> dict[str, Any] | None:
@@ -69,12 +82,9 @@ def incoming(form: Form, bridge: str, via: str, headers: dict[str, str]) -> dict
     An event without our headers is somebody else's: it is taken as a payload of the topic, with what headers it has.
     Raises BridgeError for another schema.
     """
-    schema = headers.get(SCHEMA)
-    if schema is not None and (schema, headers.get(TYPE)) != (f"{form.fingerprint:016x}", form.codec):
-        raise BridgeError(
-            f"topic {form.name!r} at {via} carries another schema: "
-            f"theirs {headers.get(TYPE)} {schema}, ours {form.codec} {form.fingerprint:016x}"
-        )
+    schema, ours = headers.get(SCHEMA), schema_of(form)
+    if schema is not None and schema != ours:
+        raise BridgeError(f"topic {form.name!r} at {via} carries another schema: theirs {schema}, ours {ours}")
     path = headers.get(PATH, "")
     if bridge in path.split():
         return None

@@ -3,6 +3,7 @@
 May touch: the stream that it writes to; a publisher of the bus that it feeds.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import datetime
