@@ -9,6 +9,7 @@ Must stay true:
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -96,8 +97,10 @@ def find(bus: Bus, name: str) -> Form | None:
 
 def decode(form: Form, payload: bytes) -> Any:
     """A payload as builtins; raw and pickled ones stay bytes. Raises msgspec.DecodeError."""
-    raw = b'"codec":"raw"' in form.description[:32]
-    return compare.decode_any(payload, "raw" if raw else form.codec)
+    return _decoder_of(form.description)(payload)
+
+
+_decoder_of = functools.lru_cache(maxsize=256)(compare.decoder_of)
 
 
 def claim(worker: Worker[bytes], most: int, timeout: float | None) -> list[Claimed] | None:

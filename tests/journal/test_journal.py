@@ -226,6 +226,7 @@ def test_every_codec(bus_name: str, tmp_path: Path) -> None:
         (shmbus.Topic("two", Order, codec="json"), Order(2)),
         (shmbus.Topic("three", tuple, codec="pickle"), (1, {2, 3})),
         (shmbus.Topic("four", bytes), b"\0\xff"),
+        (shmbus.Topic("five", Order, codec="record"), Order(5, 6)),
     ]
     with opened(bus_name) as bus:
         for topic, event in topics:
@@ -237,6 +238,8 @@ def test_every_codec(bus_name: str, tmp_path: Path) -> None:
             [message] = journal.replay(topic)
             assert message.event == event
             assert type(message.event) is type(event)
+        [record] = journal.recorded("five")
+        assert record.event == {"id": 5, "cents": 6}
         with pytest.raises(shmbus.ConfigError, match="has no topic 'wide'; it has one, two, three, four"):
             journal.replay(WIDE)
 
