@@ -18,6 +18,7 @@ import msgspec
 from shmbus import _core
 from shmbus._schema import compare
 from shmbus._schema.codec import Codec
+from shmbus._schema.description import parse
 from shmbus._shm import schemas
 from shmbus.errors import ConfigError, SchemaMismatchError
 from shmbus.message import ACK, event_id
@@ -74,7 +75,12 @@ def form_of(topic: Topic[Any]) -> Form:
 
 
 def topic_of(form: Form) -> Topic[bytes]:
-    """A topic of that form whose events are payloads: what a raw publisher, subscriber or worker is opened on."""
+    """A topic of that form whose events are payloads: what a raw publisher, subscriber or worker is opened on.
+
+    Raises ConfigError for a topic with a pool: what lies in there is no part of a payload.
+    """
+    if parse(form.description).pooled:
+        raise ConfigError(f"topic {form.name!r} has a pool, and arrays do not travel out of the host yet")
     topic: Topic[bytes] = object.__new__(Topic)
     wire = Codec(None, None, (bytes, bytearray, memoryview), form.description, form.fingerprint)
     values = {**Topic._usual, "name": form.name, "type": bytes, "capacity": form.capacity, "codec": form.codec}

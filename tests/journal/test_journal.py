@@ -260,3 +260,11 @@ def test_a_stopped_reader_holds_up_no_checkpoint(bus_name: str, tmp_path: Path) 
             eventually(lambda: settled(bus))
             assert Path(f"{path}-wal").stat().st_size < 25 << 20
             assert sum(1 for _ in replay) == 49
+
+
+def test_a_topic_with_a_pool_is_refused(bus_name: str, tmp_path: Path) -> None:
+    """A topic whose arrays lie in a pool is refused before anything is claimed."""
+    pooled = shmbus.Topic("frames", memoryview, pool=1 << 20)
+    with opened(bus_name) as bus, Recorder(bus, pooled, tmp_path / "frames.journal") as recorder:
+        with pytest.raises(shmbus.ConfigError, match="has a pool"):
+            recorder.run()
