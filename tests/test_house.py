@@ -50,8 +50,6 @@ FLOORS = {
     "shmbus.diagnostics": 9,
     "shmbus._futures": 9,
     "shmbus.futures": 9,
-    "shmbus.cli": 10,
-    "shmbus.__main__": 11,
     "shmbus.raw": 9,
     "shmbus._plugins": 9,
     "shmbus.journal": 10,

@@ -13,7 +13,6 @@ from shmbus import Bus, Empty
 def kernel(name: str, rounds: str) -> None:
     """A notebook's kernel: threads run, and Ctrl-C comes at random moments into whatever the cell does."""
     import contextlib
-    import itertools
     import os
     import random
     import signal
@@ -30,18 +29,14 @@ def kernel(name: str, rounds: str) -> None:
     published = 0
 
     def listen() -> None:
-        for order in auditor:
-            if order.cents == 1:
-                heard.append(order.id)
+        heard.extend(order.id for order in auditor if order.cents == 1)
 
     def background() -> None:
         nonlocal published
         with bus.publisher(ORDERS, name="background") as publisher:
-            for count in itertools.count(1):
-                if over.wait(0.001):
-                    break
-                publisher.publish(Order(count, 1))
-                published = count
+            while not over.wait(0.001):
+                publisher.publish(Order(published + 1, 1))
+                published += 1
 
     threads = [threading.Thread(target=background), threading.Thread(target=listen)]
     for thread in threads:
