@@ -142,6 +142,8 @@ class Client(Generic[Req, Rep]):
                 self._await(wait, left)
         finally:
             self._calls.pop(number, None)
+            if wait.bell is not None and not self._receiving.locked():
+                self._pass_on()  # it may have been rung to receive, and gives up
         return self._result(wait.outcome)
 
     def _ask(self, number: int, event: Req, timeout: float | None, headers: dict[str, Any] | None) -> None:
@@ -229,6 +231,8 @@ class Client(Generic[Req, Rep]):
             raise
         if timeout is not None:
             self._watch(time.monotonic() + timeout, future._number)
+        if self._replies.closed:  # by another thread, which may not have seen this one
+            self._fail_all(ClosedError(f"{self!r} is closed"))
         return future
 
     async def acall(self, event: Req, *, timeout: float | None = None, headers: dict[str, Any] | None = None) -> Rep:

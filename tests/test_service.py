@@ -152,6 +152,29 @@ def test_timeout(bus_name: str) -> None:
         assert client.open == 0
 
 
+def give_up(client: shmbus.Client[Quote, Price]) -> None:
+    with pytest.raises(shmbus.CallTimeout):
+        client.call(Quote("x"), timeout=0.2)
+
+
+def test_receiving_is_handed_on(bus_name: str) -> None:
+    """Who was told to receive for all, and gives up, tells the next one."""
+    with opened(bus_name) as bus, bus.server(PRICE) as server, bus.client(PRICE) as client:
+        found: list[Price] = []
+        client._receiving.acquire()  # as if another thread received
+        patient = threading.Thread(target=lambda: found.append(client.call(Quote("abc"))))
+        patient.start()
+        eventually(lambda: client.open == 1)
+        hasty = threading.Thread(target=give_up, args=(client,))
+        hasty.start()
+        eventually(lambda: client.open == 2)
+        client._receiving.release()  # and told the hasty one alone, which is about to give up
+        hasty.join()
+        next(iter(server)).reply(Price(3))
+        patient.join()
+        assert found == [Price(3)]
+
+
 def test_late_reply(bus_name: str) -> None:
     """A reply that comes after its caller gave up is nobody's; the next call gets its own."""
     with opened(bus_name) as bus, bus.server(PRICE) as server, bus.client(PRICE) as client:

@@ -23,7 +23,7 @@ pytestmark = [
 MODULES = ("test_process_pool", "test_shutdown", "test_init", "test_deadlock", "test_wait", "test_as_completed")
 
 _PRIVATE = "asks for a private part of the original: "
-_BREAKS = "demands that the whole pool breaks; ours: tests/test_futures.py, "
+_BREAKS = "demands that the whole pool breaks; ours: tests/futures/test_executor.py, "
 
 LEFT_OUT = {
     "test_killed_child": _BREAKS + "test_death",
@@ -31,8 +31,8 @@ LEFT_OUT = {
     "test_error_at_task_unpickle": _BREAKS + "test_does_not_load (the task's own UnpicklingError)",
     "test_error_during_result_unpickle_in_result_handler": _BREAKS + "test_does_not_load (the error itself)",
     "test_exit_during_result_unpickle_in_result_handler": _BREAKS + "test_does_not_load (the error itself)",
-    "test_del_shutdown": _PRIVATE + "_call_queue; ours: test_forgotten",
-    "test_shutdown_no_wait": _PRIVATE + "_call_queue; ours: test_shutdown_no_wait",
+    "test_del_shutdown": _PRIVATE + "_call_queue; ours: tests/futures/test_ends.py, test_forgotten",
+    "test_shutdown_no_wait": _PRIVATE + "_call_queue; ours: the same, test_shutdown_no_wait",
     "test_shutdown_deadlock_pickle": _PRIVATE + "_executor_manager_thread; ours: test_does_not_pickle",
     "test_gh105829_should_not_deadlock_if_wakeup_pipe_full": _PRIVATE + "_ExecutorManagerThread, _ThreadWakeup",
     "test_max_workers_too_large": "is of Windows",
