@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from shmbus import _core
 from shmbus._ledger import books
 from shmbus._log import logger
+from shmbus.errors import ConfigError
 from shmbus.journal.entries import FIRST_NS, group_of, merged, message_of
 from shmbus.message import Gap
 from shmbus.subscriber import Subscriber
@@ -347,6 +348,14 @@ class CatchingUp(Subscriber[T]):
             raise StopIteration
         event: T = found[0]
         return event
+
+    def arrays(self, most: int = 65536) -> NoReturn:
+        """Refused with ConfigError: arrays are views of a ring, and the journal's events are in none."""
+        raise ConfigError(f"a subscriber with a journal hands out events, not arrays: topic={self.topic.name!r}")
+
+    def receive_array(self, most: int, timeout: float | None = None) -> NoReturn:
+        """Refused with ConfigError, as `arrays` is."""
+        self.arrays(most)
 
     def _look(self) -> bool:
         return bool(self._filled) or super()._look()

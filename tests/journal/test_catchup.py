@@ -177,5 +177,8 @@ def test_options_that_do_not_go_together(bus_name: str, tmp_path: Path) -> None:
         ):
             with pytest.raises(shmbus.ConfigError, match="on_gap='repair' is for mode='lossy', with a journal"):
                 bus.subscriber(ORDERS, **options)
+        with bus.subscriber(ORDERS, start=journal) as subscriber:
+            with pytest.raises(shmbus.ConfigError, match="hands out events, not arrays"):
+                subscriber.arrays()
         with pytest.raises(shmbus.ConfigError, match="start is"):
             bus.subscriber(ORDERS, start=3)  # type: ignore[arg-type]
