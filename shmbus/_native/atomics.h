@@ -13,6 +13,9 @@ typedef _Atomic uint64_t word;
 _Static_assert(sizeof(word) == 8, "a shared word is eight bytes, or processes would disagree");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "shared words must not hide a lock");
 
+#define RARELY(condition) __builtin_expect(!!(condition), 0)
+#define RARE __attribute__((noinline, cold)) /* off the path of most events */
+
 #if defined(__x86_64__)
 #define PREFETCH_WRITE(p) __asm__ volatile("prefetchw %0" : : "m"(*(const char *)(p)))
 #else

@@ -376,7 +376,7 @@ PyObject *claims_flatten(Claimer *self, source *s, const record *r) {
 }
 
 /* The event of the claim at `held[handed]`, which has buffers. */
-static PyObject *decode_whole(Claimer *self, Ring *ring, const record *r, unsigned char **copy) {
+RARE static PyObject *decode_whole(Claimer *self, Ring *ring, const record *r, unsigned char **copy) {
     source *s = claims_source(self, ring->id);
     PyObject *none = NULL, *pool = s ? Py_XNewRef(s->pool) : NULL;
     uint64_t body;

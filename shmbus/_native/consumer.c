@@ -253,7 +253,7 @@ static PyObject *decode(Consumer *self, found *f) {
     const unsigned char *payload = f->record.body + padded;
     uint64_t length = f->record.length - padded;
     PyObject *event = self->base.record ? record_decode_payload(self->base.record, payload, length)
-                      : f->record.flags & RECORD_POOLED
+                      : RARELY(f->record.flags & RECORD_POOLED)
                           ? receiver_decode(&self->base, f->source->ring, &f->record, f->body, copied)
                           : window_decode(&self->base.window, self->base.decode, payload, length,
                                           (PyObject *)f->source->ring, copied);
@@ -265,8 +265,8 @@ static PyObject *decode(Consumer *self, found *f) {
 }
 
 /* A publisher that waits for room in its pool waits for few events. */
-static bool awaited(const found *f) {
-    return f->record.flags & RECORD_POOLED && LOAD_RELAXED(&f->source->ring->view.header->waiting);
+static inline bool awaited(const found *f) {
+    return RARELY(f->record.flags & RECORD_POOLED) && LOAD_RELAXED(&f->source->ring->view.header->waiting);
 }
 
 /* Consumes what was found; the event is out, so an error in waking a publisher waits for the next call. */
@@ -288,7 +288,7 @@ static bool is_gone(const source *s, const record *r) {
 
 /* The buffers of what was found: 1; 0: they are gone, the event is on the books as overrun, and the next one is to be
  * looked for; -1. */
-static int open_buffers(Consumer *self, found *f) {
+RARE static int open_buffers(Consumer *self, found *f) {
     source *s = f->source;
     int status = receiver_open(&self->base, &s->pool, s->ring, &f->record, s->reader.lossy, &f->body);
     if (status)
@@ -305,12 +305,12 @@ static int open_buffers(Consumer *self, found *f) {
     return overrun(self, s) < 0 ? -1 : 0;
 }
 
-/* The next event, with its buffers: as find. */
-static int find_whole(Consumer *self, found *f) {
+/* The next event, with its buffers: as consumer_find. */
+static inline __attribute__((always_inline)) int find_whole(Consumer *self, found *f) {
     int status;
     do
         status = consumer_find(self, f);
-    while (status > 0 && f->record.flags & RECORD_POOLED && !(status = open_buffers(self, f)));
+    while (status > 0 && RARELY(f->record.flags & RECORD_POOLED) && !(status = open_buffers(self, f)));
     return status;
 }
 

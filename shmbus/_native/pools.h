@@ -74,8 +74,8 @@ int leases_add(PyObject *module);
 Lease *lease_new(Pool *pool, const slip *slip, bool loan);
 int lease_take(Pool *pool, const slip *slip, bool copy, Lease **out);
 void pool_unuse(Pool *pool, uint64_t block);
-int parcel_part(PyObject *payload, part *out);
-void parcel_ship(Producer *self, PyObject *payload);
+RARE int parcel_part(PyObject *payload, part *out);
+RARE void parcel_ship(Producer *self, PyObject *payload);
 void shipping_clear(Pool *pool);
 int parcel_open(Pool *pool, const unsigned char *payload, uint64_t length, bool copy, PyObject *into, uint64_t *body);
 

@@ -170,7 +170,7 @@ static inline PyObject *publish_part(Producer *self, part *p, PyObject *payload,
     uint64_t now_ns = realtime_ns();
     p->time_ns = stamp(self, now_ns);
     bool all = write_all(self, p);
-    if (p->flags)
+    if (RARELY(p->flags))
         parcel_ship(self, payload);
     commit_all(self);
     uint64_t sequence = self->writer.sequence - 1;

@@ -59,10 +59,10 @@ typedef struct row_run {          /* records of one stride, one behind the other
 typedef struct part { /* what a publisher hands in for one event */
     const void *headers;
     uint32_t headers_length;
+    uint32_t flags; /* of the record */
     const void *payload;
     uint64_t payload_length;
     uint64_t time_ns;
-    uint32_t flags; /* of the record */
 } part;
 
 #define CHUNKS 16 /* to a ring: how far one announcement goes, and where boundaries are remembered */
