@@ -4,6 +4,7 @@ General layout, each layer using those below it only:
 
     cli, __main__         renders what stats, inspect and diagnostics return
     inspect, diagnostics  what tools ask from outside; read-only but for what says otherwise
+    router/, middleware/  handlers by decorator, in this process or by `shmbus run`
     bus                   the door: names, modes and types are checked here
     publisher             policy of the three handles: blocking, dropping, waiting, settling
     subscriber, worker
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     )
     from shmbus.message import ClaimedMessage, Gap, Message
     from shmbus.publisher import Publisher
+    from shmbus.router import Router
     from shmbus.stats import BusStats, ConsumerStats, Loss, PublisherStats
     from shmbus.subscriber import Subscriber
     from shmbus.topic import DeadLetter, Topic, dead_letter_topic
@@ -90,6 +92,7 @@ __all__ = [
     "Publisher",
     "PublisherStats",
     "ReclaimedError",
+    "Router",
     "SchemaMismatchError",
     "ShmbusError",
     "Subscriber",
@@ -127,7 +130,9 @@ _HOMES = {
         "ShmbusError",
     ),
     "message": ("ClaimedMessage", "Gap", "Message"),
+    "middleware": (),
     "publisher": ("Publisher",),
+    "router": ("Router",),
     "stats": ("BusStats", "ConsumerStats", "Loss", "PublisherStats"),
     "subscriber": ("Subscriber",),
     "topic": ("DeadLetter", "Topic", "dead_letter_topic"),

@@ -23,7 +23,7 @@ from shmbus._ledger import departures
 from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 from shmbus.errors import ClosedError, DecodeError, ForkedError, ReclaimedError, ShmbusError
-from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage, event_id
+from shmbus.message import NACK, REJECT, SPARE, UNDECODABLE, ClaimedMessage, event_id
 from shmbus.topic import DeadLetter, codec_of
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
                 return True
             if how == REJECT:
                 done = self._within(self._bury, _event_of(message), reason, REJECT)
+            elif how == SPARE:
+                done = self._settle(*message.claim, NACK, delay_ns, True)
             else:
                 done = self._settle(*message.claim, how, delay_ns)
             return self._settled(message, done)

@@ -40,6 +40,8 @@ FLOORS = {
     "shmbus.supervisor": 6,
     "shmbus.bus": 7,
     "shmbus": 8,
+    "shmbus.middleware": 8,
+    "shmbus.router": 9,
     "shmbus.inspect": 9,
     "shmbus._leftovers": 9,
     "shmbus.diagnostics": 9,
