@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 
 import shmbus
+from shmbus.middleware import Middleware
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -76,3 +78,31 @@ def consumer(bus: shmbus.Bus, name: str = GROUP) -> shmbus.ConsumerStats:
 
 def depth(bus: shmbus.Bus, name: str = GROUP) -> int:
     return consumer(bus, name).depth
+
+
+class Handler:
+    """Does what `act` does with a number, and keeps the calls."""
+
+    def __init__(self, act: Callable[[int], Any] = lambda number: None) -> None:
+        self.calls: list[int] = []
+        self.times: list[float] = []
+        self._act = act
+
+    def sync(self, order: Order) -> Any:
+        self.calls.append(order.number)
+        self.times.append(time.monotonic())
+        return self._act(order.number)
+
+    async def later(self, order: Order) -> Any:
+        return self.sync(order)
+
+    def routed(self, asynchronous: bool, *around: Middleware, **options: Any) -> shmbus.Router:
+        router = shmbus.Router()
+        router.worker(ORDERS, group=GROUP, to=INVOICES, middleware=around, **options)(
+            self.later if asynchronous else self.sync
+        )
+        return router
+
+
+def raises(number: int) -> None:
+    raise Failure(f"not {number}")

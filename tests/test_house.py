@@ -42,6 +42,7 @@ FLOORS = {
     "shmbus": 8,
     "shmbus.middleware": 8,
     "shmbus.router": 9,
+    "shmbus.testing": 10,
     "shmbus.inspect": 9,
     "shmbus._leftovers": 9,
     "shmbus.diagnostics": 9,

@@ -40,12 +40,12 @@ class Ignore:
         try:
             return (yield)
         except self.errors as error:
-            _log.info("%r: ignored: %s", delivery, described(error))
+            _log.info("%s, event %s: ignored: %s", delivery.handler, delivery.id, described(error))
             return None
         except Reject as error:  # what a Retry inside of this one made of it
             if not isinstance(error.__cause__, self.errors):
                 raise
-            _log.info("%r: ignored: %s", delivery, described(error.__cause__))
+            _log.info("%s, event %s: ignored: %s", delivery.handler, delivery.id, described(error.__cause__))
             return None
 
 
@@ -72,7 +72,7 @@ class Recover:
                 if isinstance(error, Exception):
                     raise
                 raise RecoveredError(f"{delivery.handler} raised {described(error)}") from error
-            _log.warning("%r: recovered: %s", delivery, described(error))
+            _log.warning("%s, event %s: recovered: %s", delivery.handler, delivery.id, described(error))
             value = self.fallback(delivery, error)
         yield Result(value)
         return value
@@ -117,7 +117,7 @@ class Poison:
             if not isinstance(cause, self.on):
                 raise
             trace = "".join(traceback.format_exception(cause))[-MAX_TRACEBACK:]
-            _log.warning("%r: poisoned: %s", delivery, described(cause))
+            _log.warning("%s, event %s: poisoned: %s", delivery.handler, delivery.id, described(cause))
         yield self._letter(delivery, described(cause), trace)
         return None
 

@@ -96,7 +96,7 @@ class Deduplicate:
             yield Sleep(_BUSY)
         try:
             if key in self.seen:
-                _log.info("%r: handled already: key=%r", delivery, key[1])
+                _log.info("%s, event %s: handled already: key=%r", delivery.handler, delivery.id, key[1])
                 return None
             result = yield
             self.seen.add(key)

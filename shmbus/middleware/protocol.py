@@ -88,6 +88,7 @@ class Delivery(Generic[T]):
     """One event on its way to a handler."""
 
     __slots__ = (
+        "__weakref__",
         "_encode",
         "_headers",
         "attempt",

@@ -13,7 +13,7 @@ from shmbus.middleware.protocol import Publish, Result, Sleep, Within
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from shmbus.middleware.protocol import Delivery, Middleware
+    from shmbus.middleware.protocol import Delivery, Middleware, Steps
     from shmbus.topic import Topic
 
 Call: TypeAlias = "Callable[[Delivery[Any]], Any]"
@@ -67,7 +67,7 @@ def _around(one: Middleware, inner: Call, hands: Hands) -> Call:
         raise _no_step(one, step)
 
     def run(delivery: Delivery[Any]) -> Any:
-        steps = one(delivery)
+        steps = _steps(one, delivery)
         try:
             step = next(steps)
             while True:
@@ -98,7 +98,7 @@ def _aaround(one: Middleware, inner: AsyncCall, hands: AsyncHands) -> AsyncCall:
         raise _no_step(one, step)
 
     async def run(delivery: Delivery[Any]) -> Any:
-        steps = one(delivery)
+        steps = _steps(one, delivery)
         try:
             step = next(steps)
             while True:
@@ -112,6 +112,13 @@ def _aaround(one: Middleware, inner: AsyncCall, hands: AsyncHands) -> AsyncCall:
             return end.value
 
     return run
+
+
+def _steps(one: Middleware, delivery: Delivery[Any]) -> Steps:
+    steps = one(delivery)
+    if not hasattr(steps, "send"):
+        raise ConfigError(f"middleware is a generator function, it returns no {type(steps).__name__}: {one!r}")
+    return steps
 
 
 def _no_step(one: Middleware, step: object) -> ConfigError:

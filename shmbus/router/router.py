@@ -5,6 +5,8 @@ May touch: a bus, through a run. Must stay true: registering opens nothing, and 
 
 from __future__ import annotations
 
+import queue
+import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from shmbus._options import check_choice, check_range, check_topic, expiry_ns, nanoseconds
@@ -33,6 +35,29 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _MAX_DELIVER: Final = 5
+
+
+def _interruptible(running: Running, routes: list[Route]) -> None:
+    """All of it in another thread, so that Ctrl-C comes upon nothing but the wait for its end."""
+    told: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def serve() -> None:
+        try:
+            running.begin(routes)
+            running.wait()
+            told.put(None)
+        except BaseException as error:
+            told.put(error)
+
+    try:
+        threading.Thread(target=serve, name="shmbus router", daemon=True).start()
+        failure = told.get()
+    except KeyboardInterrupt:
+        running.cancel()
+        told.get()
+        raise
+    if failure is not None:
+        raise failure
 
 
 class Router:
@@ -193,13 +218,11 @@ class Router:
         running = Running(bus, self.middleware)
         self._runs.append(running)
         try:
-            running.begin(self.routes)
-            try:
+            if threading.current_thread() is threading.main_thread():
+                _interruptible(running, self.routes)
+            else:
+                running.begin(self.routes)
                 running.wait()
-            except KeyboardInterrupt:
-                running.cancel()
-                running.wait()
-                raise
         finally:
             running.close()
             self._runs.remove(running)

@@ -1,0 +1,13 @@
+"""Suites that a user's own tests can call: the same that every part of shmbus of its kind passes.
+
+    def test_mine() -> None:
+        shmbus.testing.check_middleware(lambda: Mine(limit=5))
+
+Each raises AssertionError with what does not hold, and needs no bus and nothing of pytest.
+"""
+
+from __future__ import annotations
+
+from shmbus.router.conformance import check_middleware
+
+__all__ = ["check_middleware"]
