@@ -106,6 +106,7 @@ __all__ = [
 _HOMES = {
     "_handles.messages": ("Messages",),
     "bus": ("Bus",),
+    "deaths": (),
     "errors": (
         "AccessError",
         "BusNotFoundError",

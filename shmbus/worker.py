@@ -19,7 +19,7 @@ from shmbus import _core
 from shmbus._handles.handle import Handle
 from shmbus._handles.messages import Messages
 from shmbus._handles.waiting import Parking, Receiver
-from shmbus._ledger import departures
+from shmbus._ledger import deaths, departures
 from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 from shmbus.errors import ClosedError, DecodeError, ForkedError, ReclaimedError, ShmbusError
@@ -229,7 +229,12 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, origin: str
     ) -> None:
         event = _Event(ring_id, sequence, word, attempt - 1, time_ns, publisher, origin)
-        self._bury(event, f"delivered {attempt - 1} times without an ack", REJECT, unseen=True)
+        causes, pending = deaths.causes(self._session.document(), ring_id, sequence)
+        if pending:  # whoever saw its worker die is about to say how
+            self._settle(*event.claim, NACK, deaths.PATIENCE_NS // 8, True)
+            return
+        reason = f"delivered {attempt - 1} times without an ack"
+        self._bury(event, ": ".join(filter(None, (reason, "; ".join(causes)))), REJECT, unseen=True)
 
     def _undecodable(
         self,

@@ -39,6 +39,7 @@ FLOORS = {
     "shmbus.worker": 6,
     "shmbus.supervisor": 6,
     "shmbus.bus": 7,
+    "shmbus.deaths": 7,
     "shmbus": 8,
     "shmbus.middleware": 8,
     "shmbus.router": 9,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shmbus._ledger import departures, groups, topics
+from shmbus._ledger import deaths, departures, groups, topics
 from shmbus._ledger.registry import mark_removed, unlink_objects
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._log import logger
@@ -40,6 +40,8 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
     if participant is None:
         return
     if participant.state != "reclaiming":
+        if dead:
+            deaths.note(document, rings, participant)  # in the same commit: noted once, before anything goes back
         participant.state = "reclaiming"
         change.commit()
     reach("reclaim.begun")

@@ -64,16 +64,17 @@ class Running:
         self.stuck: Final[list[Delivery[Any]]] = []
         """Events whose handler goes on although its time is up."""
 
-    def begin(self, routes: Iterable[Route]) -> None:
-        """Open the handles of these routes, then start their handlers. Raises what opening them does."""
-        opened = []
+    def begin(self, routes: Iterable[Route], opened: Callable[[], object] = bool) -> None:
+        """Open the handles of these routes, say so by `opened`, then start their handlers. Raises what opening does."""
+        found = []
         for route in routes:
             if isinstance(route, WorkerRoute) and route.to is not None:
                 self.outbox.open(route.to)
             handle = route.open(self._bus)
             self._handles.append(handle)
-            opened.append((route, handle))
-        for route, handle in opened:
+            found.append((route, handle))
+        opened()
+        for route, handle in found:
             if route.handler.asynchronous:
                 self._begin_tasks(route, handle)
             else:

@@ -1,0 +1,97 @@
+"""Deaths: what dead processes held of a group's events, and how they died, for the dead letters of those events.
+
+Reclaim notes what a dead process held, in the commit that begins it. How it died only its parent knows, who has the
+exit status: `tell` puts it to what was noted. A process may be *promised* to be told of; then a dead letter waits for
+that, a moment at most. So it does not matter whether the parent or the supervisor is faster.
+
+May touch: the document, under the bus lock; claim words, to read them.
+
+Must stay true:
+- All of it is bounded (`slots.reserve`): the oldest are forgotten first, and only the words of a dead letter with them.
+- Nothing waits for a parent that does not come: what was promised is waited for two seconds after the death.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from shmbus import _core
+from shmbus._ledger.document import HOW, Death, HeldRun
+from shmbus._ledger.retired import unless_unreadable
+from shmbus._ledger.slots import MAX_DEATHS, MAX_HELD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shmbus._ledger.document import Document, Participant, WorkerEntry
+    from shmbus._ledger.registry import Change
+    from shmbus._shm.rings import Rings
+
+PATIENCE_NS: Final = 2_000_000_000
+"""After so long a promise is not waited for: whoever made it is dead, or stopped."""
+
+
+def note(document: Document, rings: Rings, participant: Participant) -> None:
+    """Before its claims go back: what a dead process held. Committed by the caller."""
+    held: list[HeldRun] = []
+    for worker in document.workers:
+        group = document.consumer(worker.group) if worker.participant == participant.id else None
+        for entry in document.rings_of(group) if group is not None else ():
+            with unless_unreadable(entry):
+                sequences = [s for s, _ in rings.work(entry).claims(worker.slot, worker.generation)]
+                held += _runs(entry.id, sequences)
+    if held:
+        _add(document, participant, "", held, promised=participant.promised)
+
+
+def note_slow(document: Document, worker: WorkerEntry, ring: int, sequence: int) -> None:
+    """An event was taken from a worker that held it for too long. Committed by the caller."""
+    participant = document.participant(worker.participant)
+    if participant is not None:
+        how = f"held it for more than {worker.ack_within_ns / 1e9:g} s"
+        _add(document, participant, how, [HeldRun(ring, sequence, sequence)], promised=False)
+
+
+def tell(change: Change, pid: int, namespace: int, how: str) -> int:
+    """Say how a process died whose end was noted; returns how many events it held, 0 where nothing was noted."""
+    told = "".join(char if char.isascii() and char.isprintable() else "?" for char in how)[:HOW]
+    found = [d for d in change.document.deaths if (d.pid, d.namespace, d.how) == (pid, namespace, "")]
+    for death in found:
+        death.how = told
+    if found:
+        change.commit()
+    return sum(run.last - run.first + 1 for death in found for run in death.held)
+
+
+def causes(document: Document, ring: int, sequence: int) -> tuple[list[str], bool]:
+    """How the workers ended that held an event, in order; True: there is more to be told in a moment."""
+    found = [d for d in document.deaths if any(r.ring == ring and r.first <= sequence <= r.last for r in d.held)]
+    now = _core.host_ns()
+    pending = any(d.promised and not d.how and 0 <= now - d.at_ns < PATIENCE_NS for d in found)
+    return [f"process {d.pid} {d.how or 'died'}" for d in found], pending
+
+
+def _add(document: Document, participant: Participant, how: str, held: list[HeldRun], *, promised: bool) -> None:
+    there = {ring.id for ring in document.rings}
+    kept = [d for d in document.deaths if any(run.ring in there for run in d.held)]
+    fresh = Death(
+        participant=participant.id,
+        pid=participant.pid,
+        namespace=participant.namespace,
+        at_ns=_core.host_ns(),
+        promised=promised,
+        how=how[:HOW],
+        held=held[:MAX_HELD],
+    )
+    document.deaths = [*kept, fresh][-MAX_DEATHS:]
+
+
+def _runs(ring: int, sequences: Iterable[int]) -> list[HeldRun]:
+    """Sequences as runs without holes: what lies in between may have been another worker's."""
+    runs: list[HeldRun] = []
+    for sequence in sorted(sequences):
+        if runs and runs[-1].last == sequence - 1:
+            runs[-1] = HeldRun(ring, runs[-1].first, sequence)
+        else:
+            runs.append(HeldRun(ring, sequence, sequence))
+    return runs
