@@ -97,6 +97,7 @@ class Child:
         limits = Limits(self._options.max_tasks, self._options.max_rss, self._recycle, self._enough)
         self._running = Running(bus, router.middleware, self._handled)
         self._limits = limits
+        router._runs.append(self._running)  # for its `publish`, and `cancel`
         self._router = router
         slowest = [r.ack_within for r in router.routes if r.ack_within is not None and not r.handler.asynchronous]
         self._hung_after = min(slowest) + _LATE if slowest else None

@@ -198,10 +198,10 @@ class Running:
     def _ended(self, delivery: Delivery[Any], token: Token[Delivery[Any] | None], error: BaseException | None) -> None:
         current.reset(token)
         del self.in_hand[delivery]
-        if self._handled is not None:
-            self._handled()
         if error is not None and ends(error):
             raise error
+        if self._handled is not None:
+            self._handled()
 
     def _is_stuck(self, delivery: Delivery[Any], seconds: float) -> None:
         self.stuck.append(delivery)

@@ -65,7 +65,7 @@ def test_the_cause_is_in_the_letter(bus_name: str, processes: Processes, first: 
 
 
 def test_a_letter_waits_for_what_was_promised(bus_name: str, processes: Processes) -> None:
-    """A letter that would come before its cause waits for it, and no worker does; one that is not told comes without."""
+    """A letter that would come before its cause waits for it, and no worker does; untold, it comes without."""
     with shmbus.Bus(bus_name, supervise=False) as bus, bus.subscriber(DEAD) as dead:
         bus.group(ORDERS, GROUP)
         publish(bus, 1)
