@@ -26,6 +26,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shmbus import deaths as deaths
+    from shmbus import middleware as middleware
+    from shmbus import testing as testing
     from shmbus._handles.messages import Messages
     from shmbus.bus import Bus
     from shmbus.errors import (
@@ -107,6 +110,7 @@ _HOMES = {
     "_handles.messages": ("Messages",),
     "bus": ("Bus",),
     "deaths": (),
+    "testing": (),
     "errors": (
         "AccessError",
         "BusNotFoundError",

@@ -3,8 +3,8 @@
     process = subprocess.Popen(...)  # where it opens the bus it calls deaths.promise(bus)
     deaths.tell(bus, process.pid, deaths.cause(process.wait()))
 
-A dead letter then says not only that its workers died but how: "delivered 3 times without an ack: process 4711 killed
-by SIGSEGV; ...". The runner does this; so can anybody who has a process manager of their own.
+A dead letter then says not only that its workers died but how: "delivered 3 times without an ack (process 4711: killed
+by SIGSEGV; ...)". The runner does this; so can anybody who has a process manager of their own.
 
 May touch: the registry document, under the bus lock.
 """

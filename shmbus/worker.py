@@ -229,12 +229,16 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, origin: str
     ) -> None:
         event = _Event(ring_id, sequence, word, attempt - 1, time_ns, publisher, origin)
-        causes, pending = deaths.causes(self._session.document(), ring_id, sequence)
-        if pending:  # whoever saw its worker die is about to say how
+        if deaths.pending(self._session.document(), ring_id, sequence):  # whoever saw it is about to say how
             self._settle(*event.claim, NACK, deaths.PATIENCE_NS // 8, True)
             return
-        reason = f"delivered {attempt - 1} times without an ack"
-        self._bury(event, ": ".join(filter(None, (reason, "; ".join(causes)))), REJECT, unseen=True)
+        died = "; ".join(self.deaths(ring_id, sequence))
+        reason = f"delivered {attempt - 1} times without an ack{f' ({died})' if died else ''}"
+        self._bury(event, reason, REJECT, unseen=True)
+
+    def deaths(self, ring_id: int, sequence: int) -> tuple[str, ...]:
+        """How the workers died that had an event in their hands, in order, as far as that is known."""
+        return deaths.of(self._session.document(), ring_id, sequence)
 
     def _undecodable(
         self,

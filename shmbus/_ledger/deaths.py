@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from shmbus import _core
+from shmbus._deaths import cause
 from shmbus._ledger.document import HOW, Death, HeldRun
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._ledger.slots import MAX_DEATHS, MAX_HELD
@@ -31,8 +32,11 @@ PATIENCE_NS: Final = 2_000_000_000
 """After so long a promise is not waited for: whoever made it is dead, or stopped."""
 
 
-def note(document: Document, rings: Rings, participant: Participant) -> None:
-    """Before its claims go back: what a dead process held. Committed by the caller."""
+def note(change: Change, rings: Rings, participant: Participant, code: int | None) -> None:
+    """Before its claims go back: what a dead process held. Committed by the caller. `code` is how it ended, as `Popen`
+    has it, where the caller knows.
+    """
+    document = change.document
     held: list[HeldRun] = []
     for worker in document.workers:
         group = document.consumer(worker.group) if worker.participant == participant.id else None
@@ -41,7 +45,7 @@ def note(document: Document, rings: Rings, participant: Participant) -> None:
                 sequences = [s for s, _ in rings.work(entry).claims(worker.slot, worker.generation)]
                 held += _runs(entry.id, sequences)
     if held:
-        _add(document, participant, "", held, promised=participant.promised)
+        _add(document, participant, "" if code is None else cause(code), held, told=False)
 
 
 def note_slow(document: Document, worker: WorkerEntry, ring: int, sequence: int) -> None:
@@ -49,29 +53,38 @@ def note_slow(document: Document, worker: WorkerEntry, ring: int, sequence: int)
     participant = document.participant(worker.participant)
     if participant is not None:
         how = f"held it for more than {worker.ack_within_ns / 1e9:g} s"
-        _add(document, participant, how, [HeldRun(ring, sequence, sequence)], promised=False)
+        _add(document, participant, how, [HeldRun(ring, sequence, sequence)], told=True)
 
 
 def tell(change: Change, pid: int, namespace: int, how: str) -> int:
     """Say how a process died whose end was noted; returns how many events it held, 0 where nothing was noted."""
-    told = "".join(char if char.isascii() and char.isprintable() else "?" for char in how)[:HOW]
-    found = [d for d in change.document.deaths if (d.pid, d.namespace, d.how) == (pid, namespace, "")]
+    words = "".join(char if char.isascii() and char.isprintable() else "?" for char in how)[:HOW]
+    found = [d for d in change.document.deaths if (d.pid, d.namespace, d.told) == (pid, namespace, False)]
     for death in found:
-        death.how = told
+        death.how, death.told = words, True
     if found:
         change.commit()
     return sum(run.last - run.first + 1 for death in found for run in death.held)
 
 
-def causes(document: Document, ring: int, sequence: int) -> tuple[list[str], bool]:
-    """How the workers ended that held an event, in order; True: there is more to be told in a moment."""
-    found = [d for d in document.deaths if any(r.ring == ring and r.first <= sequence <= r.last for r in d.held)]
+def of(document: Document, ring: int, sequence: int) -> tuple[str, ...]:
+    """How the workers ended that had an event in their hands, in order, as far as that is still known."""
+    return tuple(f"process {d.pid}{f': {d.how}' if d.how else ' died'}" for d in _holders(document, ring, sequence))
+
+
+def pending(document: Document, ring: int, sequence: int) -> bool:
+    """Whether there is more to be told of them in a moment."""
     now = _core.host_ns()
-    pending = any(d.promised and not d.how and 0 <= now - d.at_ns < PATIENCE_NS for d in found)
-    return [f"process {d.pid} {d.how or 'died'}" for d in found], pending
+    return any(
+        d.promised and not d.told and 0 <= now - d.at_ns < PATIENCE_NS for d in _holders(document, ring, sequence)
+    )
 
 
-def _add(document: Document, participant: Participant, how: str, held: list[HeldRun], *, promised: bool) -> None:
+def _holders(document: Document, ring: int, sequence: int) -> list[Death]:
+    return [d for d in document.deaths if any(r.ring == ring and r.first <= sequence <= r.last for r in d.held)]
+
+
+def _add(document: Document, participant: Participant, how: str, held: list[HeldRun], *, told: bool) -> None:
     there = {ring.id for ring in document.rings}
     kept = [d for d in document.deaths if any(run.ring in there for run in d.held)]
     fresh = Death(
@@ -79,7 +92,8 @@ def _add(document: Document, participant: Participant, how: str, held: list[Held
         pid=participant.pid,
         namespace=participant.namespace,
         at_ns=_core.host_ns(),
-        promised=promised,
+        promised=participant.promised,
+        told=told,
         how=how[:HOW],
         held=held[:MAX_HELD],
     )

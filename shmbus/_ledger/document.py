@@ -203,8 +203,10 @@ class Death(msgspec.Struct, array_like=True):
     at_ns: Natural
     """CLOCK_MONOTONIC when it was found out."""
     promised: bool
+    told: bool
+    """By whoever promised it, or there is nothing to tell."""
     how: Annotated[str, msgspec.Meta(max_length=HOW)]
-    """"" until somebody says it."""
+    """"" until somebody knows."""
     held: list[HeldRun]
 
 

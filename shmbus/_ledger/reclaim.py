@@ -33,15 +33,17 @@ _CLEAR_TIMEOUT = 1.0  # seconds; what is not cleared away then is a leftover, wh
 _log = logger("shmbus.reclaim")
 
 
-def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
-    """Free everything that a participant holds, and its entry. `dead` goes on the books of what it held."""
+def reclaim(change: Change, rings: Rings, id: int, *, dead: bool, code: int | None = None) -> None:
+    """Free everything that a participant holds, and its entry. `dead` goes on the books of what it held, and `code`,
+    how its process ended, is noted with it.
+    """
     document = change.document
     participant = document.participant(id)
     if participant is None:
         return
     if participant.state != "reclaiming":
         if dead:
-            deaths.note(document, rings, participant)  # in the same commit: noted once, before anything goes back
+            deaths.note(change, rings, participant, code)  # in the same commit: noted once, before anything goes back
         participant.state = "reclaiming"
         change.commit()
     reach("reclaim.begun")

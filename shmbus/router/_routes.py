@@ -93,19 +93,13 @@ def _delivery(route: Route, message: Message[Any], consumer: str, attempt: int, 
         handler=route.handler.name,
         topic=route.topic.name,
         consumer=consumer,
-        id=id_of(message),
+        id=message.id,
         time_ns=message.time_ns,
         attempt=attempt,
         max_deliver=max_deliver,
         type=route.topic.type,
         encode=codec_of(route.topic).encode or bytes,
     )
-
-
-def id_of(message: Message[Any]) -> str:
-    """What names an event in every ring."""
-    found: str = getattr(message, "id", "") or f"{message.publisher}-{message.time_ns:x}-{message.sequence}"
-    return found
 
 
 MAX_CONCURRENCY: Final = 4096

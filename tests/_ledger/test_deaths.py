@@ -60,8 +60,8 @@ def test_the_cause_is_in_the_letter(bus_name: str, processes: Processes, first: 
             assert deaths.tell(bus, child.pid, "told twice") == 0
         with bus.worker(ORDERS, group=GROUP, max_deliver=2) as worker:
             assert worker.try_receive() is None
-        words = "; ".join(f"process {pid} killed by SIGSEGV, peak RSS 9 MiB" for pid in pids)
-        assert dead.receive(PATIENCE).reason == f"delivered 2 times without an ack: {words}"
+        words = "; ".join(f"process {pid}: killed by SIGSEGV, peak RSS 9 MiB" for pid in pids)
+        assert dead.receive(PATIENCE).reason == f"delivered 2 times without an ack ({words})"
 
 
 def test_a_letter_waits_for_what_was_promised(bus_name: str, processes: Processes) -> None:
@@ -79,7 +79,7 @@ def test_a_letter_waits_for_what_was_promised(bus_name: str, processes: Processe
             deaths.tell(bus, child.pid, how)
             with pytest.raises(shmbus.Empty):
                 worker.receive(timeout=1.0)
-            assert dead.receive(PATIENCE).reason.endswith(f": process {child.pid} killed by SIGSEGV")
+            assert dead.receive(PATIENCE).reason.endswith(f"(process {child.pid}: killed by SIGSEGV)")
             publish(bus, 2)
             worker.close()
             child = dies(processes, bus_name)
@@ -87,7 +87,7 @@ def test_a_letter_waits_for_what_was_promised(bus_name: str, processes: Processe
         with bus.worker(ORDERS, group=GROUP, max_deliver=1) as worker:
             with pytest.raises(shmbus.Empty):
                 worker.receive(timeout=4.0)
-            assert dead.receive(PATIENCE).reason.endswith(f": process {child.pid} died")
+            assert dead.receive(PATIENCE).reason.endswith(f"(process {child.pid} died)")
 
 
 def test_whoever_was_not_promised_is_not_waited_for(bus_name: str, processes: Processes) -> None:
@@ -101,7 +101,7 @@ def test_whoever_was_not_promised_is_not_waited_for(bus_name: str, processes: Pr
             eventually(lambda: worker.try_receive() is None and depth(bus) == 0)
             letters = dead.receive_many(3, PATIENCE)
         assert [letter.sequence for letter in letters] == [1, 2, 3]
-        assert {letter.reason for letter in letters} == {f"delivered 1 times without an ack: process {child.pid} died"}
+        assert {letter.reason for letter in letters} == {f"delivered 1 times without an ack (process {child.pid} died)"}
 
 
 def test_too_slow_is_a_cause_too(bus_name: str) -> None:
@@ -126,12 +126,13 @@ def test_deaths_are_bounded() -> None:
     document.rings = [RingEntry(1, 0, 1, 1, 4096)]
     one = Participant(1, 1, 7, 0, "x")
     for sequence in range(1, 2 * MAX_DEATHS):
-        ledger._add(document, one, "", [HeldRun(1, sequence, sequence)], promised=False)
+        ledger._add(document, one, "", [HeldRun(1, sequence, sequence)], told=False)
     assert [d.held[0].first for d in document.deaths] == list(range(MAX_DEATHS, 2 * MAX_DEATHS))
     document.rings = [RingEntry(2, 0, 1, 1, 4096)]
-    ledger._add(document, one, "", [HeldRun(2, 1, 1)], promised=False)
+    ledger._add(document, one, "", [HeldRun(2, 1, 1)], told=False)
     assert len(document.deaths) == 1
     assert ledger._runs(1, [5, 1, 2, 3, 7]) == [HeldRun(1, 1, 3), HeldRun(1, 5, 5), HeldRun(1, 7, 7)]
-    assert ledger.causes(document, 2, 1) == (["process 7 died"], False)
-    document.deaths = [Death(1, 7, 0, _core.host_ns(), True, "", [HeldRun(2, 1, 1)])]
-    assert ledger.causes(document, 2, 1) == (["process 7 died"], True)
+    assert (ledger.of(document, 2, 1), ledger.pending(document, 2, 1)) == (("process 7 died",), False)
+    document.deaths = [Death(1, 7, 0, _core.host_ns(), True, False, "exit code 3", [HeldRun(2, 1, 1)])]
+    assert (ledger.of(document, 2, 1), ledger.pending(document, 2, 1)) == (("process 7: exit code 3",), True)
+    assert ledger.of(document, 2, 2) == ()

@@ -264,7 +264,7 @@ def test_reserve() -> None:
     full.losses = [d.LossEntry(long, long, long, "undecodable", most, *[most * 2] * 4)] * slots.MAX_LOSSES
     full.losses_forgotten = most
     held = [d.HeldRun(most * 2, most * 2, most * 2)] * slots.MAX_HELD
-    full.deaths = [d.Death(most * 2, 1 << 22, most * 2, most * 2, True, "x" * d.HOW, held)] * slots.MAX_DEATHS
+    full.deaths = [d.Death(most * 2, 1 << 22, most * 2, most * 2, True, True, "x" * d.HOW, held)] * slots.MAX_DEATHS
     assert len(slots.encode(full)) <= size + reserve
     sampled = (most, most * 2, most * 2, most * 2)
     full.closed += [

@@ -105,9 +105,11 @@ def workers(bus: shmbus.Bus) -> dict[int, int]:
     return {worker.pid: worker.held for worker in group.workers}
 
 
-def collect(subscriber: shmbus.Subscriber[Counted], into: dict[str, Counted]) -> None:
+def collect(subscriber: shmbus.Subscriber[Counted], into: dict[str, Counted]) -> int:
+    """Take what has come; how many are there by now."""
     with suppress(shmbus.Empty):
         into.update((counted.path, counted) for counted in subscriber.receive_many(1000, 0.01))
+    return len(into)
 
 
 def test_everything_at_once(bus_name: str, run: Callable[..., Run]) -> None:
@@ -122,14 +124,14 @@ def test_everything_at_once(bus_name: str, run: Callable[..., Run]) -> None:
         runner.until("ready: 3 workers")
         found: dict[str, Counted] = {}
         publish(bus, *good[:20], "crash-1")
-        eventually(lambda: collect(counted, found) or len(found) == 20, seconds=PATIENCE)
+        eventually(lambda: collect(counted, found) == 20, seconds=PATIENCE)
         publish(bus, *good[20:40])
         runner.process.send_signal(signal.SIGHUP)
-        eventually(lambda: collect(counted, found) or len(found) == 40, seconds=PATIENCE)
+        eventually(lambda: collect(counted, found) == 40, seconds=PATIENCE)
         publish(bus, "slow-0.5", *good[40:])
         victim = eventually(lambda: next((pid for pid, held in workers(bus).items() if held), 0))
         os.kill(victim, signal.SIGKILL)
-        eventually(lambda: collect(counted, found) or len(found) == 72, lambda: str({*good} - found.keys()), PATIENCE)
+        eventually(lambda: collect(counted, found) == 72, lambda: str({*good} - found.keys()), PATIENCE)
         letter = dead.receive(PATIENCE)
         runner.until("is replaced: .* MiB of 80 in memory")
         runner.end()
@@ -252,7 +254,7 @@ def test_limits(bus_name: str, run: Callable[..., Run]) -> None:
         publish(bus, *files)
         runner = run("--workers", 2, "--max-tasks", 12)
         found: dict[str, Counted] = {}
-        eventually(lambda: collect(counted, found) or found.keys() == set(files), seconds=PATIENCE)
+        eventually(lambda: collect(counted, found) == len(files), seconds=PATIENCE)
         runner.until("is replaced: 12 tasks")
         runner.end()
     each = [pid for c in found.values() for pid in c.pids]
