@@ -28,6 +28,7 @@ from support import eventually
 
 import shmbus
 from shmbus import middleware
+from shmbus.middleware import Middleware
 from shmbus.middleware import Redeliver, Reject
 
 BOTH = pytest.mark.parametrize("asynchronous", [False, True])
@@ -179,3 +180,20 @@ def test_delay(bus_name: str, asynchronous: bool) -> None:
             eventually(lambda: depth(bus) == 0)
     assert [attempt for attempt, _ in seen] == [1, 1]
     assert all(age >= 0.1 for _, age in seen)
+
+
+@BOTH
+@pytest.mark.parametrize("around", [(), (middleware.Timeout(PATIENCE),)])
+def test_timeouts_of_their_own(bus_name: str, asynchronous: bool, around: tuple[Middleware, ...]) -> None:
+    """A TimeoutError that a handler raises by itself is a failure like any other, within a Timeout too."""
+
+    def act(number: int) -> None:
+        raise TimeoutError("of its own")
+
+    handler = Handler(act)
+    with shmbus.Bus(bus_name) as bus, bus.subscriber(DEAD) as dead:
+        bus.group(ORDERS, GROUP)
+        publish(bus, 1)
+        with running(handler.routed(asynchronous, *around, max_deliver=2), bus):
+            assert dead.receive(PATIENCE).reason.startswith("TimeoutError: of its own")
+    assert handler.calls == [1, 1]

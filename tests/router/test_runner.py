@@ -316,3 +316,54 @@ def test_reload(bus_name: str, run: Callable[..., Run], tmp_path: Path) -> None:
         eventually(new)
         runner.end()
         bus.remove_group(ORDERS, GROUP)
+
+
+STUCK = """
+import time
+import shmbus
+from shmbus import middleware
+from routes import *
+router = shmbus.Router(middleware=[middleware.Timeout(0.3)])
+@router.worker(ORDERS, group=GROUP, to=INVOICES, max_deliver=1)
+def bill(order: Order) -> Invoice:
+    if order.number == 0:
+        time.sleep(10_000)
+    return Invoice(order.number)
+"""
+
+
+def test_a_stuck_handler_is_replaced(bus_name: str, run: Callable[..., Run], tmp_path: Path) -> None:
+    """A sync handler past its Timeout fails at once, and its process is replaced: no thread is lost for good."""
+    from routes import DEAD as LETTERS
+    from routes import GROUP, INVOICES, ORDERS
+    from routes import publish as order
+
+    (tmp_path / "stuck.py").write_text(STUCK)
+    with shmbus.Bus(bus_name) as bus, bus.subscriber(INVOICES) as invoices, bus.subscriber(LETTERS) as letters:
+        bus.group(ORDERS, GROUP)
+        order(bus, 0, 1)
+        runner = run("--drain", 1, target="stuck:router")
+        assert "TimeoutError" in letters.receive(PATIENCE).reason
+        assert invoices.receive(PATIENCE).number == 1
+        runner.until("is replaced: stuck.bill does not return")
+        runner.until("is ready", 2)
+        order(bus, 2)
+        assert invoices.receive(PATIENCE).number == 2
+        runner.end()
+
+
+def test_the_page_is_right(bus_name: str, run: Callable[..., Run], tmp_path: Path) -> None:
+    """The first example of docs/router.md runs as it stands."""
+    page = (Path(__file__).parents[2] / "docs" / "router.md").read_text(encoding="utf-8")
+    example = page.split("```python\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "shop.py").write_text(example)
+    names: dict[str, Any] = {"__name__": "shop"}
+    exec(compile(example, "shop.py", "exec"), names)
+    with shmbus.Bus(bus_name) as bus, bus.subscriber(names["INVOICES"]) as invoices:
+        bus.group(names["ORDERS"], "billing")
+        runner = run("--workers", 2, target="shop:router")
+        with bus.publisher(names["ORDERS"]) as publisher:
+            publisher.publish_many([names["Order"](1, 250), names["Order"](2, 0), names["Order"](3, 5)])
+        assert {invoices.receive(PATIENCE).order for _ in range(2)} == {1, 3}
+        runner.until("event .* attempt 1: done", 3)
+        runner.end()
