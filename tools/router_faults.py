@@ -1,4 +1,4 @@
-"""The runner under fault: `shmbus run` of a router of two stages over the files of the standard library, round and round.
+"""The runner under fault: `shmbus run` of a router of two stages over the standard library, round and round.
 
 Files are parsed by the first stage, their functions counted by the second. Meanwhile, at random: a worker is killed
 (SIGKILL), stopped and killed, the runner gets SIGHUP, a file makes its handler hang, leak or crash its process. At the

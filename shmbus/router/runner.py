@@ -81,6 +81,8 @@ class Runner:
         self._renewing: Place | None = None
         self._started = False
         """All workers have been ready once."""
+        self._able = False
+        """One has been: the router can be started, and what happens to a worker from now on is a crash."""
         self._ending: int | None = None
         """The exit code, once it ends."""
         self._files = Files() if options.reload else None
@@ -178,6 +180,7 @@ class Runner:
                 worker.hear()
                 if worker.ready and not was_ready:
                     _log.info("%s is ready", worker)
+                    self._able = True
                     if self._files is not None:
                         self._files.watch(worker.files)
                 if worker.recycle and worker is place.worker and time.monotonic() >= place.not_before:
@@ -240,6 +243,7 @@ class Runner:
     def _ended(self, place: Place, worker: Worker) -> None:
         code, how = worker.reap()
         self._tell(worker, how)
+        self._able = self._able or worker.ready
         orderly = worker.asked or (code == 0 and bool(worker.recycle))
         if worker.killed and worker.asked and worker.ready:
             _log.warning("%s did not end in time: %s", worker, how)
@@ -270,7 +274,7 @@ class Runner:
             _log.warning("how %s died could not be told: %s", worker, error)
 
     def _crashed(self, place: Place, worker: Worker, how: str) -> None:
-        if not self._started and not worker.ready:
+        if not self._able and not worker.ready:
             _log.error("%s did not start: %s", worker, how)
             self._end(DID_NOT_START)
             return

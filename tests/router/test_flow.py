@@ -28,8 +28,7 @@ from support import eventually
 
 import shmbus
 from shmbus import middleware
-from shmbus.middleware import Middleware
-from shmbus.middleware import Redeliver, Reject
+from shmbus.middleware import Middleware, Redeliver, Reject
 
 BOTH = pytest.mark.parametrize("asynchronous", [False, True])
 
