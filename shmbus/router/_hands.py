@@ -154,8 +154,9 @@ class Emitter(_ToTopic, ThreadHands):
             for event in value:
                 self._one(delivery, event)
         finally:
-            if hasattr(value, "close"):
-                value.close()
+            close = getattr(value, "close", None)  # a generator's; an iterator need have none
+            if close is not None:
+                close()
         return None
 
     def _one(self, delivery: Delivery[Any], event: Any) -> None:
@@ -211,8 +212,9 @@ class LoopEmitter(_ToTopic, LoopHands):
                 async for event in value:
                     await self._one(delivery, event)
             finally:
-                if hasattr(value, "aclose"):
-                    await value.aclose()
+                close = getattr(value, "aclose", None)
+                if close is not None:
+                    await close()
             return None
         if isinstance(value, Iterator):
             for event in value:

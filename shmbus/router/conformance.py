@@ -31,6 +31,13 @@ EACH: Final = 25
 """Events of each of them."""
 
 Script = Literal["ok", "fail", "reject", "again"]
+SCRIPTS: Final[tuple[tuple[Script, ...], ...]] = (
+    ("ok", "ok", "fail", "ok"),
+    ("fail", "fail", "ok"),
+    ("reject", "ok"),
+    ("again", "ok"),
+)
+"""What handlers do, event by event."""
 
 
 class _Failure(Exception):
@@ -230,9 +237,9 @@ _Started: Any = ("again", 0.0, True)
 
 def _check_colours(make: Callable[[], Middleware], kind: Kind, event: Any) -> None:
     """Sync and async handlers fare alike, whatever they do; a good event of a subscriber is not asked for again."""
-    for scripts in (["ok", "ok", "fail", "ok"], ["fail", "fail", "ok"], ["reject", "ok"], ["again", "ok"]):
-        sync, published = _run(make(), kind, scripts, event)  # type: ignore[arg-type]
-        later, published_later = asyncio.run(_arun(make(), kind, scripts, event))  # type: ignore[arg-type]
+    for scripts in SCRIPTS:
+        sync, published = _run(make(), kind, scripts, event)
+        later, published_later = asyncio.run(_arun(make(), kind, scripts, event))
         told = f"kind {kind}, script {scripts}"
         assert [o.what for o in sync] == [o.what for o in later], f"{told}: sync {sync}, async {later}"
         assert [o.called for o in sync] == [o.called for o in later], f"{told}: sync {sync}, async {later}"
@@ -317,13 +324,14 @@ def _check_closing(make: Callable[[], Middleware], event: Any) -> None:
 
 def _check_threads(make: Callable[[], Middleware], event: Any) -> None:
     """Many threads at once use one instance: each of their events ends, and nothing is raised that one does not see."""
-    alone, _ = _run(make(), "worker", ["ok"] * (THREADS * EACH), event)
+    one_thread: list[Script] = ["ok"] * EACH
+    alone, _ = _run(make(), "worker", one_thread * THREADS, event)
     known = frozenset({Redeliver}).union(*(o.raised for o in alone))
     one, outcomes, errors = make(), [], []
 
     def run(thread: int) -> None:
         try:
-            outcomes.extend(_run(one, "worker", ["ok"] * EACH, event, f"{thread}-")[0])
+            outcomes.extend(_run(one, "worker", one_thread, event, f"{thread}-")[0])
         except BaseException as error:
             errors.append(error)
 

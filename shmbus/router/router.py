@@ -151,7 +151,8 @@ class Router:
         check_range("max_deliver", max_deliver, MAX_DELIVER)
         check_range("prefetch", prefetch, MAX_PREFETCH)
         check_range("concurrency", concurrency, MAX_CONCURRENCY)
-        nanoseconds("ack_within", ack_within), expiry_ns(expires)
+        nanoseconds("ack_within", ack_within)
+        expiry_ns(expires)
         options = {"name": name, "prefetch": prefetch, "expires": expires, "idle": idle}
         what = f"group {group!r} of topic {topic.name!r}"
 

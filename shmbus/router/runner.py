@@ -247,10 +247,12 @@ class Runner:
         orderly = worker.asked or (code == 0 and bool(worker.recycle))
         if worker.killed and worker.asked and worker.ready:
             _log.warning("%s did not end in time: %s", worker, how)
+        if orderly and not worker.asked:
+            _log.info("%s has ended: %s", worker, worker.recycle)
         if worker is place.next:
             place.next = None
             self._renewing = None
-            if self._ending is None:
+            if self._ending is None and not orderly:
                 _log.error("%s, a replacement, did not start: %s; the old one stays", worker, how)
                 if place.worker is not None and place.worker.recycle:
                     place.not_before = time.monotonic() + self._count_crash(place, worker)
