@@ -8,6 +8,7 @@ General layout, each layer using those below it only:
     bus                   the door: names, modes and types are checked here
     publisher             policy of the three handles: blocking, dropping, waiting, settling
     subscriber, worker
+    service               request and reply, on these: server, client
     supervisor            who is dead, what is reclaimed, what is lost
     _handles/             what the handles of a process share: session, waiting, how a handle ends
     _ledger/              who takes part, and what each is owed: the registry, its changes, the books
@@ -29,11 +30,15 @@ if TYPE_CHECKING:
     from shmbus import deaths as deaths
     from shmbus import middleware as middleware
     from shmbus import testing as testing
+    from shmbus._futures.errors import WorkerDied
     from shmbus._handles.messages import Messages
     from shmbus.bus import Bus
+    from shmbus.client import Client
     from shmbus.errors import (
         AccessError,
         BusNotFoundError,
+        CallFailed,
+        CallTimeout,
         CapacityError,
         ClosedError,
         ConfigError,
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
         GapError,
         LayoutMismatchError,
         LockTimeoutError,
+        MissingPackageError,
         NameTakenError,
         NoSpaceError,
         ReclaimedError,
@@ -57,6 +63,8 @@ if TYPE_CHECKING:
     from shmbus.message import ClaimedMessage, Gap, Message
     from shmbus.publisher import Publisher
     from shmbus.router import Router
+    from shmbus.server import Call, Server
+    from shmbus.service import Service
     from shmbus.stats import BusStats, ConsumerStats, Loss, PublisherStats
     from shmbus.subscriber import Subscriber
     from shmbus.topic import DeadLetter, Topic, dead_letter_topic
@@ -69,8 +77,12 @@ __all__ = [
     "Bus",
     "BusNotFoundError",
     "BusStats",
+    "Call",
+    "CallFailed",
+    "CallTimeout",
     "CapacityError",
     "ClaimedMessage",
+    "Client",
     "ClosedError",
     "ConfigError",
     "ConsumerStats",
@@ -90,6 +102,7 @@ __all__ = [
     "Loss",
     "Message",
     "Messages",
+    "MissingPackageError",
     "NameTakenError",
     "NoSpaceError",
     "Publisher",
@@ -97,23 +110,30 @@ __all__ = [
     "ReclaimedError",
     "Router",
     "SchemaMismatchError",
+    "Server",
+    "Service",
     "ShmbusError",
     "Subscriber",
     "Topic",
     "Worker",
+    "WorkerDied",
     "__version__",
     "dead_letter_topic",
 ]
 
 
 _HOMES = {
+    "_futures.errors": ("WorkerDied",),
     "_handles.messages": ("Messages",),
     "bus": ("Bus",),
     "deaths": (),
     "testing": (),
+    "client": ("Client",),
     "errors": (
         "AccessError",
         "BusNotFoundError",
+        "CallFailed",
+        "CallTimeout",
         "CapacityError",
         "ClosedError",
         "ConfigError",
@@ -128,6 +148,7 @@ _HOMES = {
         "GapError",
         "LayoutMismatchError",
         "LockTimeoutError",
+        "MissingPackageError",
         "NameTakenError",
         "NoSpaceError",
         "ReclaimedError",
@@ -138,6 +159,8 @@ _HOMES = {
     "middleware": (),
     "publisher": ("Publisher",),
     "router": ("Router",),
+    "server": ("Call", "Server"),
+    "service": ("Service",),
     "stats": ("BusStats", "ConsumerStats", "Loss", "PublisherStats"),
     "subscriber": ("Subscriber",),
     "topic": ("DeadLetter", "Topic", "dead_letter_topic"),

@@ -23,6 +23,10 @@ MAX_HEADERS: Final[int]
 RECORD_LIMIT: Final[int]
 MIN_CAPACITY: Final[int]
 MAX_CAPACITY: Final[int]
+MAX_POOL: Final[int]
+POOL_BLOCK: Final[int]
+POOL_HOLDERS: Final[int]
+MAX_SLIPS: Final[int]
 BUS_BYTES: Final[int]
 BUS_MAGIC: Final[int]
 BUS_BOOT_ID: Final[int]
@@ -331,6 +335,83 @@ class Rows:
     """Bytes from one row to the next."""
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+class Lease:
+    """The bytes of one extent of a pool, as a buffer, for as long as anything refers to them; len() says how many.
+
+    Read-only, but for one that `Pool.lease` returned and that is not sealed.
+    """
+
+    @property
+    def writable(self) -> bool: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def pool(self) -> Pool | None:
+        """None: a copy."""
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def offset(self, buffer: Any, /) -> int:
+        """Where the bytes of a buffer lie in this lease, in C order and without gaps; -1: they do not."""
+    def seal(self, view: Any, /) -> None:
+        """Nothing is written through new buffers from now on, nor through `view`, if it is a memoryview."""
+    def unseal(self, view: Any, /) -> None: ...
+
+class Pool:
+    """One mapping of a publisher's pool. With a life it holds what is looked at through it, for a consumer."""
+
+    def __new__(
+        cls,
+        segment: Any,
+        life: int = 0,
+        consumer: int = 0,
+        keeper: object = None,
+        wake: Callable[[], object] | None = None,
+    ) -> Pool: ...
+    @staticmethod
+    def size(bytes: int, /) -> int:
+        """Bytes of the segment."""
+    @staticmethod
+    def format(segment: Any, bytes: int, pool_id: int, /) -> None: ...
+    @property
+    def pool_id(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def holder(self) -> int:
+        """Our number in it; -1: we have none, and copy."""
+    def holders(self) -> list[tuple[int, int, int, int, int]]:
+        """(life, consumer, views, bytes, CLOCK_REALTIME in ns of the oldest) of each that looks at anything."""
+    def lives(self) -> list[tuple[int, int]]:
+        """(number, life) of each that has entered."""
+    def forget(self, number: int, life: int, /) -> int:
+        """Under the bus lock: free what a dead holder held; how many extents that were."""
+    def used(self, rings: list[Any], /) -> int:
+        """Bytes of the extents that the publisher's rings owe to somebody, or that somebody looks at."""
+    def retire(self) -> int:
+        """Under the bus lock: give back what nobody looks at; how many extents somebody does."""
+    def serve(self, ring: BroadcastRing, /) -> None:
+        """This mapping is the publisher's, whose broadcast ring that is."""
+    def unserve(self) -> None: ...
+    def lease(self, length: int, /) -> Lease | None:
+        """A writable extent; None: there is no room."""
+    def wanted(self, waits: bool, /) -> bool:
+        """Say whether the publisher waits for room; true where something could be freed."""
+    def debtors(self) -> tuple[int, set[int]]:
+        """Slots of reliable subscribers, and ids of work rings, that what is in the pool is owed to."""
+
+def count_views() -> int:
+    """Extents that this process looks at."""
+
+def keep_views() -> int:
+    """In a forked child: put copies in the place of the extents that its parent looked at."""
+
+class Parcel:
+    """A payload with buffers beside it; they go back to the pool unless it is published. len() is its record's."""
+
+    def __new__(cls, pool: Pool, parts: tuple[Any, ...], body: bytes | None, /) -> Parcel:
+        """A part is bytes, or (Lease, offset, length); body None: the event is the last part."""
+    def __len__(self) -> int: ...
+
 class Producer(Generic[T]):
     """The path of an event into its rings; Publisher adds the hooks that it calls when it cannot go on alone."""
 
@@ -339,7 +420,7 @@ class Producer(Generic[T]):
         segment: Any,
         topic: int,
         ring: BroadcastRing,
-        encode: Callable[[Any], bytes] | None,
+        encode: Callable[[Any], bytes | Parcel] | None,
         accepts: tuple[type, ...],
         expected: str,
         encode_into: Callable[[Any, bytearray], None] | None = None,
@@ -363,6 +444,7 @@ class Producer(Generic[T]):
     def _unblock(self, task: bool, /) -> None: ...
     def _flushing(self, more: int, /) -> int: ...
     def _within(self, callable: Callable[..., R], /, *arguments: Any) -> R: ...
+    def _refuse(self) -> None: ...
     def _encode(self, event: T, headers: dict[str, Any] | None, /) -> tuple[bytes, bytes | None]: ...
     def _put(self, record: tuple[bytes, bytes | None], drop: bool, /) -> Any: ...
     def _encode_many(self, events: Iterable[T], /) -> list[bytes]: ...
@@ -400,6 +482,7 @@ class Consumer(Generic[T]):
     def _ready(self) -> bool: ...
     def _due(self) -> float: ...
     def _sample_into(self, line: int, /) -> None: ...
+    def _buffers_into(self, list: list[Any], /) -> None: ...
     def _add_source(
         self, ring: BroadcastRing, slot: int, publisher: str, retired: bool = False, origin: str = "", /
     ) -> bool:
@@ -455,9 +538,11 @@ class Claimer(Generic[T]):
     ) -> bool: ...
     def _give_back(self, ring_id: int, sequence: int, word: int, /) -> None: ...
     def _payload(self, ring_id: int, sequence: int, word: int, /) -> bytes | None: ...
+    def _headers(self, ring_id: int, sequence: int, word: int, /) -> bytes | None: ...
     def _ready(self) -> bool: ...
     def _due(self) -> float: ...
     def _sample_into(self, line: int, /) -> None: ...
+    def _buffers_into(self, list: list[Any], /) -> None: ...
     def _add_source(self, ring: WorkRing, publisher: str, retired: bool = False, origin: str = "", /) -> None: ...
     def _drop_source(self, ring_id: int, /) -> None: ...
     def _retire_source(self, ring_id: int, /) -> None: ...

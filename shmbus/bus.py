@@ -13,26 +13,29 @@ import os
 import threading
 import warnings
 import weakref
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from shmbus import _core
 from shmbus._handles import naming
 from shmbus._handles.exit import leave_at_exit, open_buses
+from shmbus._handles.handle import or_undone
 from shmbus._handles.session import Session
 from shmbus._handles.waiting import IDLE_MODES
 from shmbus._ledger import departures, groups, members, topics
 from shmbus._ledger.registry import LOCK_TIMEOUT
+from shmbus._offers import Offers
 from shmbus._options import check_choice, check_range, check_topic, expiry_ns, nanoseconds
 from shmbus.errors import ConfigError, CorruptSegmentError
 from shmbus.letters import PATIENCE, Letters
+from shmbus.pooled import publisher_class
 from shmbus.publisher import ON_FULL, Publisher
 from shmbus.subscriber import MODES, STARTS, Subscriber
 from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, codec_of, dead_letter_topic
 from shmbus.worker import MAX_PREFETCH, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import TracebackType
 
     from shmbus._ledger.registry import Change
@@ -52,7 +55,7 @@ MAX_DELIVER: Final = 4000
 _DEFAULT_STALL: Final = 10.0
 
 
-class Bus:
+class Bus(Offers):
     """A named namespace of topics on this host; created by the first process that opens it.
 
     `idle` says how its subscribers and workers wait for events: "adaptive" spins briefly where that pays, then
@@ -143,15 +146,16 @@ class Bus:
         on_full: OnFull,
         timeout: float | None,
         lock_timeout: float = LOCK_TIMEOUT,
+        kind: type[Publisher[T]] | None = None,
     ) -> Publisher[T]:
         def enter(change: Change) -> Publisher[T]:
             entry = topics.ensure_topic(change, topic, codec, "writer")
             members.require_free_name(change.document, entry, "publisher", name)
-            me = members.open_publisher(
-                change, self._session.rings, entry, self._session.participant, name, topic.capacity
-            )
-            with _or(lambda: departures.close_publisher(change, self._session.rings, me.id)):
-                return Publisher(self._session, topic, codec, entry, me, on_full, timeout, self._forget)
+            rings, mine = self._session.rings, self._session.participant
+            me = members.open_publisher(change, rings, entry, mine, name, topic.capacity, pool=topic.pool)
+            with or_undone(lambda: departures.close_publisher(change, self._session.rings, me.id)):
+                how = kind or publisher_class(topic)
+                return how(self._session, topic, codec, entry, me, on_full, timeout, self._forget)
 
         return self._keep(self._session.enter(enter, topic.name, lock_timeout))
 
@@ -188,7 +192,7 @@ class Bus:
             me = members.open_subscriber(
                 change, self._session.rings, entry, self._session.participant, name, mode, start
             )
-            with _or(lambda: departures.close_subscriber(change, self._session.rings, me.id)):
+            with or_undone(lambda: departures.close_subscriber(change, self._session.rings, me.id)):
                 return Subscriber(self._session, topic, entry, me, on_gap, waits, self._forget)
 
         return self._keep(self._session.enter(enter, topic.name))
@@ -257,28 +261,29 @@ class Bus:
             dead_letter_topic(topic)  # its name must be possible before anything is created
         check_range("max_deliver", max_deliver, MAX_DELIVER)
         check_range("prefetch", prefetch, MAX_PREFETCH)
-        ack_within_ns, expires_ns = nanoseconds("ack_within", ack_within), expiry_ns(expires)
-        waits = self._checked_idle(idle)
+        within, policy = nanoseconds("ack_within", ack_within), (max_deliver, prefetch, self._checked_idle(idle))
+        return self._open_worker(topic, group, name, policy, (within, expiry_ns(expires)))
+
+    def _open_worker(
+        self,
+        topic: Topic[T],
+        group: str,
+        name: str | None,
+        policy: tuple[int, int, str],
+        terms: tuple[int, int | None] = (0, None),
+        kind: type[Worker[T]] = Worker,
+    ) -> Worker[T]:
+        ack_within_ns, expires_ns = terms
 
         def enter(change: Change) -> Worker[T]:
             entry = topics.ensure_topic(change, topic, codec_of(topic), "reader")
             known, rings = {c.id for c in change.document.consumers}, self._session.rings
             owner = members.open_group(change, rings, entry, group, expires_ns)
-            with _or(lambda: None if owner.id in known else departures.undo_group(change, rings, owner.id)):
+            with or_undone(lambda: None if owner.id in known else departures.undo_group(change, rings, owner.id)):
                 me = members.open_worker(change, owner, self._session.participant, name, ack_within_ns)
-                with _or(lambda: departures.close_worker(change, rings, me.id)):
-                    return Worker(
-                        self._session,
-                        topic,
-                        entry,
-                        owner,
-                        me,
-                        max_deliver,
-                        prefetch,
-                        waits,
-                        self._letters_of(topic),
-                        self._forget,
-                    )
+                with or_undone(lambda: departures.close_worker(change, rings, me.id)):
+                    ways = self._letters_of(topic), self._forget
+                    return kind(self._session, topic, entry, owner, me, *policy, *ways)
 
         return self._keep(self._session.enter(enter, topic.name))
 
@@ -388,13 +393,3 @@ class Bus:
 
 def _reopen(name: str, idle: Idle, supervise: bool) -> Bus:
     return Bus(name, idle=idle, supervise=supervise)
-
-
-@contextmanager
-def _or(undo: Callable[[], object]) -> Iterator[None]:
-    """What is entered without a handle to close it, for want of descriptors say, is undone."""
-    try:
-        yield
-    except BaseException:
-        undo()
-        raise

@@ -3,6 +3,7 @@
     ShmbusError
     ├── ConfigError (ValueError)          a name, capacity, mode or option that cannot be; nothing was created
     │   └── NameTakenError                a live publisher or subscriber of the topic has the name
+    ├── MissingPackageError (ImportError) what an event has needs a package that is not installed; .extra brings it
     ├── BusNotFoundError (LookupError)    no such bus, and the caller asked not to create it
     ├── SchemaMismatchError (TypeError)   the topic exists with another event type; .difference says where
     ├── LayoutMismatchError               a segment of another layout version, or not of shmbus at all
@@ -24,6 +25,8 @@
     ├── CircuitOpenError                  a circuit breaker has its handler rest; nothing was tried
     ├── RecoveredError                    a handler raised what is no Exception, SystemExit say; the cause is that
     ├── InjectedError                     a fault that a test asked for
+    ├── CallTimeout (TimeoutError)        no reply within the timeout; the call may have been carried out
+    ├── CallFailed                        a call that no server answered; .reason says why, .deaths how servers died
     ├── Full (queue.Full)                 no room within the timeout; .blocked_by names who holds it
     └── Empty (queue.Empty)               nothing to receive within the timeout
 
@@ -72,6 +75,15 @@ class NameTakenError(ConfigError):
         self.pid = pid
 
 
+class MissingPackageError(ShmbusError, ImportError):
+    """Arrays of a kind whose package this process lacks; `extra` is the extra of shmbus that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs {package}: pip install 'shmbus[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+
 class BusNotFoundError(ShmbusError, LookupError):
     """The bus does not exist and the caller asked not to create it."""
 
@@ -112,10 +124,10 @@ class EventTypeError(ShmbusError, TypeError):
 
 
 class EventTooLargeError(ShmbusError, ValueError):
-    """The encoded event exceeds what its ring can ever hold; nothing was written."""
+    """The encoded event exceeds what its ring, or the publisher's pool, can ever hold; nothing was written."""
 
-    def __init__(self, topic: str, size: int, maximum: int) -> None:
-        why = "what a record can hold" if maximum >= _RECORD_LIMIT else "a quarter of the ring's capacity"
+    def __init__(self, topic: str, size: int, maximum: int, why: str = "") -> None:
+        why = why or ("what a record can hold" if maximum >= _RECORD_LIMIT else "a quarter of the ring's capacity")
         super().__init__(f"event too large for topic {topic!r}: {size} bytes, at most {maximum} ({why})")
         self.topic = topic
         self.size = size
@@ -242,6 +254,29 @@ class RecoveredError(ShmbusError):
 
 class InjectedError(ShmbusError):
     """A fault that a test asked for, by `middleware.Fail`."""
+
+
+class CallTimeout(ShmbusError, TimeoutError):
+    """No reply within the timeout. Whether the call was carried out, or still is, nobody knows."""
+
+    def __init__(self, service: str, timeout: float | None) -> None:
+        super().__init__(f"service {service!r} did not reply within the timeout: timeout={timeout}")
+        self.service = service
+        self.timeout = timeout
+
+
+class CallFailed(ShmbusError):
+    """A call without a reply: the server said so, by `Call.fail`, or it was handed out `max_deliver` times in vain.
+
+    `reason` is what the server said, `deaths` how the servers died that had it, one each, in their order.
+    """
+
+    def __init__(self, service: str, reason: str, deaths: Sequence[str] = ()) -> None:
+        died = f": {'; '.join(deaths)}" if deaths else ""
+        super().__init__(f"call of service {service!r} failed: {reason}{died}")
+        self.service = service
+        self.reason = reason
+        self.deaths = tuple(deaths)
 
 
 class Full(ShmbusError, queue.Full):

@@ -20,6 +20,7 @@ from shmbus._handles.awaiting import Awaiting, interpreter_ends
 from shmbus._handles.care import BOUND
 from shmbus._handles.flushing import NAP, Flushing
 from shmbus._handles.handle import Handle
+from shmbus._handles.lending import Lending
 from shmbus._ledger import departures
 from shmbus._log import logger
 from shmbus._shm.waker import Sleeper
@@ -53,7 +54,7 @@ ON_FULL: Final = ("block", "drop", "raise")
 _log = logger("shmbus.bus")
 
 
-class Publisher(Handle, Flushing, _core.Producer[T], Generic[T]):
+class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
     """Publishes events of one topic. Made by `Bus.publisher`.
 
     Per-publisher order holds for every consumer. Threads and tasks may share a publisher.
@@ -85,7 +86,7 @@ class Publisher(Handle, Flushing, _core.Producer[T], Generic[T]):
             session.map,
             entry.index,
             session.rings.broadcast(ring),
-            codec.encode,
+            self._encoder(codec, me),
             codec.accepts,
             f"topic {topic.name!r} carries {_words(topic.type)}",
             None if topic.validate else codec.encode_into,  # bytes are decoded faster than a bytearray
@@ -99,6 +100,10 @@ class Publisher(Handle, Flushing, _core.Producer[T], Generic[T]):
         self._tasks = Awaiting(self._sleeper, _nothing, _nothing)  # who waits says so with the need, in every ring
         self._told = (0, 0.0)
         self._left = False
+
+    def _encoder(self, codec: Codec, me: PublisherEntry) -> Callable[[Any], Any] | None:
+        """What makes a payload of an event."""
+        return codec.encode
 
     if TYPE_CHECKING:
 
@@ -162,7 +167,8 @@ class Publisher(Handle, Flushing, _core.Producer[T], Generic[T]):
         if found is not _core.NOTHING:
             return found
         since = time.monotonic_ns()
-        deadline = None if self._timeout is None else since / 1e9 + self._timeout
+        timeout = self._patience()
+        deadline = None if timeout is None else since / 1e9 + timeout
         again = False
         self._block(True)
         try:
@@ -297,7 +303,8 @@ class Publisher(Handle, Flushing, _core.Producer[T], Generic[T]):
             fits, slots, lines = self._full(length)
             if fits and not lines:
                 return True
-            left = NAP if self._timeout is None else min(NAP, since / 1e9 + self._timeout - time.monotonic())
+            timeout = self._patience()
+            left = NAP if timeout is None else min(NAP, since / 1e9 + timeout - time.monotonic())
             if self._on_full == "raise" or left <= 0:
                 raise Full(self.topic.name, self._blocking(slots, lines), committed)
             self._tell_blocked(since, slots, lines)
@@ -306,6 +313,10 @@ class Publisher(Handle, Flushing, _core.Producer[T], Generic[T]):
             return True
         finally:
             self._unblock(False)
+
+    def _patience(self) -> float | None:
+        """Seconds that the call which asks may wait for room; None: for ever."""
+        return self._timeout
 
     def _care(self) -> None:
         self._session.care()

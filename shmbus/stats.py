@@ -101,6 +101,19 @@ class ConsumerStats(Books, frozen=True, kw_only=True):
     publishers: tuple[SourceStats, ...] = ()
 
 
+class Viewer(msgspec.Struct, frozen=True, kw_only=True):
+    """Who looks at arrays and buffers in a publisher's pool, and so keeps them there."""
+
+    name: str
+    """A subscriber or group, the publisher itself for its own arrays; "" once it is gone, and its views are not."""
+    pid: int
+    """0 for a process that has left the bus."""
+    views: int
+    bytes: int
+    since_ns: int
+    """CLOCK_REALTIME in ns: when the oldest of what it looks at was allocated."""
+
+
 class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
     """A publisher, for as long as one of its rings is there."""
 
@@ -125,6 +138,12 @@ class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
     """It sleeps until there is room."""
     blocked_by: tuple[str, ...] = ()
     """Consumers whose unread events leave it no room."""
+    pool: int = 0
+    """Bytes of its pool, 0: it has none."""
+    pool_used: int = 0
+    """Bytes of it that somebody is owed or looks at, in whole blocks; loans that are not published yet among them."""
+    viewers: tuple[Viewer, ...] = ()
+    """Who looks at what is in the pool."""
     rate: float = 0.0
     """Events published per second between two looks."""
 

@@ -20,7 +20,7 @@ from shmbus._ledger import departures
 from shmbus._log import logger
 from shmbus.errors import DecodeError, GapError, ReclaimedError
 from shmbus.message import Gap, Message
-from shmbus.topic import codec_of
+from shmbus.topic import decoder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,14 +65,17 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         self.name: Final = me.name
         self.mode: Final = me.mode
         self._entry = entry
-        self._id = me.id
+        self._id = self._consumer_id = me.id
         self._slot = me.slot
         self._on_gap = on_gap
         self._forget = forget
         self._sources = {}
         self._told = _given_up(me)
         self._unlogged, self._next_log = 0, 0.0
-        _core.Consumer.__init__(self, session.map, entry.index, codec_of(topic).decode)
+        decode, buffers = decoder_of(topic)
+        _core.Consumer.__init__(self, session.map, entry.index, decode)
+        if buffers is not None:
+            self._buffers_into(buffers)
         self._sample_into(me.line)
         self._parking = Parking(
             session,

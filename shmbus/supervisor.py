@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from shmbus import _core
 from shmbus._handles.session import Session
-from shmbus._ledger import books, departures, overdue, reclaim, retired
+from shmbus._ledger import books, departures, overdue, pools, reclaim, retired
 from shmbus._ledger.registry import Registry, mark_removed
 from shmbus._shm import descriptors, place, processes, segment
 from shmbus._shm.failpoint import reach
@@ -65,9 +65,11 @@ def run(bus: str, *, foreground: bool) -> int:
     _Supervisor.told_to_go = False
     _raise_descriptor_limit()
     # Ctrl-C too: once a KeyboardInterrupt has passed through an import, Python ends by the signal though it was caught.
-    previous = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     office = None
     try:
+        for number in previous:
+            signal.signal(number, _stop)
         office = _take_office(bus, wait=foreground)
         if office is not None:
             reach("office.taken")
@@ -239,8 +241,11 @@ class _Supervisor:
                     reclaim.repair(change, self.rings)
                 for id in dead:
                     self.announce(change.document, id)
-                    reclaim.reclaim(change, self.rings, id, dead=True)
-                if dead:
+                    one = change.document.participant(id)
+                    code = self.watch.codes.get(one.life) if one else None
+                    reclaim.reclaim(change, self.rings, id, dead=True, code=code)
+                self.watch.codes.clear()
+                if pools.forget_dead(change, self.rings) or dead:
                     self.session.wake_everybody(change.document)
                 if reclaim.remove_if_unused(change, self.rings):
                     return False
@@ -287,6 +292,9 @@ class _Supervisor:
                 self.logged = on_the_books
             if overdue.look(self.registry.read(), self.rings, self.seen):
                 self.take_back()
+            document = self.registry.read()
+            if self.rings.pools.has_dead(pools.ids(document), self.registry.lives):
+                self.bury([])
         except FileNotFoundError:
             pass  # a ring that was removed meanwhile
         except ShmbusError as error:
@@ -308,7 +316,7 @@ class _Supervisor:
             document = self.registry.read()
             self.rings.keep_only({ring.id for ring in document.rings})
             found = retired.leftovers(document, self.rings)
-            if found.gone or found.loose:
+            if found.gone or found.loose or pools.idle(document, self.rings):
                 with self.registry.locked() as change:
                     if not self.registry.removed:
                         if change.died_inside:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, NoRetu
 import msgspec
 
 from shmbus import _core
+from shmbus._payload.kinds import codec_with_pool
 from shmbus._schema.codec import Codec, codec_for
 from shmbus.errors import ConfigError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MIN_CAPACITY: Final = _core.MIN_CAPACITY  # one page: less would not save memory
+MAX_POOL: Final = _core.MAX_POOL
 MAX_CAPACITY: Final = _core.MAX_CAPACITY  # far past any machine's /dev/shm, far below where positions could wrap
 DEFAULT_CAPACITY: Final = 1 << 20
 
@@ -107,6 +109,8 @@ class Topic(Generic[T]):
     takes the smallest type that its limits leave, str and bytes need a `max_length`, which is their room in bytes.
     `enc_hook` and `dec_hook` are msgspec's: they make builtins of types that it does not know, and the other way
     round. `validate=True` decodes every event before it is published, and refuses one that no receiver would get.
+    `pool` is the size in bytes of each publisher's pool, in which NumPy arrays, memoryviews, Arrow batches and tables,
+    and with codec="pickle" what pickles out of band, travel beside their events; 0: none does.
 
     Raises `ConfigError` with the offending value. Opens nothing.
 
@@ -156,6 +160,11 @@ class Topic(Generic[T]):
             """Whether every event is decoded before it is published."""
             ...
 
+        @property
+        def pool(self) -> int:
+            """Bytes of each publisher's pool, 0: there is none."""
+            ...
+
         _wire: Codec
     else:
         __slots__ = (
@@ -166,6 +175,7 @@ class Topic(Generic[T]):
             "dec_hook",
             "enc_hook",
             "name",
+            "pool",
             "schema",
             "type",
             "validate",
@@ -178,6 +188,7 @@ class Topic(Generic[T]):
         "enc_hook": None,
         "dec_hook": None,
         "validate": False,
+        "pool": 0,
     }
 
     def __init__(
@@ -191,9 +202,11 @@ class Topic(Generic[T]):
         enc_hook: Callable[[Any], Any] | None = None,
         dec_hook: Callable[[builtins.type, Any], Any] | None = None,
         validate: bool = False,
+        pool: int = 0,
     ) -> None:
         check_name("topic", name)
         _check_capacity(capacity)
+        _check_pool(pool, type, codec, validate)
         _check_choice("schema", schema, ("strict", "evolve"))
         _check_choice("codec", codec, ("msgpack", "json", "pickle", "record"))
         hooks = {"enc_hook": enc_hook, "dec_hook": dec_hook}
@@ -211,7 +224,8 @@ class Topic(Generic[T]):
         if name.endswith(DEAD_SUFFIX) and type is not DeadLetter:
             raise ConfigError(f"a topic named *{DEAD_SUFFIX} has the type DeadLetter: name={name!r}, type={type!r}")
         values = {"name": name, "type": type, "capacity": capacity, "schema": schema, "codec": codec}
-        values |= {**hooks, "validate": validate, "_wire": codec_for(type, codec, enc_hook, dec_hook)}
+        wire = (codec_with_pool if pool else codec_for)(type, codec, enc_hook, dec_hook)
+        values |= {**hooks, "validate": validate, "pool": pool, "_wire": wire}
         for field, value in values.items():
             object.__setattr__(self, field, value)
 
@@ -263,6 +277,16 @@ def encoded_topic(name: str, capacity: int, codec: Any) -> Topic[Any]:
     return topic
 
 
+def decoder_of(topic: Topic[Any]) -> tuple[Callable[[Any], Any] | None, list[Any] | None]:
+    """What a subscriber or worker decodes events with, and the list in which that looks for their buffers, if any."""
+    if not topic.pool:
+        return topic._wire.decode, None
+    from shmbus._payload.packing import Unpacker  # for who has a pool alone
+
+    unpacker = Unpacker(topic)
+    return unpacker.decode, unpacker.buffers
+
+
 def dead_letter_topic(topic: Topic[Any], *, capacity: int = 0) -> Topic[DeadLetter]:
     """The topic `<name>.dead` that takes what workers of `topic` reject or give up on.
 
@@ -296,6 +320,19 @@ def _check_capacity(capacity: object) -> None:
         raise ConfigError(f"capacity must be {MIN_CAPACITY} to {MAX_CAPACITY} bytes: capacity={capacity}")
     if capacity & (capacity - 1):
         raise ConfigError(f"capacity must be a power of two: capacity={capacity}")
+
+
+def _check_pool(pool: object, type: object, codec: str, validate: bool) -> None:
+    if not isinstance(pool, int) or isinstance(pool, bool) or not 0 <= pool <= MAX_POOL:
+        raise ConfigError(f"pool is a number of bytes from 0 to {MAX_POOL}: pool={pool!r}")
+    if not pool:
+        return
+    if codec not in ("msgpack", "pickle"):
+        raise ConfigError(f"{codec} cannot refer to a pool; codec is 'msgpack' or 'pickle' for: pool={pool}")
+    if type is bytes:
+        raise ConfigError(f"bytes lie in the ring; the type of raw buffers in a pool is memoryview: pool={pool}")
+    if validate:
+        raise ConfigError(f"validate decodes an event from its record, where its buffers are not: pool={pool}")
 
 
 def _check_choice(option: str, value: object, known: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ Must stay true:
 from __future__ import annotations
 
 import time
+from _thread import LockType, allocate_lock, get_ident
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -24,7 +25,7 @@ from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 from shmbus.errors import ClosedError, DecodeError, ForkedError, ReclaimedError, ShmbusError
 from shmbus.message import NACK, REJECT, SPARE, UNDECODABLE, ClaimedMessage, event_id
-from shmbus.topic import DeadLetter, codec_of
+from shmbus.topic import DeadLetter, decoder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,7 +100,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self.group: Final = group.name
         self.name: Final = me.name
         self._entry = entry
-        self._group_id = group.id
+        self._group_id = self._consumer_id = group.id
         self._group_line = group.slot
         self._id = me.id
         self._letters = letters
@@ -107,12 +108,13 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._forget = forget
         self._sources = {}
         self._open: dict[tuple[int, int, int], ClaimedMessage[T]] = {}
-        self._settling: dict[tuple[int, int, int], object] = {}
+        self._settling: dict[tuple[int, int, int], tuple[LockType, int]] = {}
+        decode, buffers = decoder_of(topic)
         _core.Claimer.__init__(
             self,
             session.map,
             entry.index,
-            codec_of(topic).decode,
+            decode,
             group.slot,
             me.slot,
             me.generation,
@@ -120,6 +122,8 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             prefetch,
             me.ack_within_ns != 0,
         )
+        if buffers is not None:
+            self._buffers_into(buffers)
         self._sample_into(group.line)
         self._parking = Parking(
             session,
@@ -187,15 +191,24 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
 
     @contextmanager
     def _settling_alone(self, message: ClaimedMessage[Any]) -> Iterator[bool]:
-        """False if another thread or task settles this message right now, or has."""
-        key, me = message.claim, object()  # by its claim: the event may be back already, under another one
-        if self._settling.setdefault(key, me) is not me:
-            yield False
-            return
+        """False if the message is settled, or is being settled by this very thread: by another task, or under a signal.
+
+        Another thread is waited for: what it does may fail, and whoever asked for the same must hear of that.
+        """
+        key, over = message.claim, allocate_lock()  # by its claim: the event may be back already, under another one
+        over.acquire()
+        mine = over, get_ident()
+        while (other := self._settling.setdefault(key, mine)) is not mine:
+            if other[1] == mine[1]:
+                yield False
+                return
+            with other[0]:
+                pass
         try:
             yield not message.settled
         finally:
             del self._settling[key]
+            over.release()
 
     def _settled(self, message: ClaimedMessage[Any], done: bool) -> bool:
         message.settled = done
@@ -236,10 +249,6 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         reason = f"delivered {attempt - 1} times without an ack{f' ({died})' if died else ''}"
         self._bury(event, reason, REJECT, unseen=True)
 
-    def deaths(self, ring_id: int, sequence: int) -> tuple[str, ...]:
-        """How the workers died that had an event in their hands, in order, as far as that is known."""
-        return deaths.of(self._session.document(), ring_id, sequence)
-
     def _undecodable(
         self,
         ring_id: int,
@@ -254,6 +263,10 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         event = _Event(ring_id, sequence, word, attempt, time_ns, publisher, origin)
         self._bury(event, f"undecodable: {error}", UNDECODABLE, unseen=True)
         raise DecodeError(self.topic.name, publisher, sequence, str(error)) from error
+
+    def deaths(self, ring_id: int, sequence: int) -> tuple[str, ...]:
+        """How the workers died that had this event, in order, as far as that is known; the last are remembered."""
+        return deaths.of(self._session.document(), ring_id, sequence)
 
     def _bury(self, event: _Event, reason: str, how: int, *, unseen: bool = False) -> bool:
         """Publish a dead letter, then mark the event done; False: it is not ours any more.

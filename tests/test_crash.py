@@ -49,3 +49,11 @@ def test_failpoints() -> None:
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
     assert "failpoints" in done.stdout
+
+
+def test_kills_with_views() -> None:
+    """Processes that die with views in hand, loans open and acks behind them leave nothing used, and hurt nobody."""
+    command = [sys.executable, str(CAMPAIGN.with_name("pool_kills.py")), "--kills", "12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
+    assert "12 kills" in done.stdout

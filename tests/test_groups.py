@@ -28,7 +28,7 @@ from support import Processes, eventually, line
 
 import shmbus
 from shmbus import Bus, inspect
-from shmbus._ledger import groups
+from shmbus._ledger import groups, reclaim
 
 
 @pytest.fixture
@@ -90,6 +90,16 @@ def test_a_damaged_removal_ends(bus: Bus) -> None:
             groups.finish_all(change, bus._session.rings)
         assert document(bus).workers == []
         assert document(bus).consumers == []
+
+
+def test_a_group_that_names_a_process(bus: Bus) -> None:
+    """A group belongs to nobody: where a damaged document says that it does, it does not go with whoever leaves."""
+    with bus.worker(ORDERS, group="g"):
+        with bus._session.locked() as change:
+            change.document.consumers[0].participant = bus._session.participant
+            reclaim.reclaim(change, bus._session.rings, bus._session.participant, dead=False)
+        assert [c.name for c in document(bus).consumers] == ["g"]
+        assert document(bus).workers == []
 
 
 def test_a_sleeping_worker_is_told(bus: Bus) -> None:

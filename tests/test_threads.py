@@ -77,6 +77,30 @@ def test_settled_once(bus: Bus, switching: None) -> None:
         assert books(bus, "g") == {"offered": 200, "delivered": 200}
 
 
+def test_settled_by_one_that_fails(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who settles what another thread is settling learns what became of it: an ack that failed there is none here."""
+    with bus.publisher(ORDERS) as pub, bus.worker(ORDERS, group="g") as worker, ThreadPoolExecutor(2) as pool:
+        pub.publish(Order(1))
+        message = next(worker.messages())
+        begun, go_on = threading.Event(), threading.Event()
+
+        def fail(*_: object) -> bool:
+            begun.set()
+            go_on.wait()
+            raise shmbus.ClosedError("the worker is closed")
+
+        monkeypatch.setattr(worker, "_settle", fail)
+        first = pool.submit(message.ack)
+        begun.wait()
+        second = pool.submit(message.ack)
+        eventually(second.running)
+        go_on.set()
+        for future in (first, second):
+            with pytest.raises(shmbus.ClosedError):
+                future.result()
+        assert not message.settled
+
+
 def test_settling_while_the_ring_is_let_go_of(bus: Bus) -> None:
     """A thread that is posting a publisher while another one changes the worker's rings harms neither."""
     inside, on = threading.Event(), threading.Event()

@@ -30,9 +30,18 @@ ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "shmbus" / "_native"
 HARNESS = ROOT / "tests" / "native"
 
-STRATA = [NATIVE / name for name in ("ring.c", "reader.c", "work.c", "delay.c", "retire.c")]
+STRATA = [NATIVE / name for name in ("ring.c", "reader.c", "work.c", "delay.c", "retire.c", "pool.c", "extents.c")]
 PARTS = ("explore", "sched", "memory", "names", "world_ring", "world_work")
-SCENES = ("scenes_ring", "scenes_join", "scenes_park", "scenes_work", "scenes_chain", "scenes_retire", "scenes_delay")
+SCENES = (
+    "scenes_ring",
+    "scenes_join",
+    "scenes_park",
+    "scenes_work",
+    "scenes_chain",
+    "scenes_retire",
+    "scenes_delay",
+    "scenes_pool",
+)
 SOURCES = [*STRATA, *(HARNESS / f"{name}.c" for name in PARTS + SCENES)]
 STRESS = [*STRATA, HARNESS / "stress.c"]
 

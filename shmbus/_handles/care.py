@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from shmbus import _core
-from shmbus._ledger import departures, overdue, reclaim, retired
+from shmbus._ledger import departures, overdue, pools, reclaim, retired
 from shmbus._ledger.registry import mark_removed
 from shmbus._log import logger
 from shmbus._shm import cores, spawn
@@ -90,7 +90,7 @@ class Care:
             dead = reclaim.dead_participants(document, self._session.registry.lives)
             found = retired.leftovers(document, self._session.rings, retired.PATIENCE)
             late = overdue.look(document, self._session.rings, self._seen)
-            if dead or late or found.gone or found.loose:
+            if dead or late or found.gone or found.loose or pools.idle(document, self._session.rings):
                 with self._session.locked(timeout=0) as change:
                     self._session.reclaim_dead(change)
                     departures.sweep(change, self._session.rings)

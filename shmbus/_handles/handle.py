@@ -9,13 +9,13 @@ called again.
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from shmbus.errors import CorruptSegmentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -104,3 +104,13 @@ class Handle:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} belongs to its process: pickle the Bus instead")
+
+
+@contextmanager
+def or_undone(undo: Callable[[], object]) -> Iterator[None]:
+    """What is entered without a handle to close it, for want of descriptors say, is undone."""
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from shmbus import _core
 from shmbus._handles.care import Care
-from shmbus._ledger import members, reclaim, room
+from shmbus._ledger import members, pools, reclaim, room
 from shmbus._ledger.registry import LOCK_TIMEOUT, Registry
 from shmbus._log import logger
 from shmbus._shm import processes, spawn
@@ -191,7 +191,8 @@ class Session:
         dead = [p for p in reclaim.dead_participants(change.document, self.registry.lives) if p.id != self.participant]
         for participant in dead:
             reclaim.reclaim(change, self.rings, participant.id, dead=True)
-        if dead:
+        views = pools.forget_dead(change, self.rings)  # of who had left the bus before it died, too
+        if dead or views:
             self.wake_everybody(change.document)
         return len(dead)
 
@@ -242,9 +243,10 @@ class Session:
         """A consumer of the topic is gone: whoever waited for it looks again."""
         for publisher in self.registry.read().publishers:
             if publisher.topic == topic and publisher.state == "active":
-                self._wake_both(publisher.slot)
+                self.wake_slot(publisher.slot)
 
-    def _wake_both(self, slot: int) -> None:
+    def wake_slot(self, slot: int) -> None:
+        """Let a publisher look again, in threads and tasks, whatever its flags say."""
         self.posts.post(f"{self.prefix}pub-{slot}")
         self.posts.post_fifo(f"{self.prefix}pub-{slot}")
 
@@ -262,7 +264,7 @@ class Session:
                 self.post_worker(lines[worker.group], worker.slot)
         for publisher in document.publishers:
             if publisher.state == "active":
-                self._wake_both(publisher.slot)
+                self.wake_slot(publisher.slot)
 
     def _post(self, channel: str, awaiting: bool) -> Callable[[], object] | None:
         if not awaiting:

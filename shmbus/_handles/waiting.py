@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar, cast
 
 from shmbus import _core
@@ -113,6 +114,8 @@ class Receiver(Generic[T]):
 
     _session: Session
     _entry: TopicEntry
+    _consumer_id: int
+    """Of the subscriber, or of the worker's group."""
     _parking: Parking
     _sources: dict[int, str]
     """Rings that were looked at, and the state they were in then."""
@@ -215,6 +218,18 @@ class Receiver(Generic[T]):
 
     def _wake_publisher(self, ring_id: int) -> Callable[[], object] | None:
         return self._session.wake_publisher(self._entry.index, ring_id)
+
+    def _pool(self, ring_id: int) -> _core.Pool | None:
+        """The pool of a ring's publisher, for what is looked at in it; None if it is gone."""
+        members = self._session.registry.membership(self._entry.index)
+        ring = members.ring(ring_id) if members else None
+        publisher = members.publisher(ring.publisher) if members and ring else None
+        if publisher is None or not publisher.pool:
+            return None
+        with suppress(FileNotFoundError):
+            wake = partial(self._session.wake_slot, publisher.slot)
+            return self._session.rings.pools.enter(publisher.pool, self._consumer_id, wake)
+        return None
 
     def _call_publisher(self, ring_id: int) -> None:
         self._session.call_publisher(self._entry.index, ring_id)

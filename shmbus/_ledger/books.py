@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import msgspec
 
 from shmbus import _core
+from shmbus._ledger import views
 from shmbus._ledger.departures import with_pending
 from shmbus._ledger.look import Look
 from shmbus._shm import processes
@@ -86,7 +87,9 @@ class _Books(Look):
         self.blocked_by: defaultdict[int, set[str]] = defaultdict(set)
         self.process_health: dict[int, Health] = {}
         """By life: one word of a process in all of this look."""
+        self.pools = rings.pools
         self.bytes = _core.BUS_BYTES + _core.LIVES_BYTES + sum(map(rings.bytes, self.document.rings))
+        self.bytes += sum(_core.Pool.size(p.pool_bytes) for p in self.document.publishers if p.pool)
 
     # -- the whole
 
@@ -211,6 +214,7 @@ class _Books(Look):
             used=used,
             waiting=waiting,
             blocked_by=tuple(sorted(self.blocked_by[publisher.id])),
+            **views.pool_of(self, self.pools, publisher),
         )
 
     # -- consumers

@@ -20,6 +20,7 @@ from shmbus._deaths import cause
 from shmbus._ledger.document import HOW, Death, HeldRun
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._ledger.slots import MAX_DEATHS, MAX_HELD
+from shmbus._shm import processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,6 +45,8 @@ def note(change: Change, rings: Rings, participant: Participant, code: int | Non
             with unless_unreadable(entry):
                 sequences = [s for s, _ in rings.work(entry).claims(worker.slot, worker.generation)]
                 held += _runs(entry.id, sequences)
+    if held and code is None and participant.namespace == processes.pid_namespace():
+        code = processes.exit_code(participant.pid)  # as long as it is a zombie
     if held:
         _add(document, participant, "" if code is None else cause(code), held, told=False)
 

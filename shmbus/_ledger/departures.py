@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from shmbus import _core
-from shmbus._ledger import retired, topics
+from shmbus._ledger import pools, retired, topics
 from shmbus._ledger.document import Cause, ClosedEntry, GivenUp, LossEntry, Totals
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._ledger.slots import MAX_GIVEN_UP, MAX_LOSSES
@@ -147,6 +147,7 @@ def sweep(change: Change, rings: Rings, patience: int | None = retired.PATIENCE)
     for entry in found.loose:
         retired.shrink(rings, entry, history=False)
     release(change, rings, [entry for entry in found.gone if retired.take_back(document, rings, entry)])
+    pools.drop_idle(change, rings)
     topics.forget_unused(change)
 
 
@@ -161,12 +162,20 @@ def release(change: Change, rings: Rings, entries: list[RingEntry]) -> None:
             settle_ring(document, rings, entry)
     gone = {entry.id for entry in entries}
     document.rings = [r for r in document.rings if r.id not in gone]
-    having = {r.publisher for r in document.rings}
-    document.publishers = [p for p in document.publishers if p.state == "active" or p.id in having]
+    gone_pools = forget_publishers(document)
     change.commit(*{entry.topic for entry in entries})
     reach("sweep.committed")
     for entry in entries:
         rings.remove(entry.id)
+    pools.remove(rings, gone_pools)
+
+
+def forget_publishers(document: Document) -> list[int]:
+    """Take those out that are gone and have no ring any more; returns their pools, to be removed after the commit."""
+    having = {r.publisher for r in document.rings}
+    gone = [p for p in document.publishers if p.state != "active" and p.id not in having]
+    document.publishers = [p for p in document.publishers if p not in gone]
+    return [p.pool for p in gone if p.pool]
 
 
 def _members(document: Document, entry: RingEntry, ring: _core.BroadcastRing) -> list[ConsumerEntry]:

@@ -83,6 +83,8 @@ class TopicEntry(msgspec.Struct):
     codec: Literal["msgpack", "json", "pickle", "record"]
     fingerprint: Natural
     type: Annotated[str, msgspec.Meta(max_length=TYPE_NAME)]
+    history: bool = True
+    """False: what publishers that are gone have left goes once nobody is owed anything of it (`topics.end_history`)."""
 
 
 class PublisherEntry(msgspec.Struct):
@@ -96,6 +98,9 @@ class PublisherEntry(msgspec.Struct):
     participant: Natural
     state: Literal["active", "retired"] = "active"
     dead: bool = False
+    pool: Natural = 0
+    """A segment `shmbus-<bus>:pool-<id>`, for as long as anybody is owed what is in it; 0: there is none."""
+    pool_bytes: Annotated[int, msgspec.Meta(ge=0, le=_core.MAX_POOL)] = 0
 
 
 class GivenUp(msgspec.Struct, frozen=True, array_like=True):

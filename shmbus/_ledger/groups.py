@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shmbus import _core
-from shmbus._ledger import departures, topics
+from shmbus._ledger import departures, pools, topics
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._log import logger
 from shmbus._shm.failpoint import reach
@@ -100,8 +100,7 @@ def _finish(change: Change, rings: Rings, group: ConsumerEntry) -> int:
         reach("group.abandoned")
     gone = {entry.id for entry in entries}
     document.rings = [r for r in document.rings if r.id not in gone]
-    having = {r.publisher for r in document.rings}
-    document.publishers = [p for p in document.publishers if p.state == "active" or p.id in having]
+    gone_pools = departures.forget_publishers(document)
     document.workers = [w for w in document.workers if w.group != group.id]  # none, unless it was damaged
     owed = group.totals.abandoned - before
     departures.keep_totals(change, group)
@@ -109,6 +108,8 @@ def _finish(change: Change, rings: Rings, group: ConsumerEntry) -> int:
     reach("group.closed")
     for id in gone:
         rings.remove(id)
+    pools.remove(rings, gone_pools)
+    pools.drop_idle(change, rings)
     topics.forget_unused(change)
     return owed
 

@@ -44,9 +44,19 @@ def attach(change: Change, life: int, pid: int, namespace: int, command: str) ->
 
 
 def open_publisher(
-    change: Change, rings: Rings, topic: TopicEntry, participant: int, name: str | None, capacity: int
+    change: Change,
+    rings: Rings,
+    topic: TopicEntry,
+    participant: int,
+    name: str | None,
+    capacity: int,
+    *,
+    pool: int = 0,
 ) -> PublisherEntry:
-    """Enter a publisher with its rings, of `capacity` bytes each. Raises NoSpaceError, CapacityError, ConfigError."""
+    """Enter a publisher with its rings, of `capacity` bytes each, and a pool of `pool` bytes, 0: none.
+
+    Raises NoSpaceError, CapacityError, ConfigError.
+    """
     document = change.document
     publisher = PublisherEntry(
         id=document.new_id(),
@@ -61,6 +71,9 @@ def open_publisher(
     created: list[RingEntry] = []
     version = change.version
     try:
+        if pool:
+            publisher.pool, publisher.pool_bytes = document.new_id(), pool
+            rings.pools.create(publisher.pool, pool)
         for entry in entries:
             rings.create(entry)
             created.append(entry)
@@ -77,6 +90,8 @@ def open_publisher(
         if change.version == version:
             for entry in created:
                 rings.remove(entry.id)
+            if publisher.pool:
+                rings.pools.remove(publisher.pool)
         raise
     return publisher
 

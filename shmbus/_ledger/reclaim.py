@@ -4,8 +4,8 @@ May touch: what `departures` touches, the parked bits of the bus segment, and, t
 
 Must stay true:
 - ACTIVE -> RECLAIMING -> gone. Each step is done again from the document by whoever comes next, and changes nothing
-  the second time. Claims go back first, since live workers wait for them; then cursors, which gate live publishers;
-  then the rings.
+  the second time. Claims go back first, since live workers wait for them; then cursors and views, which hold up
+  live publishers; then the rings.
 - Only what is proven dead is reclaimed: its byte of the lives file is free.
 - A bus with events that a group is owed is not removed.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shmbus._ledger import deaths, departures, groups, topics
+from shmbus._ledger import deaths, departures, groups, pools, topics
 from shmbus._ledger.registry import mark_removed, unlink_objects
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._log import logger
@@ -46,15 +46,19 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool, code: int | No
             deaths.note(change, rings, participant, code)  # in the same commit: noted once, before anything goes back
         participant.state = "reclaiming"
         change.commit()
+        reach("reclaim.noted")
     reach("reclaim.begun")
     for worker in [w for w in document.workers if w.participant == id]:
         given_back = departures.close_worker(change, rings, worker.id)
         if dead:
             _log.warning("worker %s (pid %d) died: %d events given back", worker.name, participant.pid, given_back)
     reach("reclaim.workers")
-    for consumer in [c for c in document.consumers if c.participant == id]:
+    for consumer in [c for c in document.consumers if c.kind == "subscriber" and c.participant == id]:
         departures.close_subscriber(change, rings, consumer.id, dead=dead)
     reach("reclaim.consumers")
+    if dead:
+        pools.forget_dead(change, rings)
+    reach("reclaim.views")
     for publisher in [p for p in document.publishers if p.participant == id]:
         departures.close_publisher(change, rings, publisher.id, dead=dead)
     reach("reclaim.publishers")
@@ -78,6 +82,7 @@ def repair(change: Change, rings: Rings) -> None:
             with unless_unreadable(entry):
                 rings.work(entry).reclaim(0, 0)  # nobody's generation: the hints, which the dead may not have lowered
     orphans = rings.remove_orphans({r.id for r in document.rings})
+    orphans += rings.pools.remove_orphans(set(pools.ids(document)))
     orphans += segment.remove_temporaries(change.registry.prefix)
     orphans += schemas.remove_orphans(change.registry.prefix, {t.id for t in document.topics})
     topics.forget_unused(change)

@@ -58,6 +58,7 @@ def leftovers(document: Document, rings: Rings, patience: int | None = None) -> 
     further.
     """
     found = Leftovers([], [], set())
+    brief = {topic.index for topic in document.topics if not topic.history}
     queues: defaultdict[tuple[int, int], list[RingEntry]] = defaultdict(list)
     for entry in document.rings:
         if entry.state == "retired":
@@ -67,7 +68,7 @@ def leftovers(document: Document, rings: Rings, patience: int | None = None) -> 
         if group:
             _look_at_work(found, rings, queue, patience)
         else:
-            _look_at_broadcast(found, rings, queue, patience, _subscribed(document, topic))
+            _look_at_broadcast(found, rings, queue, patience, subscribed(document, topic), topic not in brief)
     return found
 
 
@@ -89,7 +90,7 @@ def _look_at_work(found: Leftovers, rings: Rings, queue: list[RingEntry], patien
 
 
 def _look_at_broadcast(
-    found: Leftovers, rings: Rings, queue: list[RingEntry], patience: int | None, subscribed: int
+    found: Leftovers, rings: Rings, queue: list[RingEntry], patience: int | None, subscribed: int, history: bool
 ) -> None:
     """Of the rings that only lossy subscribers have not received the newest are kept, of the others the history."""
     kept: list[RingEntry] = []
@@ -106,7 +107,7 @@ def _look_at_broadcast(
             reliable, attached, unopened = ring.owed(subscribed)
             info = ring.info()
             held, slack = info["tail"] - info["oldest"], ring.slack()
-        if not (reliable or attached or unopened or held):
+        if not (reliable or attached or unopened or (held and history)):
             found.gone.append(entry)
             continue
         kept.append(entry)
@@ -118,7 +119,7 @@ def _look_at_broadcast(
             waiting.append((entry, held))
         elif not attached:
             drained.append(entry)
-    found.history.update(entry.id for entry in kept[-HISTORY:])
+    found.history.update(entry.id for entry in kept[-HISTORY:] if history)
     found.loose[:] = [entry for entry in found.loose if entry.id not in found.history]
     found.gone.extend(entry for entry in drained if entry.id not in found.history)
     size = 0
@@ -134,7 +135,7 @@ def history(document: Document, rings: Rings) -> list[RingEntry]:
     for entry in sorted(document.rings, key=lambda entry: entry.id):
         if entry.state == "retired" and not entry.group:
             with unless_unreadable(entry):
-                if not any(rings.broadcast(entry).owed(_subscribed(document, entry.topic))):
+                if not any(rings.broadcast(entry).owed(subscribed(document, entry.topic))):
                     found.append(entry)
     return found
 
@@ -145,7 +146,7 @@ def take_back(document: Document, rings: Rings, entry: RingEntry) -> bool:
         return True
     with suppress(*UNREADABLE):
         ring = rings.broadcast(entry)
-        reliable, attached, unopened = ring.owed(_subscribed(document, entry.topic))
+        reliable, attached, unopened = ring.owed(subscribed(document, entry.topic))
         if reliable or attached:
             return False
         return all(ring.give_up(slot) for slot in range(unopened.bit_length()) if unopened >> slot & 1)
@@ -158,7 +159,7 @@ def shrink(rings: Rings, entry: RingEntry, *, history: bool) -> None:
         rings.shrink(entry, history=history)
 
 
-def _subscribed(document: Document, topic: int) -> int:
+def subscribed(document: Document, topic: int) -> int:
     """Bitmap of the slots of a topic's subscribers that are whole."""
     bits = 0
     for consumer in document.consumers:

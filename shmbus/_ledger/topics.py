@@ -72,6 +72,14 @@ def _require_compatible(prefix: str, topic: Topic[Any], entry: TopicEntry, ours:
         raise SchemaMismatchError(topic.name, reasons)
 
 
+def end_history(change: Change, name: str) -> None:
+    """Keep nothing of this topic for `start="oldest"`: of calls and replies nobody wants what others had."""
+    entry = change.document.topic_named(name)
+    if entry is not None and entry.history:
+        entry.history = False
+        change.commit(entry.index)
+
+
 def forget_unused(change: Change) -> None:
     """Forget the topics that nobody needs."""
     document = change.document

@@ -135,11 +135,11 @@ static PyObject *claimer_give_back(PyObject *object, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* _payload(ring_id, sequence, word): the payload of a record that we hold, as bytes; None if it is not ours any more. */
-static PyObject *claimer_payload(PyObject *object, PyObject *args) {
+/* A part of a record that we hold, as bytes; None if it is not ours any more. */
+static PyObject *held_part(PyObject *object, PyObject *args, const char *format, bool headers) {
     Claimer *self = (Claimer *)object;
     unsigned long long ring_id, sequence, claim_word;
-    if (!PyArg_ParseTuple(args, "KKK:_payload", &ring_id, &sequence, &claim_word) ||
+    if (!PyArg_ParseTuple(args, format, &ring_id, &sequence, &claim_word) ||
         guard_check_inside(&self->base.guard, "worker") < 0)
         return NULL;
     source *s = claims_source(self, ring_id);
@@ -147,12 +147,25 @@ static PyObject *claimer_payload(PyObject *object, PyObject *args) {
     if (!s || work_read(&s->ring->view, &c) != RING_OK)
         Py_RETURN_NONE;
     uint64_t padded = (c.record.headers + 7u) & ~(uint64_t)7;
-    PyObject *payload =
-        PyBytes_FromStringAndSize((const char *)c.record.body + padded, (Py_ssize_t)(c.record.length - padded));
-    if (!payload || work_read(&s->ring->view, &c) == RING_OK)
-        return payload;
-    Py_DECREF(payload); /* others took the claim meanwhile: it may be of another record */
+    uint64_t from = headers ? 0 : padded, to = headers ? c.record.headers : c.record.length;
+    PyObject *part = !headers && c.record.flags & RECORD_POOLED
+                         ? claims_flatten(self, s, &c.record)
+                         : PyBytes_FromStringAndSize((const char *)c.record.body + from, (Py_ssize_t)(to - from));
+    s = claims_source(self, ring_id);
+    if (!part || part == Py_None || (s && work_read(&s->ring->view, &c) == RING_OK))
+        return part;
+    Py_DECREF(part); /* others took the claim meanwhile: it may be of another record */
     Py_RETURN_NONE;
+}
+
+/* _payload(ring_id, sequence, word): the payload of a record that we hold. */
+static PyObject *claimer_payload(PyObject *object, PyObject *args) {
+    return held_part(object, args, "KKK:_payload", false);
+}
+
+/* _headers(ring_id, sequence, word): its headers. */
+static PyObject *claimer_headers(PyObject *object, PyObject *args) {
+    return held_part(object, args, "KKK:_headers", true);
 }
 
 static int ask_now(Claimer *self, asker *by, bool loops) {
@@ -289,6 +302,7 @@ static PyMethodDef methods[] = {
     {"_ask", claimer_ask, METH_NOARGS, NULL},
     {"_give_back", claimer_give_back, METH_VARARGS, NULL},
     {"_payload", claimer_payload, METH_VARARGS, NULL},
+    {"_headers", claimer_headers, METH_VARARGS, NULL},
     {"_add_source", claimer_add_source, METH_VARARGS, NULL},
     {"_drop_source", claimer_drop_source, METH_O, NULL},
     {"_retire_source", claimer_retire_source, METH_O, NULL},

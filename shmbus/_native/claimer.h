@@ -8,6 +8,7 @@ typedef struct source {
     Ring *ring;
     PyObject *publisher; /* its name */
     PyObject *origin;    /* what the ids of its events begin with */
+    PyObject *pool;      /* NULL: not asked for; None: gone */
 } source;
 
 typedef struct held { /* a claim, and its ring, which it keeps whatever becomes of the source */
@@ -62,6 +63,7 @@ PyObject *claims_undecodable(Claimer *self);
 int claims_held_room(Claimer *self);
 PyObject *claims_take_rows(Receiver *base);
 PyObject *claims_take_copies(Receiver *base);
+PyObject *claims_flatten(Claimer *self, source *s, const record *r);
 void claims_take_off(Claimer *self);
 
 /* The claim at `held[handed]` is about to be handed out; a redelivery is late by the death or the nack before it. */

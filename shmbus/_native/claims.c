@@ -12,6 +12,7 @@ void claims_drop_source(Claimer *self, Py_ssize_t index) {
     Py_DECREF((PyObject *)gone.ring);
     Py_DECREF(gone.publisher);
     Py_DECREF(gone.origin);
+    Py_XDECREF(gone.pool);
 }
 
 source *claims_source(Claimer *self, uint64_t ring_id) {
@@ -363,14 +364,44 @@ int claims_next(Claimer *self) {
     }
 }
 
+/* The payload of a claim with buffers, as bytes that need no pool. Asking for the pool runs Python code. */
+PyObject *claims_flatten(Claimer *self, source *s, const record *r) {
+    uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
+    Ring *ring = (Ring *)Py_NewRef((PyObject *)s->ring);
+    PyObject *pool = Py_XNewRef(s->pool);
+    PyObject *flat = receiver_flatten(&self->base, &pool, ring, r->body + padded, r->length - padded);
+    Py_XDECREF(pool);
+    Py_DECREF((PyObject *)ring);
+    return flat;
+}
+
+/* The event of the claim at `held[handed]`, which has buffers. */
+static PyObject *decode_whole(Claimer *self, Ring *ring, const record *r, unsigned char **copy) {
+    source *s = claims_source(self, ring->id);
+    PyObject *none = NULL, *pool = s ? Py_XNewRef(s->pool) : NULL;
+    uint64_t body;
+    int status = receiver_open(&self->base, s ? &pool : &none, ring, r, false, &body);
+    if ((s = claims_source(self, ring->id)))
+        Py_XSETREF(s->pool, pool);
+    else
+        Py_XDECREF(pool);
+    Py_XDECREF(none);
+    if (status == 0) /* nobody frees what a group is owed */
+        corrupt(ring, "the buffers of a claimed event are gone");
+    return status > 0 ? receiver_decode(&self->base, ring, r, body, copy) : NULL;
+}
+
 /* Decodes the claim at `held[handed]`. */
 PyObject *claims_decode(Claimer *self) {
     const record *r = &self->held[self->handed].claim.record;
     uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
+    Ring *ring = self->held[self->handed].ring;
+    unsigned char **copy = self->expires ? &self->copy : NULL;
     PyObject *event = self->base.record ? record_decode_payload(self->base.record, r->body + padded, r->length - padded)
-                                        : window_decode(&self->base.window, self->base.decode, r->body + padded,
-                                                        r->length - padded, (PyObject *)self->held[self->handed].ring,
-                                                        self->expires ? &self->copy : NULL);
+                      : r->flags & RECORD_POOLED
+                          ? decode_whole(self, ring, r, copy)
+                          : window_decode(&self->base.window, self->base.decode, r->body + padded, r->length - padded,
+                                          (PyObject *)ring, copy);
     if (!self->copy)
         self->copy_size = 0;
     if (event || !PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))

@@ -4,10 +4,13 @@
  *   _refresh()                          membership of the topic changed
  *   _gap(publisher, first, last)        a lossy subscriber was overrun; may raise GapError
  *   _undecodable(publisher, n, error)   raises DecodeError; the event is consumed and counted already
+ *   _pool(ring_id)                      see unpack.c
  *   _wake_publisher(ring_id)            a publisher waits for the room that was freed; returns what posts it again
  *   _care(), _nothing(timeout)          see wait.c; raises Empty or ClosedError
  */
 #include "consumer.h"
+
+#include "pools.h"
 
 /* ---- sources ---- */
 
@@ -20,6 +23,7 @@ static void drop_source(Consumer *self, Py_ssize_t index) {
     Py_DECREF((PyObject *)gone.ring);
     Py_DECREF(gone.publisher);
     Py_DECREF(gone.origin);
+    Py_XDECREF(gone.pool);
 }
 
 static void drop_all(Receiver *base) {
@@ -84,6 +88,7 @@ static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
     s->ring = (Ring *)Py_NewRef(ring);
     s->publisher = Py_NewRef(publisher);
     s->origin = Py_NewRef(origin ? origin : Py_None);
+    s->pool = NULL;
     self->count++;
     if (retired)
         retire(self, self->count - 1);
@@ -244,17 +249,24 @@ PyObject *consumer_undecodable(Consumer *self, found *f) {
 /* Decodes what was found. The decoder may run Python code, but no other call of this handle: the sources stay. */
 static PyObject *decode(Consumer *self, found *f) {
     uint64_t padded = (f->record.headers + 7u) & ~(uint64_t)7;
-    bool copied = f->source->reader.lossy;
+    unsigned char **copied = f->source->reader.lossy ? &self->copy : NULL;
     const unsigned char *payload = f->record.body + padded;
     uint64_t length = f->record.length - padded;
     PyObject *event = self->base.record ? record_decode_payload(self->base.record, payload, length)
-                                        : window_decode(&self->base.window, self->base.decode, payload, length,
-                                                        (PyObject *)f->source->ring, copied ? &self->copy : NULL);
+                      : f->record.flags & RECORD_POOLED
+                          ? receiver_decode(&self->base, f->source->ring, &f->record, f->body, copied)
+                          : window_decode(&self->base.window, self->base.decode, payload, length,
+                                          (PyObject *)f->source->ring, copied);
     if (!self->copy)
         self->copy_size = 0;
     if (event || !PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
         return event;
     return consumer_undecodable(self, f);
+}
+
+/* A publisher that waits for room in its pool waits for few events. */
+static bool awaited(const found *f) {
+    return f->record.flags & RECORD_POOLED && LOAD_RELAXED(&f->source->ring->view.header->waiting);
 }
 
 /* Consumes what was found; the event is out, so an error in waking a publisher waits for the next call. */
@@ -263,8 +275,43 @@ void consumer_consume(Consumer *self, found *f) {
     ring_advance(&f->source->reader, &f->record);
     self->base.event_ns = f->record.time_ns;
     self->turn++;
-    if (consumer_worth_settling(f->source) && consumer_settle(self, f->source) < 0)
+    if ((consumer_worth_settling(f->source) || awaited(f)) && consumer_settle(self, f->source) < 0)
         error_hold(&self->base.held_error);
+}
+
+static bool is_gone(const source *s, const record *r) {
+    uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
+    if (!(r->flags & RECORD_POOLED) || !s->pool)
+        return false;
+    return s->pool == Py_None || pool_gone(&((Pool *)s->pool)->view, r->body + padded, (uint64_t)r->length - padded);
+}
+
+/* The buffers of what was found: 1; 0: they are gone, the event is on the books as overrun, and the next one is to be
+ * looked for; -1. */
+static int open_buffers(Consumer *self, found *f) {
+    source *s = f->source;
+    int status = receiver_open(&self->base, &s->pool, s->ring, &f->record, s->reader.lossy, &f->body);
+    if (status)
+        return status;
+    uint64_t first = f->record.sequence, last;
+    do { /* what is gone behind it is one gap with it */
+        last = f->record.sequence;
+        ring_pass(&s->reader, &f->record);
+        status = ring_peek(&s->reader, &f->record);
+    } while (status == RING_OK && is_gone(s, &f->record));
+    if (status != RING_OVERRUN) /* or it goes on with what the ring has lost */
+        s->reader.lost_last = last;
+    s->reader.lost_first = first;
+    return overrun(self, s) < 0 ? -1 : 0;
+}
+
+/* The next event, with its buffers: as find. */
+static int find_whole(Consumer *self, found *f) {
+    int status;
+    do
+        status = consumer_find(self, f);
+    while (status > 0 && f->record.flags & RECORD_POOLED && !(status = open_buffers(self, f)));
+    return status;
 }
 
 /* ---- the kind ---- */
@@ -278,7 +325,7 @@ static int prepare(Receiver *base) {
 static PyObject *take(Receiver *base) {
     Consumer *self = (Consumer *)base;
     found f;
-    int status = consumer_find(self, &f);
+    int status = find_whole(self, &f);
     if (status <= 0)
         return status < 0 ? NULL : Py_NewRef(Nothing);
     PyObject *event = decode(self, &f);
@@ -291,7 +338,7 @@ static PyObject *take(Receiver *base) {
 static PyObject *take_message(Receiver *base) {
     Consumer *self = (Consumer *)base;
     found f;
-    int status = consumer_find(self, &f);
+    int status = find_whole(self, &f);
     if (status <= 0)
         return status < 0 ? NULL : Py_NewRef(Nothing);
     PyObject *event = decode(self, &f), *result = NULL;

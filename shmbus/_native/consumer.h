@@ -10,6 +10,7 @@ typedef struct source {
     Ring *ring;
     PyObject *publisher; /* its name */
     PyObject *origin;    /* what the ids of its events begin with */
+    PyObject *pool;      /* NULL: not asked for; None: gone */
     ring_reader reader;
 } source;
 
@@ -29,6 +30,7 @@ typedef struct Consumer {
 typedef struct found { /* one event, still unconsumed */
     source *source;
     record record;
+    uint64_t body; /* of one with buffers: where the event begins */
 } found;
 
 Py_ssize_t consumer_index_of(const Consumer *self, uint64_t ring_id);

@@ -1,5 +1,5 @@
 /* Encoding: an event, checked and turned into bytes, before anything of it is written. */
-#include "producer.h"
+#include "pools.h"
 
 /* Classes that `_foreign` found to be the topic's own in another object: weak references, the last one first. */
 static int adopted(Producer *self, PyObject *type) {
@@ -66,7 +66,7 @@ int encoding_bytes(Producer *self, PyObject *payload, part *out) {
     } else if (payload == self->scratch) {
         out->payload = ARRAY_DATA(payload);
         out->payload_length = (uint64_t)ARRAY_SIZE(payload);
-    } else {
+    } else if (parcel_part(payload, out) < 0) {
         PyErr_Format(EventTypeError, "%S, got no bytes from its encoder", self->type_error);
         return -1;
     }

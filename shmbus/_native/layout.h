@@ -1,7 +1,8 @@
 /* Layout of all segments: the one place that knows an offset. Python reads the constants from _core.
  *
  * Layout      A bus segment (header, topic lines, group lines, consumer lines, latency lines, two document slots), and ring
- *             segments: broadcast (header, cursor slots, records) and work (header, descriptors, notes, records).
+ *             segments: broadcast (header, cursor slots, records) and work (header, descriptors, notes, records), and pool
+ *             segments: header with holders, a table of extents, blocks.
  * Writers     Each word names its writer below: P the publisher, S one subscriber, W any worker by CAS, V the
  *             supervisor, L whoever holds the bus lock.
  * Invariants  Sizes and offsets are ABI: LAYOUT_VERSION changes with any of them.
@@ -17,6 +18,7 @@
 
 #define BUS_MAGIC 0x3173756273756d68ull  /* "hmsubsu1" in memory: no other program's first eight bytes */
 #define RING_MAGIC 0x31676e6972756d68ull /* "hmuring1" */
+#define POOL_MAGIC 0x316c6f6f70756d68ull /* "hmupool1" */
 
 #define LINE 64 /* bytes in a cache line of x86-64 and of most aarch64 */
 #define PAGE 4096
@@ -124,7 +126,8 @@ typedef struct bus_segment {
 #define RECORD_HEADER 24
 #define RECORD_ALIGN 8
 #define RECORD_EVENT 1u
-#define RECORD_PAD 2u /* fills the ring up to its end; carries the sequence of the record that follows */
+#define RECORD_PAD 2u    /* fills the ring up to its end; carries the sequence of the record that follows */
+#define RECORD_POOLED 1u /* a flag: the payload begins with slips, see pool.h */
 #define MAX_HEADERS 0xffffu
 #define RECORD_LIMIT                                                                                                   \
     0xfffffff8ull /* what `length` can say, so that it can still be rounded up to a multiple of eight */
@@ -255,6 +258,62 @@ typedef struct broadcast_segment {
 
 #define WORK_DESCRIPTORS(capacity) ((capacity) / 64) /* a record of 64 bytes fills both tables at once */
 #define WORK_TABLES(capacity) (WORK_DESCRIPTORS(capacity) * (sizeof(descriptor) + sizeof(note)))
+
+/* Pool: what events of one publisher carry beside them. Blocks of one size; an extent is one or more runs of blocks, known
+ * by its first block, whose entry in the table says all of it. */
+#define POOL_BLOCK 4096ull
+#define POOL_HOLDERS 256 /* handles that look at extents in place; who comes later copies */
+#define MAX_POOL (1ull << 40)
+
+typedef struct pool_holder {
+    word life;     /* 0  of the process, CAS from 0; 0 when nothing is held; L of the dead */
+    word consumer; /* 8  id of its subscriber or group, of the publisher itself; for people */
+} pool_holder;
+
+typedef struct pool_header {
+    uint64_t magic;          /*   0  creator */
+    uint32_t layout_version; /*   8  creator */
+    uint32_t reserved0;
+    uint64_t pool_id; /*  16  creator; never used twice on a bus */
+    uint64_t blocks;  /*  24  creator */
+    uint64_t reserved1[4];
+    word high;    /*  64  P  release; no entry from here on was ever used */
+    word retired; /*  72  L  1 once nothing more is allocated: whoever lets go of the last view frees the memory */
+    word reserved2[6];
+    word waiting; /* 128  P sets, whoever clears posts: SYNC views */
+    word reserved3[7];
+    pool_holder holders[POOL_HOLDERS]; /* 192 */
+} pool_header;
+
+/*   shape:  63           32 31            0
+ *           +---------------+---------------+
+ *           | next run + 1  | blocks of run |      0: it is the last one
+ *           +---------------+---------------+ */
+typedef struct extent {
+    word generation;               /*  0  P  seq_cst: SYNC extent. Odd: in use, and no other one\'s; even: free, or still looked at */
+    word shape;                    /*  8  P  before the descriptor is out */
+    word length;                   /* 16  P  bytes of it that were asked for */
+    word since_ns;                 /* 24  P  CLOCK_REALTIME of the allocation */
+    word holds[POOL_HOLDERS / 64]; /* 32  a bit a holder: OR and AND, each its own, L those of the dead: SYNC extent */
+} extent;
+
+#define POOL_TABLE (2 * PAGE) /* offset of the table */
+
+/* Slip: what a record says of one buffer of its event. */
+typedef struct slip {
+    uint64_t block; /* first of the extent; SLIP_INLINE: the bytes lie in the record */
+    uint64_t generation;
+    uint64_t offset; /* in the extent, or from the first slip on */
+    uint64_t length;
+} slip;
+
+#define SLIP_INLINE UINT64_MAX
+#define SLIP_BODY (1ull << 32) /* a bit of the count: the last slip is the encoded event itself */
+#define MAX_SLIPS 65536u
+
+_Static_assert(offsetof(pool_header, high) == 64 && offsetof(pool_header, waiting) == 128, "layout is ABI");
+_Static_assert(offsetof(pool_header, holders) == 192 && sizeof(pool_header) <= POOL_TABLE, "layout is ABI");
+_Static_assert(sizeof(extent) == 64 && offsetof(extent, holds) == 32 && sizeof(slip) == 32, "layout is ABI");
 
 _Static_assert(offsetof(bus_header, version) == LINE, "layout is ABI");
 _Static_assert(sizeof(topic_line) == LINE && sizeof(group_line) == LINE && sizeof(consumer_line) == LINE,

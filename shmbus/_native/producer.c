@@ -298,6 +298,7 @@ static PyMethodDef methods[] = {
     {"_unblock", producer_unblock, METH_O, NULL},
     {"_flushing", producer_flushing, METH_O, NULL},
     {"_within", METHOD(producer_within), METH_FASTCALL, NULL},
+    {"_refuse", producer_refuse, METH_NOARGS, NULL},
     {"_encode", producer_encode, METH_VARARGS, NULL},
     {"_put", producer_put, METH_VARARGS, NULL},
     {"_encode_many", producer_encode_many, METH_O, NULL},

@@ -56,6 +56,7 @@ int encoding_rows_given(Producer *self, PyObject *given, Py_buffer *view);
 int publish_reserve(Producer *self, uint64_t length);
 PyObject *producer_publish(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names);
 PyObject *producer_publish_many(PyObject *object, PyObject *events);
+PyObject *producer_refuse(PyObject *object, PyObject *unused);
 PyObject *producer_encode(PyObject *object, PyObject *args);
 PyObject *producer_put(PyObject *object, PyObject *args);
 PyObject *producer_encode_many(PyObject *object, PyObject *events);

@@ -3,7 +3,7 @@
  *
  * Between the last hook and the commit nothing runs but this code under the GIL, so threads may share a Producer. A hook or
  * a post lets others run: what is used after one is looked up again, or held by a reference. */
-#include "producer.h"
+#include "pools.h"
 
 typedef struct batch {  /* one call of publish or publish_many; threads may share the Producer */
     uint64_t pending;   /* written, not yet committed */
@@ -163,13 +163,15 @@ static part part_with(PyObject *headers) {
 }
 
 /* Writes one event that is encoded; Nothing for who is patient, when there is no room. */
-static PyObject *publish_part(Producer *self, part p, batch *one) {
-    int status = acquire(self, p.payload_length + ((p.headers_length + 7u) & ~(uint64_t)7), one);
+static inline PyObject *publish_part(Producer *self, part *p, PyObject *payload, batch *one) {
+    int status = acquire(self, p->payload_length + ((p->headers_length + 7u) & ~(uint64_t)7), one);
     if (status < 0 || status == NO_ROOM)
         return status < 0 ? NULL : Py_NewRef(Nothing);
     uint64_t now_ns = realtime_ns();
-    p.time_ns = stamp(self, now_ns);
-    bool all = write_all(self, &p);
+    p->time_ns = stamp(self, now_ns);
+    bool all = write_all(self, p);
+    if (p->flags)
+        parcel_ship(self, payload);
     commit_all(self);
     uint64_t sequence = self->writer.sequence - 1;
     if (wake_all(self) < 0 || look_after(self, now_ns) < 0)
@@ -179,7 +181,7 @@ static PyObject *publish_part(Producer *self, part p, batch *one) {
 
 static PyObject *publish_bytes(Producer *self, PyObject *payload, PyObject *headers, batch *one) {
     part p = part_with(headers);
-    return encoding_bytes(self, payload, &p) < 0 ? NULL : publish_part(self, p, one);
+    return encoding_bytes(self, payload, &p) < 0 ? NULL : publish_part(self, &p, payload, one);
 }
 
 #define SHORT_ROW 512 /* bytes that are encoded on the stack */
@@ -194,7 +196,7 @@ static PyObject *publish_row(Producer *self, PyObject *event, PyObject *headers)
         return PyErr_NoMemory();
     p.payload = row;
     p.payload_length = size;
-    PyObject *result = encoding_row(self, event, p.headers_length, row) < 0 ? NULL : publish_part(self, p, &one);
+    PyObject *result = encoding_row(self, event, p.headers_length, row) < 0 ? NULL : publish_part(self, &p, NULL, &one);
     if (row != local)
         PyMem_Free(row);
     return result;
@@ -256,13 +258,15 @@ static Py_ssize_t publish_all(Producer *self, PyObject *payloads, Py_ssize_t fir
     int status = guard_check(&self->guard, "publisher");
     for (Py_ssize_t i = first; status >= 0 && i < PyList_Size(payloads); i++) {
         PyObject *payload = Py_NewRef(PyList_GetItem(payloads, i));
-        part p = {.payload = BYTES_DATA(payload), .payload_length = (uint64_t)BYTES_SIZE(payload)};
-        status = acquire(self, p.payload_length, b);
+        part p = {0};
+        status = encoding_bytes(self, payload, &p) < 0 ? -1 : acquire(self, p.payload_length, b);
         if (status >= 0 && status != NO_ROOM) {
             if (!b->pending)
                 now_ns = realtime_ns(); /* one look for all that become visible together */
             p.time_ns = stamp(self, now_ns);
             missed += !write_all(self, &p);
+            if (p.flags)
+                parcel_ship(self, payload);
             b->pending++;
         }
         Py_DECREF(payload); /* our list has it still */
@@ -335,6 +339,19 @@ PyObject *producer_publish_many(PyObject *object, PyObject *events) {
     return guard_leave(&self->guard, object, result);
 }
 
+/* _refuse(): an event that finds no room in the pool goes nowhere, and is on everybody's books as refused. */
+PyObject *producer_refuse(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Producer *self = (Producer *)object;
+    if (guard_enter(&self->guard, "publisher") < 0)
+        return NULL;
+    uint64_t now = realtime_ns();
+    ring_refuse(&self->ring->view, self->writer.sequence, 1, now);
+    for (unsigned i = 0; i < self->group_count; i++)
+        ring_refuse(&self->groups[i].ring->view, self->groups[i].writer.sequence, 1, now);
+    return guard_leave(&self->guard, object, Py_NewRef(Py_None));
+}
+
 /* ---- for who waits for room in an event loop ---- */
 
 /* _encode(event, headers): (payload, headers or None) as bytes, for _put. */
@@ -357,7 +374,7 @@ PyObject *producer_put(PyObject *object, PyObject *args) {
     Producer *self = (Producer *)object;
     PyObject *payload, *headers;
     int drop;
-    if (!PyArg_ParseTuple(args, "(SO)p:_put", &payload, &headers, &drop) || guard_enter(&self->guard, "publisher") < 0)
+    if (!PyArg_ParseTuple(args, "(OO)p:_put", &payload, &headers, &drop) || guard_enter(&self->guard, "publisher") < 0)
         return NULL;
     batch one = {.patient = true, .drop = drop};
     return guard_leave(&self->guard, object,

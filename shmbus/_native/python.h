@@ -157,6 +157,8 @@ int window_add(PyObject *module);
 int words_add(PyObject *module);
 int line_add(PyObject *module);
 int mapping_add(PyObject *module);
+int pools_add(PyObject *module);
+int parcels_add(PyObject *module);
 int semaphores_add(PyObject *module);
 int starter_add(PyObject *module);
 int latencies_add(PyObject *module);

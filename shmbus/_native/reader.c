@@ -172,7 +172,13 @@ void ring_overrun(ring_reader *r, uint64_t now_ns) {
     if (!r->slot)
         return;
     count_loss(r, true, r->lost_first, r->lost_last, now_ns);
-    STORE_RELEASE(&r->slot->cursor, r->sequence); /* SYNC cursor */
+    STORE_RELEASE(&r->slot->cursor, r->lossy ? r->sequence : r->position); /* SYNC cursor */
+}
+
+/* Steps over a peeked record whose buffers are gone; ring_overrun books it. */
+void ring_pass(ring_reader *r, const record *record) {
+    r->position = record->end;
+    r->sequence = record->sequence + 1;
 }
 
 /* Consumes a peeked record that does not decode. */

@@ -36,6 +36,7 @@ int receiver_traverse(PyObject *object, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(object));
     Py_VISIT(self->decode);
     Py_VISIT(self->held_error);
+    Py_VISIT(self->buffers);
     return 0;
 }
 
@@ -46,6 +47,7 @@ int receiver_clear(PyObject *object) {
     Py_CLEAR(self->decode);
     Py_CLEAR(self->window);
     Py_CLEAR(self->held_error);
+    Py_CLEAR(self->buffers);
     return 0;
 }
 
@@ -421,6 +423,7 @@ static PyMethodDef methods[] = {
     {"_ready", receiver_ready, METH_NOARGS, NULL},
     {"_due", receiver_due, METH_NOARGS, NULL},
     {"_sample_into", receiver_sample_into, METH_O, NULL},
+    {"_buffers_into", receiver_buffers_into, METH_O, NULL},
     {"_seen_epoch", receiver_seen_epoch, METH_NOARGS, NULL},
     {"_cancel", receiver_cancel, METH_NOARGS, NULL},
     {"_finish", receiver_finish, METH_O, NULL},

@@ -59,6 +59,7 @@ struct Receiver {
     PyObject *decode;          /* callable, or None for raw bytes */
     const RecordCodec *record; /* whose it is, NULL: another's; payloads are rows then */
     PyObject *window;
+    PyObject *buffers;       /* list that the decoder finds the buffers of an event in; NULL: the topic has no pool */
     PyObject *held_error;    /* met behind events that had to be returned first; the next call raises it */
     call *call;              /* the one that runs, NULL: none; one at a time */
     unsigned long attending; /* the thread whose signal handlers run in its wait; they may use the handle */
@@ -73,6 +74,10 @@ int receiver_clear(PyObject *object);
 int receiver_init(Receiver *self, const receiver_kind *kind, PyObject *segment, unsigned topic, PyObject *decode);
 int receiver_refresh(Receiver *self);
 int receiver_check(Receiver *self);
+int receiver_open(Receiver *self, PyObject **pool, Ring *ring, const record *record, bool copy, uint64_t *body);
+PyObject *receiver_flatten(Receiver *self, PyObject **pool, Ring *ring, const unsigned char *payload, uint64_t length);
+PyObject *receiver_decode(Receiver *self, Ring *ring, const record *record, uint64_t body, unsigned char **copy);
+PyObject *receiver_buffers_into(PyObject *self, PyObject *list);
 int receiver_wake_publisher(Receiver *self, Ring *ring, uint64_t waiting);
 bool receiver_stale(const Receiver *self);
 void receiver_sample(Receiver *self, const record *record);

@@ -93,7 +93,8 @@ void record_write(unsigned char *at, uint64_t sequence, unsigned kind, const par
     uint64_t length = padded + part->payload_length;
     word *words = (word *)at;
     STORE_RELEASE(&words[0], sequence);
-    STORE_RELEASE(&words[1], length | (uint64_t)kind << 32 | (uint64_t)part->headers_length << 48);
+    STORE_RELEASE(&words[1],
+                  length | (uint64_t)kind << 32 | (uint64_t)part->flags << 40 | (uint64_t)part->headers_length << 48);
     STORE_RELEASE(&words[2], part->time_ns);
     if (padded)
         put(words + 3, part->headers, part->headers_length);
@@ -120,6 +121,7 @@ int record_header(const ring_view *view, uint64_t position, uint64_t end, record
     out->body = (const unsigned char *)(words + 3);
     out->end = position + record_span(out->length);
     *kind = (unsigned)(meta >> 32) & 0xff;
+    out->flags = (uint32_t)(meta >> 40) & 0xff;
     if (record_span(out->length) > room || out->end > end || ((out->headers + 7u) & ~7u) > out->length)
         return RING_CORRUPT;
     if (*kind == RECORD_PAD) /* reaches to the end of the ring, and never begins a lap: so never two in a row */

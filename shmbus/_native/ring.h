@@ -42,6 +42,7 @@ typedef struct record { /* one record, already checked against its ring */
     uint64_t time_ns;
     uint32_t length;  /* headers and payload */
     uint32_t headers; /* bytes of headers at the start of body */
+    uint32_t flags;   /* RECORD_POOLED */
     uint64_t end;     /* position behind it */
 } record;
 
@@ -61,6 +62,7 @@ typedef struct part { /* what a publisher hands in for one event */
     const void *payload;
     uint64_t payload_length;
     uint64_t time_ns;
+    uint32_t flags; /* of the record */
 } part;
 
 #define CHUNKS 16 /* to a ring: how far one announcement goes, and where boundaries are remembered */
@@ -186,6 +188,7 @@ int ring_copy(ring_reader *r, const record *record, void *into);
 void ring_advance(ring_reader *r, const record *record);
 int ring_run(ring_reader *r, const record *first, uint64_t most, row_run *out);
 void ring_advance_run(ring_reader *r, const row_run *run);
+void ring_pass(ring_reader *r, const record *record);
 void ring_undecodable(ring_reader *r, const record *record, uint64_t now_ns);
 void ring_overrun(ring_reader *r, uint64_t now_ns);
 uint64_t ring_settle(ring_reader *r);

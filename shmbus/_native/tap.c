@@ -1,6 +1,8 @@
 /* Tap: reads a broadcast ring without a cursor of its own, as `tail` does; it leaves no trace. */
 #include "python.h"
 
+#include "pool.h"
+
 typedef struct Tap {
     PyObject_HEAD Ring *ring;
     ring_reader reader;
@@ -41,8 +43,12 @@ static PyObject *tap_record(Tap *self, const record *r) {
                    ? Py_BuildValue("(KKOO)", self->reader.lost_first, self->reader.lost_last, Py_None, Py_None)
                    : Py_NewRef(Py_None);
     }
-    PyObject *result = Py_BuildValue("(KKy#y#)", r->sequence, r->time_ns, body, (Py_ssize_t)r->headers, body + padded,
-                                     (Py_ssize_t)(r->length - padded));
+    uint64_t skip = 0; /* of one with buffers the event is told, and not they */
+    const unsigned char *payload = (const unsigned char *)body + padded;
+    if (r->flags & RECORD_POOLED && pool_body(payload, r->length - padded, &skip) != RING_OK)
+        skip = r->length - padded;
+    PyObject *result = Py_BuildValue("(KKy#y#)", r->sequence, r->time_ns, body, (Py_ssize_t)r->headers, payload + skip,
+                                     (Py_ssize_t)(r->length - padded - skip));
     Py_DECREF(copy);
     if (result)
         ring_advance(&self->reader, r);

@@ -381,3 +381,13 @@ int work_terms_of(const ring_view *view, work_terms *out) {
         out->oldest_ns = r.time_ns;
     return RING_OK;
 }
+
+/* Whether the group still is owed this event of the ring; `out` is its record, unless it is NULL. */
+bool work_owed(const ring_view *view, uint64_t sequence, record *out) {
+    if (sequence < LOAD_SEQ(&view->header->gate)) /* SYNC gate */
+        return false;
+    uint64_t seen = LOAD_SEQ(&descriptor_of(view, sequence)->claim); /* SYNC claim */
+    if (LAP_OF(seen) != lap_of(view, sequence) || STATE_OF(seen) == CLAIM_DONE)
+        return false;
+    return !out || read_claimed(view, sequence, out) == RING_OK;
+}

@@ -65,6 +65,7 @@ int work_reclaim(const ring_view *view, unsigned owner, unsigned generation, uin
 uint64_t work_held(const ring_view *view, unsigned owner, unsigned generation, held_claim *into, uint64_t room);
 int work_abandon(const ring_view *view, uint64_t now_ns, uint64_t *count);
 int work_terms_of(const ring_view *view, work_terms *out);
+bool work_owed(const ring_view *view, uint64_t sequence, record *out);
 
 /* ---- delay.c ---- */
 

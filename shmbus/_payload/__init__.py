@@ -1,1 +1,1 @@
-"""What travels beside the events, or instead of objects."""
+"""What travels beside the events, or instead of objects: pools, arrays and buffers; rows."""

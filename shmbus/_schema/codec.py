@@ -58,6 +58,39 @@ class Codec(NamedTuple):
     """False for an event that may hold NaN or an infinity."""
 
 
+def pooled_codec(
+    event_type: Any,
+    codec: str,
+    enc_hook: Hook | None,
+    dec_hook: DecodeHook | None,
+    is_array: Callable[[Any], bool],
+    tried: Callable[[Any], Any],
+) -> Codec:
+    """What a topic with a pool shows of itself: its schema, and an `encode` for who looks for what is wrong.
+
+    Its events are written by a Packer and read by an Unpacker. `tried` stands in for the values that msgspec does not
+    know.
+    """
+    try:
+        if codec == "pickle" and not _is_type(event_type):
+            raise TypeError("not a type")
+        hooks = enc_hook is not None and dec_hook is not None
+        description = describe(event_type, codec, hooks=hooks, pooled=is_array)
+        if codec != "pickle":
+            msgspec.msgpack.Decoder(event_type, dec_hook=dec_hook or (lambda expected, value: value))
+    except ConfigError:
+        raise
+    except Exception as error:  # msgspec reads annotations, so anything may come out of them
+        raise ConfigError(f"no {codec} decoder for type={event_type!r}: {error}") from error
+    encode = msgspec.msgpack.Encoder(enc_hook=tried).encode
+    if codec == "pickle":
+        import pickle
+
+        encode = functools.partial(pickle.dumps, protocol=_PICKLE_PROTOCOL)
+    accepts = (memoryview, bytes, bytearray) if event_type is memoryview else _accepts(event_type)
+    return Codec(encode, None, accepts, description, _fingerprint(description), None, enc_hook)
+
+
 def codec_for(event_type: Any, codec: str, enc_hook: Hook | None = None, dec_hook: DecodeHook | None = None) -> Codec:
     """The codec of a type, built once for each class that needs no hooks.
 

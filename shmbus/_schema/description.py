@@ -17,13 +17,16 @@ import enum
 import math
 import re
 import typing
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import NODEFAULT, UNSET, UnsetType
 
 from shmbus._schema.columns import Column, columns_of
 from shmbus.errors import ConfigError, CorruptSegmentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 OBJECTS = frozenset({"struct", "dataclass", "typeddict", "namedtuple"})
 SEQUENCES = frozenset({"list", "set", "frozenset", "vartuple"})
@@ -85,6 +88,8 @@ class Description(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     defs: dict[str, Node] = {}
     columns: tuple[Column, ...] = ()
     """Where the fields lie, under "record"."""
+    pooled: bool = False
+    """Buffers travel beside the event."""
 
     def resolve(self, node: Node) -> Node:
         """The named type that a "ref" node points to; any other node itself."""
@@ -107,20 +112,23 @@ def parse(description: bytes) -> Description:
         raise CorruptSegmentError(f"not a schema description ({error}): {description[:80]!r}") from error
 
 
-def describe(type: Any, codec_name: str, *, hooks: bool = False) -> bytes:
+def describe(type: Any, codec_name: str, *, hooks: bool = False, pooled: Callable[[Any], bool] | None = None) -> bytes:
     """Describe `type` as canonical JSON: sorted keys, compact, fields in order, no module names, no prose.
 
     `bytes` gives one fixed description under every codec (its payloads are raw); "pickle" gives the qualified
-    class name only, and so does a type that msgspec handles only through `hooks`. Raises `ConfigError` for one where
-    there are none, and whatever msgspec raises for one that it cannot handle.
+    class name only, and so does a type that msgspec handles only through `hooks`. `pooled` says of such a type whether
+    its values travel beside the event; None: nothing does. Raises `ConfigError` for one where there are none, and
+    whatever msgspec raises for one that it cannot handle.
     """
+    beside = pooled is not None
     if type is bytes and codec_name != "record":
         return _canonical(Description("raw", Node("bytes")))
     if codec_name == "pickle":
-        return _canonical(Description("pickle", Node("python", title=getattr(type, "__qualname__", _title(type)))))
-    walk = _Describer(hooks)
+        name = getattr(type, "__qualname__", _title(type))
+        return _canonical(Description("pickle", Node("python", title=name), pooled=beside))
+    walk = _Describer(hooks, pooled)
     root = walk.node(msgspec.inspect.type_info(type))
-    found = Description(typing.cast(Any, codec_name), root, walk.defs)
+    found = Description(typing.cast(Any, codec_name), root, walk.defs, pooled=beside)
     if codec_name == "record":
         found = _as_record(found)
     return _canonical(found)
@@ -150,7 +158,7 @@ def wire_form(description: bytes) -> bytes:
     """
     schema = parse(description)
     defs = {name: _as_written(node) for name, node in schema.defs.items()}
-    return _canonical(Description(schema.codec, _as_written(schema.root), defs, schema.columns))
+    return _canonical(Description(schema.codec, _as_written(schema.root), defs, schema.columns, schema.pooled))
 
 
 def _as_written(node: Node) -> Node:
@@ -188,8 +196,9 @@ def _title(cls: Any) -> str:
 class _Describer:
     """Turns `msgspec.inspect` types into nodes; named types are written once, so recursive ones end."""
 
-    def __init__(self, hooks: bool) -> None:
+    def __init__(self, hooks: bool, pooled: Callable[[Any], bool] | None) -> None:
         self._hooks = hooks
+        self._pooled = pooled
         self.defs: dict[str, Node] = {}
         self._names: dict[Any, str] = {}
 
@@ -212,7 +221,7 @@ class _Describer:
     def _custom(self, cls: Any) -> Node:
         if cls is object:
             return Node("any")
-        if self._hooks:
+        if self._hooks or (self._pooled is not None and self._pooled(cls)):
             return Node("custom", title=getattr(cls, "__qualname__", _title(cls)))
         raise ConfigError(f"msgspec knows this type only through enc_hook and dec_hook: type={cls!r}")
 

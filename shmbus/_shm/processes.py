@@ -6,12 +6,18 @@ May touch: /proc, which may be missing, hidden or another namespace's: then less
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
+import struct
 import sys
 from typing import Final
 
 _DESCRIPTION: Final = 60  # characters
+_EXIT_CODE: Final = 49  # field 52 of /proc/PID/stat, counted from the state, which is the third
+_PIDFD_INFO: Final = struct.Struct("<Q52xi")  # struct pidfd_info of 64 bytes: its mask, and the exit code at its end
+_PIDFD_INFO_EXIT: Final = 1 << 3
+_PIDFD_GET_INFO: Final = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info)
 
 
 @functools.cache
@@ -58,6 +64,46 @@ def stopped(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
     except (OSError, IndexError):
         return False
+
+
+def exit_code(pid: int) -> int | None:
+    """How a process of this namespace ended, as `Popen` has it, while it is a zombie; None where nothing is seen."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return os.waitstatus_to_exitcode(int(fields[_EXIT_CODE])) if fields[0] in (b"Z", b"X") else None
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def exit_code_of(pidfd: int) -> int | None:
+    """The same of a process that has ended, by its pidfd; once it was waited for, where the kernel tells (6.15)."""
+    for _ in range(2):  # somebody may be waiting for it right now
+        code = _waited_for(pidfd)
+        if code is None:
+            code = exit_code(_pid_of(pidfd))
+        if code is not None:
+            return code
+    return None
+
+
+def _pid_of(pidfd: int) -> int:
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+            return int(next(line for line in file if line.startswith("Pid:")).split()[1])
+    except (OSError, ValueError, StopIteration):
+        return -1
+
+
+def _waited_for(pidfd: int) -> int | None:
+    info = bytearray(_PIDFD_INFO.size)
+    _PIDFD_INFO.pack_into(info, 0, _PIDFD_INFO_EXIT, 0)  # what is asked for
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+        mask, status = _PIDFD_INFO.unpack(info)
+        return os.waitstatus_to_exitcode(status) if mask & _PIDFD_INFO_EXIT else None
+    except (OSError, ValueError):
+        return None
 
 
 def _shorten(words: list[str]) -> str:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from shmbus import _core
+from shmbus._payload.pool import Pools
 from shmbus._shm import place, segment
 from shmbus._shm.failpoint import reach
 from shmbus._shm.segment import Segment
@@ -38,6 +39,7 @@ class Rings:
     def __init__(self, prefix: str, *, writable: bool = True, owner: int | None = None, keep: bool = False) -> None:
         """`keep`: what was asked for stays mapped until `keep_only`, for who looks at all of it again and again."""
         self.prefix: Final = prefix + "ring-"
+        self.pools: Final = Pools(prefix, writable=writable, owner=owner)
         self._writable = writable
         self._owner = owner
         self._keep = keep

@@ -12,7 +12,7 @@ import select
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-from shmbus._shm import descriptors
+from shmbus._shm import descriptors, processes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,8 @@ class Watch:
         self._pidfds: dict[int, int | None] = {}
         self._watched: dict[int, int] = {}
         self._poll = select.poll()
+        self.codes: dict[int, int] = {}
+        """By life: how its process ended, where the kernel told; for who watches to take out."""
 
     def __contains__(self, life: int) -> bool:
         return life in self._pidfds
@@ -93,6 +95,9 @@ class Watch:
             if pidfd is None or pidfd in woken:
                 if not self._lives.alive(life):
                     dead.append(life)
+                    code = processes.exit_code_of(pidfd) if pidfd is not None else None
+                    if code is not None:
+                        self.codes[life] = code
                 elif pidfd is not None:  # no proof: that process is gone, and its life is not
                     self._remove(life)
                     self._pidfds[life] = None

@@ -70,6 +70,7 @@ class BusView:
             yield ""
             yield Rows(_PUBLISHER_COLUMNS, sorted(stats.publishers, key=lambda p: (p.topic, p.name)))
             yield from _publisher_notes(stats.publishers)
+            yield from _pool_notes(stats)
         if stats.consumers:
             yield ""
             yield Rows(_CONSUMER_COLUMNS, sorted(stats.consumers, key=_consumer_order))
@@ -192,6 +193,19 @@ def _publisher_notes(publishers: Sequence[PublisherStats]) -> Iterator[Text]:
             yield _note(f"{name}{_of(publisher.pid)} {_ILL[publisher.state]}", "red")
         if publisher.refused:
             yield _note(f"{name} refused {plural(publisher.refused, 'event')}: no room in a ring", "yellow")
+
+
+def _pool_notes(stats: BusStats) -> Iterator[Text]:
+    """How full a pool is, and who looks at what since when, the oldest first."""
+    for publisher in stats.publishers:
+        if publisher.pool:
+            used = f"{size(publisher.pool_used)} of {size(publisher.pool)}"
+            yield _note(f"{shorten(publisher.name, _NAME)}: {used} of its pool used")
+        for viewer in sorted(publisher.viewers, key=lambda viewer: viewer.since_ns):
+            who = shorten(viewer.name, _NAME) if viewer.name else "one that is gone"
+            held = f"{plural(viewer.views, 'extent')} of it, {size(viewer.bytes)}"
+            since = duration(max(0, stats.time_ns - viewer.since_ns))
+            yield _note(f"{who}{_of(viewer.pid)} looks at {held}, the oldest for {since}")
 
 
 def _consumer_notes(consumers: Sequence[ConsumerStats]) -> Iterator[Text]:

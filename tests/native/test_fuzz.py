@@ -28,3 +28,10 @@ def test_readers() -> None:
     """The C readers touch nothing outside of a damaged segment, and end."""
     output = run("fuzz_readers.py", "--runs", "50000")
     assert "50000 mutations" in output or "SKIPPED" in output
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_pool() -> None:
+    """What reads a pool touches nothing outside of a damaged one, and no slip opens bytes outside of its extent."""
+    output = run("fuzz_pool.py", "--mutations", "20000")
+    assert "20000 mutations" in output or "SKIPPED" in output

@@ -5,6 +5,7 @@
 #define SHMBUS_TEST_WORLD_H
 
 #include "explore.h"
+#include "pool.h"
 
 #define CAPACITY MIN_CAPACITY
 #define BIG 1000u /* bytes of a body: four records of 1,024 bytes fill a ring but for the frontier */
@@ -51,7 +52,22 @@ typedef struct workshop { /* a work ring, its publisher, and what became of its 
     job jobs[MAX_JOBS];
 } workshop;
 
+typedef struct larder { /* a pool, its publisher, and who looks at what */
+    pool_view view;
+    pool_writer writer;
+    uint64_t used;
+    unsigned shipped, ended;
+    struct {
+        uint64_t block, end, sequence; /* position behind the record; sequence in the work ring */
+    } out[4];
+    uint64_t over[4];          /* blocks that have ended, and are looked at */
+    uint64_t held[MAX_ACTORS]; /* block + 1 that an actor looks at */
+    uint64_t held_sequence[MAX_ACTORS];
+    uint64_t taken; /* events whose bytes were looked at */
+} larder;
+
 typedef struct world {
+    larder pool;
     source sources[2];
     watcher watchers[MAX_WATCHERS];
     workshop work[MAX_SHOPS];

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, assert_type
 
 import msgspec
 
 import shmbus
+from shmbus.futures import Executor
 
 
 class OrderPaid(msgspec.Struct, frozen=True):
@@ -257,3 +259,49 @@ with shmbus.Bus("shop", idle="adaptive", supervise=True, stall_timeout=5.0) as s
     router.run(shop)
     router.cancel()
 assert_type(shmbus.Bus.attach("shop"), shmbus.Bus)
+
+
+class Quote(msgspec.Struct):
+    symbol: str
+
+
+class Price(msgspec.Struct):
+    cents: int
+
+
+PRICE = shmbus.Service("price", Quote, Price)
+MOVED = shmbus.Service("moved", Quote, Opened | Closed)
+assert_type(PRICE, shmbus.Service[Quote, Price])
+assert_type(MOVED, shmbus.Service[Quote, Opened | Closed])
+
+
+def serve(bus: shmbus.Bus) -> None:
+    with bus.server(PRICE, max_deliver=3) as server:
+        assert_type(server, shmbus.Server[Quote, Price])
+        for call in server:
+            assert_type(call, shmbus.Call[Quote, Price])
+            assert_type(call.event, Quote)
+            assert_type(call.attempt, int)
+            assert_type(call.deadline, float | None)
+            assert_type(call.headers, dict[str, Any])
+            assert_type(call.reply(Price(1)), bool)
+            call.fail("no such symbol")
+
+
+async def ask(bus: shmbus.Bus) -> None:
+    with bus.client(PRICE) as client:
+        assert_type(client, shmbus.Client[Quote, Price])
+        assert_type(client.call(Quote("X"), timeout=1.0), Price)
+        assert_type(client.submit(Quote("X")), Future[Price])
+        assert_type(await client.acall(Quote("X"), timeout=1.0), Price)
+    async for call in bus.server(PRICE):
+        await call.areply(Price(len(call.event.symbol)))
+
+
+def run() -> None:
+    with Executor(2, retries=1) as pool:
+        assert_type(pool.submit(len, "x"), Future[int])
+        assert_type(list(pool.map(len, ["x"], buffersize=2)), list[int])
+        error = pool.submit(len, "x").exception()
+        if isinstance(error, shmbus.WorkerDied):
+            assert_type(error.exitcode, int | None)

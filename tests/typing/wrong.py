@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 import msgspec
 
 import shmbus
+from shmbus.futures import Executor
 
 
 class OrderPaid(msgspec.Struct, frozen=True):
@@ -171,3 +172,46 @@ def look(bus: shmbus.Bus, stats: shmbus.BusStats, error: shmbus.Full) -> None:
     bus.losses()[0].cause.name  # wrong
     error.blocked_by.append("x")  # wrong
     bus.name = "other"  # wrong
+
+
+class Quote(msgspec.Struct):
+    symbol: str
+
+
+class Price(msgspec.Struct):
+    cents: int
+
+
+PRICE = shmbus.Service("price", Quote, Price)
+UNTYPED = shmbus.Service("price", Quote)  # wrong
+
+
+def serve(bus: shmbus.Bus) -> None:
+    bus.server(ORDERS)  # wrong
+    bus.server(PRICE, group="x")  # wrong
+    for call in bus.server(PRICE):
+        call.event.cents  # wrong
+        call.reply(Quote("X"))  # wrong
+        call.reply("cheap")  # wrong
+        call.fail(5)  # wrong
+        call.attempt.upper()  # wrong
+        call.deadline + 1  # wrong
+
+
+async def ask(bus: shmbus.Bus) -> None:
+    client = bus.client(PRICE)
+    client.call(Price(1))  # wrong
+    client.call("X")  # wrong
+    client.call(Quote("X"), 1.0)  # wrong
+    quote: Quote = client.call(Quote("X"))  # wrong
+    client.submit(Quote("X")).result().symbol  # wrong
+    (await client.acall(Quote("X"))).symbol  # wrong
+    client.acall(Quote("X")).cents  # wrong
+
+
+def run(pool: Executor) -> None:
+    pool.submit(len, 5)  # wrong
+    pool.submit(len, "x").result().upper()  # wrong
+    Executor(max_workers="2")  # wrong
+    Executor(retries="2")  # wrong
+    pool.map(len, ["x"], buffersize="2")  # wrong

@@ -1,0 +1,85 @@
+/* Pools: what pools.c (the Python types Pool and Lease), shipping.c (what a publisher does) and parcels.c (what is sent and
+ * received) share. */
+#ifndef SHMBUS_POOLS_H
+#define SHMBUS_POOLS_H
+
+#include "python.h"
+
+#include "pool.h"
+#include "producer.h"
+#include "receiver.h"
+
+typedef struct Lease Lease;
+
+typedef struct owed_group {
+    Ring *ring;
+    uint64_t sequence;
+} owed_group;
+
+typedef struct shipment { /* one event that is out, and the extents that it has until nobody is owed it */
+    struct shipment *next;
+    uint64_t end; /* position behind its record; 0: it is in no broadcast ring */
+    unsigned groups, blocks;
+    owed_group *group;
+    uint64_t *block; /* first ones */
+} shipment;
+
+typedef struct Pool { /* one mapping of a pool */
+    PyObject_HEAD PyObject *weak;
+    struct Pool *before, *behind; /* all that this process has */
+    Py_buffer buffer;
+    pool_view view;
+    uint64_t id, life;
+    unsigned fork_generation;
+    bool open, writable;
+    int holder;       /* our bit, -1: we have none, and copy */
+    PyObject *keeper; /* keeps our life, for as long as we hold anything */
+    PyObject *wake;   /* posts the publisher, or NULL */
+    Lease **live;     /* by first block: what we hold; made when it is needed */
+    /* Of its publisher alone: */
+    Ring *ring; /* its broadcast ring; NULL: this is no publisher's */
+    pool_writer writer;
+    uint32_t *uses; /* by first block: leases, parcels and shipments */
+    shipment *oldest, *newest;
+    uint64_t *ended; /* first blocks that are owed to nobody, but looked at */
+    uint64_t ended_count, ended_size;
+} Pool;
+
+struct Lease { /* the bytes of one extent, for as long as anything refers to them */
+    PyObject_HEAD Pool *pool;
+    slip slip; /* all of it */
+    unsigned char *memory;
+    uint64_t mapped; /* not 0: several runs, mapped side by side */
+    bool owned;      /* a copy */
+    bool loan;       /* of the publisher: it counts among `uses` */
+    bool writable;
+};
+
+typedef struct Parcel { /* a payload whose buffers lie in the pool, until it is sent or given up */
+    PyObject_HEAD Pool *pool;
+    PyObject *bytes;
+    unsigned blocks;
+    uint64_t *block; /* NULL once they are a shipment's */
+} Parcel;
+
+#define POOL_WANTED 5 /* a status: the record has extents, and we have no pool */
+#define POOL_ERROR (-3)
+
+extern PyTypeObject *pool_type, *lease_type, *parcel_type;
+
+/* False in a forked child: the bits that it set are its parent's. */
+static inline bool pool_ours(const Pool *self) { return self->fork_generation == fork_generation; }
+
+int leases_add(PyObject *module);
+Lease *lease_new(Pool *pool, const slip *slip, bool loan);
+int lease_take(Pool *pool, const slip *slip, bool copy, Lease **out);
+void pool_unuse(Pool *pool, uint64_t block);
+int parcel_part(PyObject *payload, part *out);
+void parcel_ship(Producer *self, PyObject *payload);
+void shipping_clear(Pool *pool);
+int parcel_open(Pool *pool, const unsigned char *payload, uint64_t length, bool copy, PyObject *into, uint64_t *body);
+
+PyObject *parcel_flatten(const Pool *pool, const unsigned char *payload, uint64_t length);
+
+extern PyMethodDef shipping_methods[];
+#endif

@@ -1,0 +1,254 @@
+"""PooledPublisher: a publisher whose events have arrays and buffers in a pool.
+
+May touch: its own pool, beside what every publisher touches.
+
+Must stay true:
+- A full pool is a full ring: `on_full` and `timeout` say what becomes of an event that finds no room there.
+- An event has all of its buffers, or nothing of it is written and its arrays are as they were.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from shmbus import _core
+from shmbus._handles.awaiting import interpreter_ends
+from shmbus._handles.care import BOUND
+from shmbus._handles.flushing import NAP
+from shmbus._payload import arrays
+from shmbus._payload.packing import Packer, Sealed
+from shmbus.errors import ConfigError, CorruptSegmentError, EventTooLargeError, Full
+from shmbus.publisher import Publisher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from shmbus._ledger.document import PublisherEntry
+    from shmbus._schema.codec import Codec
+    from shmbus.topic import Topic
+
+T = TypeVar("T")
+
+
+class _NoRoomError(Full):
+    """The pool is full, and whoever encodes does not wait for it here."""
+
+
+class PooledPublisher(Publisher[T]):
+    """A publisher of a topic with a pool. Made by `Bus.publisher`."""
+
+    def _encoder(self, codec: Codec, me: PublisherEntry) -> Callable[[Any], Any]:
+        session = self._session
+        if not me.pool:
+            raise CorruptSegmentError(f"publisher {me.name!r} of topic {self.topic.name!r} has no pool")
+        ring = next(r for r in session.membership(self._entry.index).rings if r.publisher == me.id and r.group == 0)
+        self._pool = session.rings.pools.enter(me.pool, me.id, partial(session.wake_slot, me.slot))
+        self._pool.serve(session.rings.broadcast(ring))
+        self._packer = Packer(self.topic, self._pool, _core.BroadcastRing.maximum(ring.capacity))
+        self._impatient: set[int] = set()
+        self._sealed: dict[int, list[Sealed]] = {}
+        return self._pack
+
+    # -- publishing
+
+    def publish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None:  # noqa: D102
+        try:
+            return super().publish(event, headers=headers)
+        except _NoRoomError:
+            self._refuse()
+            return None
+        except BaseException:
+            self._unseal()
+            raise
+        finally:
+            if self._sealed:
+                self._sealed.pop(threading.get_ident(), None)
+
+    def publish_many(self, events: Iterable[T]) -> int:
+        """Publish events one by one; returns how many went everywhere. Full says how many are in, `published`."""
+        done = 0
+        try:
+            for event in events:
+                done += self.publish(event) is not None
+        except Full as error:
+            raise Full(error.topic, error.blocked_by, done) from None
+        return done
+
+    async def apublish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None:
+        """`publish` that waits for room without blocking the event loop, in rings and pool."""
+        if self.closed and _core.exiting():
+            await interpreter_ends()
+        since, again, me = time.monotonic_ns(), False, threading.get_ident()
+        while True:
+            self._impatient.add(me)
+            try:
+                record = payload, encoded = self._encode(event, headers)
+                break
+            except _NoRoomError:
+                pass
+            finally:
+                self._impatient.discard(me)
+            if self._on_full == "drop":
+                self._refuse()
+                return None
+            await self._await_room(since, again)
+            again = True
+        sealed = self._sealed.pop(me, [])  # other tasks of this thread publish meanwhile
+        length = len(payload) + (len(encoded or b"") + 7) // 8 * 8
+        drop = self._on_full == "drop"
+        try:
+            return cast("int | None", await self._in_room(lambda: self._put(record, drop), lambda: length))
+        except BaseException:
+            for one in sealed:
+                one.undo()
+            raise
+
+    async def apublish_many(self, events: Iterable[T]) -> int:
+        """`publish_many` that waits for room without blocking the event loop."""
+        done = 0
+        for event in events:
+            done += await self.apublish(event) is not None
+        return done
+
+    def _unseal(self) -> None:
+        """What became read-only for an event is writable again: it was not published."""
+        for one in self._sealed.get(threading.get_ident(), ()):
+            one.undo()
+
+    def _pack(self, event: Any) -> bytes | _core.Parcel:
+        """The encoder of the C type: waits for room in the pool as `on_full` says."""
+        packing = self._packer.encode(event)
+        payload = self._packer.place(packing)
+        if isinstance(payload, int):
+            if payload > self._pool.bytes:
+                raise EventTooLargeError(self.topic.name, payload, self._pool.bytes, "the publisher's pool")
+            placed: bytes | _core.Parcel = self._in_pool(lambda: self._packer.place(packing), "drop")
+            payload = placed
+        if packing.loans:  # before anybody can see it
+            self._sealed[threading.get_ident()] = self._packer.seal(packing)
+        return payload
+
+    def _in_pool(self, place: Callable[[], Any], dropping: str) -> Any:
+        """What `place` returns once there is room in the pool; None and a number say that there is none."""
+        placed = place()
+        if placed is not None and not isinstance(placed, int):
+            return placed
+        since = time.monotonic_ns()
+        while True:
+            if threading.get_ident() in self._impatient or self._on_full == dropping:
+                self._session.care()
+                raise _NoRoomError(self.topic.name, ())
+            self._wait_for_pool(since)
+            placed = place()
+            if placed is not None and not isinstance(placed, int):
+                return placed
+
+    def _wait_for_pool(self, since: int) -> None:
+        """Sleep until something in the pool may be free; raises Full at the timeout."""
+        if self._on_full != "block":
+            self._session.care()
+        self._block(False)
+        try:
+            self._full(0)  # raises the flag that consumers look at
+            if self._pool.wanted(True):
+                return
+            left = NAP if self._timeout is None else min(NAP, since / 1e9 + self._timeout - time.monotonic())
+            if self._on_full == "raise" or left <= 0:
+                raise Full(self.topic.name, self._holding())
+            self._tell(since, "room in its pool", self._holding)
+            self._sleeper.sleep(left)
+            self._session.care()
+            self._require_open()
+        finally:
+            self._unblock(False)
+            if not self.closed:
+                self._pool.wanted(False)
+
+    async def _await_room(self, since: int, again: bool) -> None:
+        """The same in an event loop."""
+        self._block(True)
+        try:
+            left = BOUND if self._timeout is None else min(BOUND, since / 1e9 + self._timeout - time.monotonic())
+            self._full(0)
+            if self._pool.wanted(True):
+                return
+            if self._on_full == "raise" or left <= 0:
+                raise Full(self.topic.name, self._holding())
+            self._tell(since, "room in its pool", self._holding)
+            await self._tasks.wait(self._has_pool, lambda: min(NAP, left), again=again)
+            if self.closed and _core.exiting():
+                await interpreter_ends()
+            self._session.care()
+        finally:
+            self._unblock(True)
+            self._tasks.pass_on(lambda: True)
+
+    def _has_pool(self) -> bool:
+        if self.closed:
+            return True
+        self._full(0)
+        return self._pool.wanted(True)
+
+    def _require_open(self) -> None:
+        if self.closed:
+            self._full(0)  # raises what every call of a closed handle raises
+
+    # -- who holds it
+
+    def _holding(self) -> list[str]:
+        """Names of the consumers that are owed what is in the pool, or look at it."""
+        membership = self._session.membership(self._entry.index)
+        slots, ring_ids = self._pool.debtors()
+        owed = {ring.group for ring in membership.rings if ring.id in ring_ids}
+        looking = {consumer: life for life, consumer, *_ in self._pool.holders()}
+        names = []
+        for consumer in membership.consumers:
+            mine = consumer.id in owed if consumer.kind == "group" else slots >> consumer.slot & 1 != 0
+            if consumer.state == "active" and (mine or consumer.id in looking):
+                names.append(consumer.name)
+                looking.pop(consumer.id, None)
+        if looking.pop(self._id, None):
+            names.append(f"{self.name} (arrays of its own)")
+        pids = {p.life: p.pid for p in self._session.document().participants}
+        return names + [f"process {pids[life]}" if life in pids else "a process" for life in looking.values()]
+
+    # -- memory to write into
+
+    def empty(self, shape: int | Sequence[int], dtype: Any = "u1") -> Any:  # noqa: D102
+        numpy = arrays.package("numpy")
+        kind = numpy.dtype(dtype)
+        if kind.hasobject:
+            raise ConfigError(f"an array of objects has no bytes to send: dtype={kind}")
+        sides = (shape,) if isinstance(shape, int) else tuple(shape)
+        if any(side < 0 for side in sides):
+            raise ConfigError(f"an array has no negative side: shape={sides}")
+        return numpy.ndarray(sides, kind, self._loan(math.prod(sides) * kind.itemsize))
+
+    def buffer(self, size: int) -> memoryview:  # noqa: D102
+        if not isinstance(size, int) or size < 0:
+            raise ConfigError(f"a buffer has a number of bytes: size={size!r}")
+        return memoryview(self._loan(size))
+
+    def _loan(self, size: int) -> _core.Lease:
+        self._require_open()
+        if size > self._pool.bytes:
+            raise EventTooLargeError(self.topic.name, size, self._pool.bytes, "the publisher's pool")
+        try:
+            return cast("_core.Lease", self._in_pool(lambda: self._pool.lease(size), ""))
+        except _NoRoomError:  # in a task's thread that encodes: not here
+            raise Full(self.topic.name, self._holding()) from None
+
+    # -- the end
+
+    def _let_go(self) -> None:
+        super()._let_go()
+        self._pool.unserve()
+
+
+def publisher_class(topic: Topic[T]) -> type[Publisher[T]]:
+    """What publishes a topic."""
+    return PooledPublisher if topic.pool else Publisher
