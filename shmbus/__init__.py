@@ -7,6 +7,7 @@ General layout, each layer using those below it only:
     journal/              events on disk: written, replayed, caught up from
     bridge/               topics past one host, over a broker that exists
     raw                   events as they are on the wire, for those two
+    router/, middleware/  handlers by decorator, in this process or by `shmbus run`
     bus                   the door: names, modes and types are checked here
     publisher             policy of the three handles: blocking, dropping, waiting, settling
     subscriber, worker
@@ -29,6 +30,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shmbus import deaths as deaths
+    from shmbus import middleware as middleware
+    from shmbus import testing as testing
     from shmbus._futures.errors import WorkerDied
     from shmbus._handles.messages import Messages
     from shmbus.bus import Bus
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from shmbus.journal import Journal
     from shmbus.message import ClaimedMessage, Gap, Message
     from shmbus.publisher import Publisher
+    from shmbus.router import Router
     from shmbus.server import Call, Server
     from shmbus.service import Service
     from shmbus.stats import BusStats, ConsumerStats, Loss, PublisherStats
@@ -112,6 +117,7 @@ __all__ = [
     "Publisher",
     "PublisherStats",
     "ReclaimedError",
+    "Router",
     "SchemaMismatchError",
     "Server",
     "Service",
@@ -130,6 +136,8 @@ _HOMES = {
     "_handles.messages": ("Messages",),
     "bridge": (),
     "bus": ("Bus",),
+    "deaths": (),
+    "testing": (),
     "client": ("Client",),
     "journal": ("Journal",),
     "errors": (
@@ -161,7 +169,9 @@ _HOMES = {
         "ShmbusError",
     ),
     "message": ("ClaimedMessage", "Gap", "Message"),
+    "middleware": (),
     "publisher": ("Publisher",),
+    "router": ("Router",),
     "server": ("Call", "Server"),
     "service": ("Service",),
     "stats": ("BusStats", "ConsumerStats", "Loss", "PublisherStats"),

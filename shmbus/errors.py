@@ -22,6 +22,9 @@
     ├── ReclaimedError                    this participant was taken for dead and what it held given to others
     ├── GapError                          events were lost to this subscriber; .gap says which
     ├── DecodeError (ValueError)          a payload that is not of the topic's type; it was counted
+    ├── CircuitOpenError                  a circuit breaker has its handler rest; nothing was tried
+    ├── RecoveredError                    a handler raised what is no Exception, SystemExit say; the cause is that
+    ├── InjectedError                     a fault that a test asked for
     ├── CallTimeout (TimeoutError)        no reply within the timeout; the call may have been carried out
     ├── CallFailed                        a call that no server answered; .reason says why, .deaths how servers died
     ├── BridgeError                       a broker that refuses us, or that carries another schema
@@ -241,6 +244,18 @@ class DecodeError(ShmbusError, ValueError):
         self.publisher = publisher
         self.sequence = sequence
         self.reason = reason
+
+
+class CircuitOpenError(ShmbusError):
+    """A circuit breaker has its handler rest: nothing was tried."""
+
+
+class RecoveredError(ShmbusError):
+    """A handler raised what is no Exception, SystemExit say, which is the cause of this error."""
+
+
+class InjectedError(ShmbusError):
+    """A fault that a test asked for, by `middleware.Fail`."""
 
 
 class CallTimeout(ShmbusError, TimeoutError):

@@ -97,6 +97,8 @@ class Settles(Protocol):
 
 ACK, NACK, REJECT, UNDECODABLE = range(4)
 """As in claimer.c."""
+SPARE: Final = 4
+"""A NACK that costs no attempt."""
 MAX_DELAY: Final = _core.MAX_DELAY_NS / 1e9
 """Seconds, a week: what is delayed keeps its place in the ring, and its publisher cannot pass it."""
 
@@ -140,13 +142,14 @@ class ClaimedMessage(Message[T_co]):
         """Done. Raises ReclaimedError if it has been given to another worker, ClosedError after close()."""
         self._settle(ACK)
 
-    def nack(self, delay: float = 0.0) -> None:
+    def nack(self, delay: float = 0.0, *, counts: bool = True) -> None:
         """Give it back, to be delivered again to any worker of the group, but not before `delay` seconds have passed.
 
         It is on the books as depth meanwhile, holds up no worker, keeps its room in the ring, and outlives whoever gave
-        it back. Raises ConfigError for a delay of more than a week, ReclaimedError, ClosedError.
+        it back. `counts=False`: nobody has tried it, and it costs no attempt; a claim word counts to 4,095 all the
+        same. Raises ConfigError for a delay of more than a week, ReclaimedError, ClosedError.
         """
-        self._settle(NACK, delay_ns=_delay_ns(delay))
+        self._settle(NACK if counts else SPARE, delay_ns=_delay_ns(delay))
 
     def reject(self, reason: str = "rejected") -> None:
         """Send it to the dead-letter topic, with a reason of at most 1,000 characters, and be done with it.
@@ -160,9 +163,9 @@ class ClaimedMessage(Message[T_co]):
         """`ack` in an event loop."""
         self.ack()
 
-    async def anack(self, delay: float = 0.0) -> None:
+    async def anack(self, delay: float = 0.0, *, counts: bool = True) -> None:
         """`nack` in an event loop."""
-        self.nack(delay)
+        self.nack(delay, counts=counts)
 
     async def areject(self, reason: str = "rejected") -> None:
         """`reject` in an event loop, which goes on meanwhile. If it is cancelled the message is open as before."""

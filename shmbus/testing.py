@@ -1,11 +1,15 @@
-"""For the tests of others: whether a plugin keeps what shmbus relies on.
+"""Suites that a user's own tests can call: the same that every part of shmbus of its kind passes.
 
-Each raises AssertionError with what is not kept, and returns None.
+    def test_mine() -> None:
+        shmbus.testing.check_middleware(lambda: Mine(limit=5))
+
+Each raises AssertionError with what does not hold, returns None, and needs nothing of pytest.
 """
 
 from __future__ import annotations
 
 from shmbus._conformance.bridges import bridge_conformance
 from shmbus._conformance.journals import journal_conformance
+from shmbus.router.conformance import check_middleware
 
-__all__ = ["bridge_conformance", "journal_conformance"]
+__all__ = ["bridge_conformance", "check_middleware", "journal_conformance"]

@@ -24,7 +24,7 @@ from shmbus._ledger import deaths, departures
 from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 from shmbus.errors import ClosedError, DecodeError, ForkedError, ReclaimedError, ShmbusError
-from shmbus.message import NACK, REJECT, UNDECODABLE, ClaimedMessage, event_id
+from shmbus.message import NACK, REJECT, SPARE, UNDECODABLE, ClaimedMessage, event_id
 from shmbus.topic import DeadLetter, decoder_of
 
 if TYPE_CHECKING:
@@ -175,6 +175,8 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
                 return True
             if how == REJECT:
                 done = self._within(self._bury, _event_of(message), reason, REJECT)
+            elif how == SPARE:
+                done = self._settle(*message.claim, NACK, delay_ns, True)
             else:
                 done = self._settle(*message.claim, how, delay_ns)
             return self._settled(message, done)
@@ -240,8 +242,11 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, origin: str
     ) -> None:
         event = _Event(ring_id, sequence, word, attempt - 1, time_ns, publisher, origin)
+        if deaths.pending(self._session.document(), ring_id, sequence):  # whoever saw it is about to say how
+            self._settle(*event.claim, NACK, deaths.PATIENCE_NS // 8, True)
+            return
         died = "; ".join(self.deaths(ring_id, sequence))
-        reason = f"delivered {attempt - 1} times without an ack{' (' + died + ')' if died else ''}"
+        reason = f"delivered {attempt - 1} times without an ack{f' ({died})' if died else ''}"
         self._bury(event, reason, REJECT, unseen=True)
 
     def _undecodable(

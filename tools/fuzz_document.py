@@ -72,7 +72,7 @@ def bus_fields(memory: Memory, document: dict[str, Any]) -> Iterator[Field]:
     for path in sorted(set(_paths(document))):
         yield Field("document", f"document.{path}", _damage_document(memory, _changer(path)))
     for kind in ("delete", "duplicate", "swap", "shuffle"):
-        for table in ("participants", "losses", "publishers", "consumers", "workers", "rings", "closed"):
+        for table in ("participants", "losses", "deaths", "publishers", "consumers", "workers", "rings", "closed"):
             yield Field("document", f"document.{table}: {kind}", _damage_document(memory, _rearranger(table, kind)))
     for kind in ("delete", "duplicate", "swap"):
         yield Field("document", f"document.topics: {kind}", _damage_document(memory, _rearrange_parts(kind)))

@@ -42,6 +42,7 @@ LARGE_NOTES = shmbus.Topic("notes", Note, capacity=1 << 18)
 BLOBS = shmbus.Topic("blobs", memoryview, capacity=1 << 14, pool=1 << 16)
 ECHO = shmbus.Service("echo", Note, Note, capacity=1 << 14, reply_capacity=1 << 14)
 SCRATCH = shmbus.Topic("scratch", Note, capacity=1 << 14)
+RESULTS = shmbus.Topic("results", Note, capacity=1 << 14)
 
 context = multiprocessing.get_context("forkserver")
 
@@ -73,6 +74,7 @@ def one_life(bus: str, point: str, visits: int) -> None:
             next(iter(server)).reply(Note("mortal", 2))
             future.result()
         work_of_all_kinds(opened)
+        routed(opened)
         opened.remove_group(NOTES, "gone")
 
 
@@ -93,6 +95,22 @@ def work_of_all_kinds(bus: shmbus.Bus) -> None:
             overdue.act(change, bus._session.rings, seen)
         with contextlib.suppress(shmbus.ReclaimedError):
             held.ack()
+
+
+def routed(bus: shmbus.Bus) -> None:
+    """Handles an event by a router: its result is published, then it is acked."""
+    router = shmbus.Router()
+
+    @router.worker(SCRATCH, group="routed", to=RESULTS)
+    def handle(note: Note) -> Note:
+        router.cancel()
+        return note
+
+    bus.group(SCRATCH, "routed")
+    with bus.publisher(SCRATCH) as publisher:
+        publisher.publish(Note("mortal", 1))
+    router.run(bus)
+    bus.remove_group(SCRATCH, "routed")
 
 
 def reject_until(messages: Iterator[shmbus.ClaimedMessage[Note]], last: Callable[[Any], bool]) -> None:
@@ -177,9 +195,10 @@ class Trial:
             reached = self.beside_a_survivor()
         if left(self.bus):  # what a removal cut short left, or a group that the dead made is owed events
             with shmbus.Bus(self.bus, supervise=False) as bus:
-                for group in {c.name for c in bus.stats().consumers if c.kind == "group" and c.topic == NOTES.name}:
+                topics = {topic.name: topic for topic in (NOTES, SCRATCH)}
+                for topic, group in {(c.topic, c.name) for c in bus.stats().consumers if c.kind == "group"}:
                     with contextlib.suppress(shmbus.ConfigError):  # its removal had begun, and is done by now
-                        bus.remove_group(NOTES, group)
+                        bus.remove_group(topics[topic], group)
         wait(lambda: not left(self.bus), f"removing {left(self.bus)}")
         return reached
 

@@ -38,8 +38,8 @@ Cause = Literal["overrun", "refused", "abandoned", "undecodable", "rejected"]
 
 COMMAND: Final = 80
 """Characters of a command line that the document keeps."""
-HOW: Final = 60
-"""Characters that say how a process ended."""
+HOW: Final = 100
+"""Characters, of ASCII, of how a process died."""
 TYPE_NAME: Final = 80
 """Characters of the name of an event type; the schema itself lies in a segment of its own (`_shm/schemas.py`)."""
 
@@ -68,6 +68,8 @@ class Participant(msgspec.Struct):
     """The inode of that; 0 where it is not known."""
     command: Annotated[str, msgspec.Meta(max_length=COMMAND)]
     state: Literal["active", "reclaiming"] = "active"
+    promised: bool = False
+    """Whoever started the process will say how it died (`_ledger/deaths.py`)."""
 
 
 class TopicEntry(msgspec.Struct):
@@ -189,13 +191,28 @@ class LossEntry(msgspec.Struct, frozen=True):
     last_ns: Natural
 
 
-class DeathEntry(msgspec.Struct, frozen=True, array_like=True):
-    """A worker died with an event in its hands."""
+class HeldRun(msgspec.Struct, frozen=True, array_like=True):
+    """Events of one ring, `first` to `last`, that a worker held."""
 
-    ring: Count
-    sequence: Count
-    participant: Count
+    ring: Natural
+    first: Natural
+    last: Natural
+
+
+class Death(msgspec.Struct, array_like=True):
+    """A process that died, or was too slow, with events of a group in its hands: for what their dead letters say."""
+
+    participant: Natural
+    pid: Pid
+    namespace: Natural
+    at_ns: Natural
+    """CLOCK_MONOTONIC when it was found out."""
+    promised: bool
+    told: bool
+    """By whoever promised it, or there is nothing to tell."""
     how: Annotated[str, msgspec.Meta(max_length=HOW)]
+    """"" until somebody knows."""
+    held: list[HeldRun]
 
 
 class _Lookups:
@@ -246,8 +263,8 @@ class Head(msgspec.Struct):
     losses: list[LossEntry] = []
     losses_forgotten: Count = 0
     """Entries that no longer fit into `losses`; their counts are in the totals all the same."""
-    deaths: list[DeathEntry] = []
-    """The last of them, in order."""
+    deaths: list[Death] = []
+    """The last of them."""
 
 
 class Document(Head, _Lookups):

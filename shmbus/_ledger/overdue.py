@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from shmbus import _core
-from shmbus._ledger import groups
+from shmbus._ledger import deaths, groups
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._log import logger
 from shmbus._shm.failpoint import reach
@@ -65,6 +65,7 @@ def act(change: Change, rings: Rings, seen: Seen) -> bool:
             continue
         reach("overdue.taken")
         taken += 1
+        deaths.note_slow(document, worker, claim.ring, claim.sequence)
         _log.warning(
             "worker %s holds event %d for more than %g s: it goes to another one",
             worker.name,
@@ -72,6 +73,8 @@ def act(change: Change, rings: Rings, seen: Seen) -> bool:
             worker.ack_within_ns / 1e9,
             extra={"bus": change.bus, "worker": worker.name, "sequence": claim.sequence},
         )
+    if taken:
+        change.commit()
     return groups.expire(change, rings) + taken > 0
 
 

@@ -42,11 +42,12 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool, code: int | No
     if participant is None:
         return
     if participant.state != "reclaiming":
+        if dead:
+            deaths.note(change, rings, participant, code)  # in the same commit: noted once, before anything goes back
         participant.state = "reclaiming"
         change.commit()
+        reach("reclaim.noted")
     reach("reclaim.begun")
-    if dead:
-        deaths.note(change, rings, participant, code)
     for worker in [w for w in document.workers if w.participant == id]:
         given_back = departures.close_worker(change, rings, worker.id)
         if dead:

@@ -32,16 +32,18 @@ M = TypeVar("M", Membership, Section)
 ROOM: Final = _core.DOCUMENT_BYTES - _core.DOCUMENT_BODY
 MAX_LOSSES: Final = 256
 """Entries of the loss table; past it the oldest make room, and only their details are forgotten."""
-MAX_DEATHS: Final = 64
-"""Events of which it is remembered whose death they were in whose hands: a few of them at a time kill their workers."""
 MAX_GIVEN_UP: Final = 8
 """Rings of which a lossy subscriber is told one by one that it will not get them; of those before, how many events."""
+MAX_DEATHS: Final = 64
+"""Processes of which it is known that they died with events in their hands; the oldest are forgotten first."""
+MAX_HELD: Final = 8
+"""Runs of events that are known of each."""
 
 _PART: Final = struct.Struct("<3I")  # place, length, crc32
 _DIRECTORY: Final = _PART.size * (1 + _core.MAX_TOPICS)
 _LOSS: Final = 384  # bytes of a loss entry at most: three names of 64, six numbers of nine, the names of its fields
 _GIVEN_UP: Final = 112  # bytes of what is told of one ring at most: a name of 64, four numbers of nine
-_DEATH: Final = 96  # bytes of a death at most: three numbers of nine, 60 characters that are ASCII
+_DEATH: Final = 140 + MAX_HELD * 28  # bytes of a death at most: four numbers, `how`, and three numbers a run
 _TOTALS: Final = 7 * 8  # bytes by which seven numbers can grow
 _IDLE: Final = 8  # bytes by which a group grows when its last worker leaves
 _STATE: Final = 8  # bytes by which a state, or a name that becomes `(departed)`, can grow
@@ -58,14 +60,8 @@ def reserve(document: Document) -> int:
     changing = len(document.participants) + len(document.publishers) + len(document.rings) + growing
     told = MAX_GIVEN_UP * sum(c.mode == "lossy" for c in document.consumers)
     groups = sum(c.kind == "group" for c in document.consumers)
-    return (
-        MAX_LOSSES * _LOSS
-        + MAX_DEATHS * _DEATH
-        + told * _GIVEN_UP
-        + growing * _TOTALS
-        + changing * _STATE
-        + groups * _IDLE
-    )
+    fixed = MAX_LOSSES * _LOSS + MAX_DEATHS * _DEATH
+    return fixed + told * _GIVEN_UP + growing * _TOTALS + changing * _STATE + groups * _IDLE
 
 
 def encode(document: Document) -> bytes:

@@ -36,6 +36,7 @@ POINTS: Final = (
     "bury.published",
     "bury.refused",
     "letters.reopened",
+    "router.handled",
     "group.leaving",
     "group.abandoned",
     "group.closed",

@@ -237,7 +237,7 @@ def test_full_document(bus_name: str, processes: Processes, monkeypatch: pytest.
 
 
 def test_reserve() -> None:
-    """What entering leaves free is enough for all that leaving may add: states, totals, a table of losses."""
+    """What entering leaves free is enough for all that leaving may add: states, totals, tables of losses and deaths."""
     from shmbus._ledger import document as d
 
     long, most = "\u20ac" * 21, 1 << 62  # 63 bytes
@@ -263,6 +263,8 @@ def test_reserve() -> None:
         closed.name, closed.totals = "(departed)", totals
     full.losses = [d.LossEntry(long, long, long, "undecodable", most, *[most * 2] * 4)] * slots.MAX_LOSSES
     full.losses_forgotten = most
+    held = [d.HeldRun(most * 2, most * 2, most * 2)] * slots.MAX_HELD
+    full.deaths = [d.Death(most * 2, 1 << 22, most * 2, most * 2, True, True, "x" * d.HOW, held)] * slots.MAX_DEATHS
     assert len(slots.encode(full)) <= size + reserve
     sampled = (most, most * 2, most * 2, most * 2)
     full.closed += [

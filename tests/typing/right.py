@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, assert_type
@@ -180,9 +180,84 @@ def errors(pub: shmbus.Publisher[int]) -> None:
         assert_type((error.kind, error.name, error.topic, error.pid), tuple[str, str, str, int])
 
 
+class Invoice(msgspec.Struct, frozen=True):
+    cents: int
+
+
+INVOICES = shmbus.Topic("invoices", Invoice)
+ORDERS_PAID = shmbus.Topic("orders", OrderPaid)
+router = shmbus.Router(middleware=[shmbus.middleware.Log(), shmbus.middleware.Correlate()])
+
+
+@router.worker(ORDERS_PAID, group="a", to=INVOICES, middleware=[shmbus.middleware.Retry(most=3, delay=0.1, factor=2.0)])
+def bill(order: OrderPaid) -> Invoice:
+    return Invoice(order.cents)
+
+
+@router.worker(ORDERS_PAID, group="b", to=INVOICES, max_deliver=3, prefetch=2, ack_within=1.0)
+def bill_some(order: OrderPaid) -> Invoice | None:
+    return Invoice(order.cents) if order.cents else None
+
+
+@router.worker(ORDERS_PAID, group="c", to=INVOICES)
+def bill_parts(message: shmbus.ClaimedMessage[OrderPaid]) -> Iterator[Invoice]:
+    yield Invoice(message.event.cents)
+
+
+@router.worker(ORDERS_PAID, group="d", to=INVOICES, concurrency=8)
+async def bill_later(order: OrderPaid) -> Invoice:
+    return Invoice(order.cents)
+
+
+@router.worker(ORDERS_PAID, group="e", to=INVOICES)
+async def bill_some_later(message: shmbus.Message[OrderPaid]) -> Invoice | None:
+    return Invoice(message.event.cents) if message.event.cents else None
+
+
+@router.worker(ORDERS_PAID, group="f", to=INVOICES)
+async def bill_parts_later(order: OrderPaid) -> AsyncIterator[Invoice]:
+    yield Invoice(order.cents)
+
+
+@router.worker(ORDERS_PAID, group="g")
+def audit(message: shmbus.ClaimedMessage[OrderPaid]) -> None:
+    message.nack(1.0, counts=False)
+
+
+@router.worker(ORDERS_PAID, group="h")
+async def audit_later(order: OrderPaid) -> None:
+    await router.apublish(INVOICES, Invoice(order.cents))
+
+
+@router.subscriber(INVOICES, name="ledger", mode="reliable")
+async def book(message: shmbus.Message[Invoice]) -> None:
+    router.publish(ORDERS_PAID, OrderPaid(1, message.event.cents), headers=shmbus.middleware.outgoing())
+
+
+@router.subscriber(INVOICES, mode="lossy", start="oldest")
+def watch(invoice: Invoice) -> None: ...
+
+
+assert_type(bill(OrderPaid(1, 250)), Invoice)
+assert_type(bill_some(OrderPaid(1, 250)), Invoice | None)
+
+
+def timed(delivery: shmbus.middleware.Delivery[Any]) -> shmbus.middleware.Steps:
+    assert_type(delivery.attempt, int)
+    yield shmbus.middleware.Sleep(0.1)
+    return (yield)
+
+
+around: list[shmbus.middleware.Middleware] = [timed, shmbus.middleware.Timeout(1.0)]
+router.worker(ORDERS_PAID, group="i", middleware=around)(audit)
+shmbus.testing.check_middleware(lambda: timed)
+
+
 with shmbus.Bus("shop", idle="adaptive", supervise=True, stall_timeout=5.0) as shop:
     assert_type(shop, shmbus.Bus)
     asyncio.run(wait(shop))
+    router.run(shop)
+    router.cancel()
 assert_type(shmbus.Bus.attach("shop"), shmbus.Bus)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+
 import msgspec
 
 import shmbus
@@ -19,6 +21,7 @@ class Refund(msgspec.Struct, frozen=True):
 
 ORDERS = shmbus.Topic("orders", OrderPaid)
 RAW = shmbus.Topic("raw", bytes)
+REFUNDS = shmbus.Topic("refunds", Refund)
 
 
 def topics() -> None:
@@ -107,6 +110,50 @@ def work(bus: shmbus.Bus) -> None:
         message.event.price  # wrong
         message.reject(5)  # wrong
         message.attempt.upper()  # wrong
+
+
+def none(order: OrderPaid) -> None: ...
+def other(order: Refund) -> None: ...
+def other_message(message: shmbus.Message[Refund]) -> None: ...
+def claimed(message: shmbus.ClaimedMessage[OrderPaid]) -> None: ...
+def two(order: OrderPaid, more: int) -> None: ...
+async def other_later(order: Refund) -> None: ...
+
+
+def routes(
+    router: shmbus.Router,
+    refund: Callable[[OrderPaid], Refund],
+    refunds: Callable[[OrderPaid], Iterator[Refund]],
+    other_refund: Callable[[Refund], Refund],
+    paid: Callable[[OrderPaid], OrderPaid],
+    paid_maybe: Callable[[OrderPaid], OrderPaid | None],
+    all_paid: Callable[[OrderPaid], Iterator[OrderPaid]],
+    later: Callable[[OrderPaid], Coroutine[None, None, OrderPaid]],
+    all_later: Callable[[OrderPaid], AsyncIterator[OrderPaid]],
+) -> None:
+    router.worker(ORDERS, group="g")(other)  # wrong
+    router.worker(ORDERS, group="g")(other_message)  # wrong
+    router.worker(ORDERS, group="g")(other_later)  # wrong
+    router.worker(ORDERS, group="g")(refund)  # wrong
+    router.worker(ORDERS, group="g")(refunds)  # wrong
+    router.worker(ORDERS, group="g")(two)  # wrong
+    router.worker(ORDERS, group="g", to=REFUNDS)(paid)  # wrong
+    router.worker(ORDERS, group="g", to=REFUNDS)(paid_maybe)  # wrong
+    router.worker(ORDERS, group="g", to=REFUNDS)(all_paid)  # wrong
+    router.worker(ORDERS, group="g", to=REFUNDS)(later)  # wrong
+    router.worker(ORDERS, group="g", to=REFUNDS)(all_later)  # wrong
+    router.worker(ORDERS, group="g", to=REFUNDS)(other_refund)  # wrong
+    router.worker(ORDERS, group="g", to="refunds")(refund)  # wrong
+    router.worker(ORDERS)(none)  # wrong
+    router.worker(ORDERS, group="g", middleware=[5])(none)  # wrong
+    router.worker(ORDERS, group="g", middleware=[shmbus.middleware.Retry("3")])(none)  # wrong
+    router.worker(ORDERS, group="g", mode="lossy")(none)  # wrong
+    router.subscriber(ORDERS, name="n")(other)  # wrong
+    router.subscriber(ORDERS, name="n")(claimed)  # wrong
+    router.subscriber(ORDERS, name="n")(refund)  # wrong
+    router.subscriber(ORDERS, group="g")(none)  # wrong
+    router.publish(ORDERS, Refund(1))  # wrong
+    router.run("shop")  # wrong
 
 
 async def wait(sub: shmbus.Subscriber[OrderPaid], worker: shmbus.Worker[OrderPaid]) -> None:
