@@ -137,7 +137,6 @@ _HOMES = {
     "bridge": (),
     "bus": ("Bus",),
     "deaths": (),
-    "testing": (),
     "client": ("Client",),
     "journal": ("Journal",),
     "errors": (

@@ -22,6 +22,8 @@ import psutil
 import pytest
 from support import SHM, Processes, bus_processes, entries, eventually
 
+pytest_plugins = ["futures_fixtures"]
+
 GRACE = 10.0
 """Seconds that an automatic supervisor has to notice the last exit, remove the bus and go."""
 

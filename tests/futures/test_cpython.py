@@ -16,6 +16,7 @@ import pytest
 from shmbus.futures import Executor
 
 pytestmark = [
+    pytest.mark.usefixtures("no_executor_left"),
     pytest.mark.filterwarnings("default"),  # theirs, not ours
     pytest.mark.skipif(sys.version_info[:2] != (3, 13), reason="the tests are those of CPython 3.13"),
 ]

@@ -21,6 +21,8 @@ from support import Processes, child_environment, entries, eventually, line
 import shmbus
 from shmbus.futures import Executor, WorkerDied
 
+pytestmark = pytest.mark.usefixtures("no_executor_left")
+
 
 def test_cancel(executor: Make, tmp_path: Path) -> None:
     """A future that no worker has yet can be cancelled; at shutdown too, and what is in hand is done."""

@@ -26,6 +26,8 @@ from shmbus.futures import Executor, WorkerDied
 
 METHODS = ("fork", "spawn", "forkserver")
 
+pytestmark = pytest.mark.usefixtures("no_executor_left")
+
 
 def outcome(future: Future[Any]) -> Any:
     """What a future returns or raises."""

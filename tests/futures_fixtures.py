@@ -5,16 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from futures_tasks import Make
 from support import entries, eventually
 
-from shmbus.futures import Executor
+if TYPE_CHECKING:  # once it is known to be installed: see conftest.py
+    from shmbus.futures import Executor
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_executor_left() -> Iterator[None]:
     """No executor of this process leaves anything in /dev/shm."""
     yield
@@ -23,8 +24,10 @@ def no_executor_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def executor() -> Iterator[Make]:
+def executor(no_executor_left: None) -> Iterator[Make]:
     """Executors that are shut down at the end of the test, their workers killed."""
+    from shmbus.futures import Executor
+
     made: list[Executor] = []
 
     def make(workers: int = 2, method: str = "fork", **options: Any) -> Executor:
