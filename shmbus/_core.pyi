@@ -459,7 +459,9 @@ class Producer(Generic[T]):
 class Consumer(Generic[T]):
     """The path of an event out of the broadcast rings of a topic."""
 
-    def __init__(self, segment: Any, topic: int, decode: Callable[[Any], Any] | None) -> None: ...
+    def __init__(self, segment: Any, topic: int, decode: Callable[[Any], Any] | None, latest: bool = False) -> None:
+        """`latest`: of each ring where it is lossy, the newest event alone; the others are skipped, and overrun."""
+
     @property
     def closed(self) -> bool: ...
     @property

@@ -83,7 +83,7 @@ class ConsumerStats(Books, frozen=True, kw_only=True):
     name: str
     topic: str
     kind: Literal["subscriber", "group"]
-    mode: Literal["reliable", "lossy"]
+    mode: Literal["reliable", "lossy", "latest"]
     state: Health
     pid: int
     """0 for a group, and for a consumer that is gone."""

@@ -318,7 +318,7 @@ class _Books(Look):
 
     def behind(self, consumer: ConsumerEntry) -> bool:
         """True where what a consumer has not received takes a quarter of a ring or more."""
-        if consumer.mode == "lossy":
+        if consumer.mode != "reliable":
             return False
         for entry in self.sources(consumer):
             quarter = entry.capacity // 4

@@ -33,6 +33,8 @@ WorkerSlot = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_WORKERS)]
 Generation = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 """Of a topic, publisher, consumer or worker; `check_name` and `check_label` admit 63 bytes."""
+Mode = Literal["reliable", "lossy", "latest"]
+"""Of a subscriber; what is not reliable holds up nobody, and its cursor slot says `lossy`."""
 Cause = Literal["overrun", "refused", "abandoned", "undecodable", "rejected"]
 
 
@@ -123,7 +125,7 @@ class ConsumerEntry(msgspec.Struct):
     name: Name
     slot: ConsumerSlot
     """A subscriber's bit in its topic, a group's line in the group table."""
-    mode: Literal["reliable", "lossy"] = "reliable"
+    mode: Mode = "reliable"
     participant: Natural = 0
     """0: a group."""
     state: Literal["joining", "active", "leaving"] = "joining"
@@ -136,7 +138,7 @@ class ConsumerEntry(msgspec.Struct):
     idle_since_ns: Natural = 0
     """Group: CLOCK_MONOTONIC since when it has no worker; 0: it has one."""
     given_up: list[GivenUp] = []
-    """Lossy: the last of them."""
+    """Not reliable: the last of them."""
 
 
 class ClosedEntry(msgspec.Struct):
@@ -145,7 +147,7 @@ class ClosedEntry(msgspec.Struct):
     id: Count
     topic: TopicIndex
     name: Name
-    mode: Literal["reliable", "lossy"]
+    mode: Mode
     dead: bool
     totals: Totals
     kind: Literal["subscriber", "group"] = "subscriber"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Literal
 
-    from shmbus._ledger.document import Document, TopicEntry
+    from shmbus._ledger.document import Document, Mode, TopicEntry
     from shmbus._ledger.registry import Change
     from shmbus._shm.rings import Rings
 
@@ -80,7 +80,7 @@ def open_publisher(
         broadcast = rings.broadcast(entries[0])
         for consumer in document.consumers:
             if consumer.topic == topic.index and consumer.kind == "subscriber" and consumer.state == "active":
-                broadcast.join(consumer.slot, consumer.mode == "lossy")
+                broadcast.join(consumer.slot, consumer.mode != "reliable")
         reach("publisher.rings")
         document.publishers.append(publisher)
         document.rings.extend(entries)
@@ -121,7 +121,7 @@ def open_subscriber(
     topic: TopicEntry,
     participant: int,
     name: str | None,
-    mode: Literal["reliable", "lossy"],
+    mode: Mode,
     start: Literal["latest", "oldest"],
 ) -> ConsumerEntry:
     """Enter a subscriber, and its cursor into every ring. One that comes back under its name keeps its totals."""
@@ -147,7 +147,7 @@ def open_subscriber(
         _core.fetch_and(change.registry.map, line + word, ~(1 << slot) & (2**64 - 1))
     try:
         for ring in joined:
-            ring.join(slot, mode == "lossy", start == "oldest")
+            ring.join(slot, mode != "reliable", start == "oldest")
             reach("subscriber.ring")
         consumer.state = "active"
         change.commit(topic.index)

@@ -56,7 +56,7 @@ def reserve(document: Document) -> int:
     """Bytes that it takes at most until everybody has left: entering leaves them free, so leaving needs no room."""
     growing = len(document.consumers) + len(document.closed)
     changing = len(document.participants) + len(document.publishers) + len(document.rings) + growing
-    told = MAX_GIVEN_UP * sum(c.mode == "lossy" for c in document.consumers)
+    told = MAX_GIVEN_UP * sum(c.mode != "reliable" for c in document.consumers)
     groups = sum(c.kind == "group" for c in document.consumers)
     return (
         MAX_LOSSES * _LOSS

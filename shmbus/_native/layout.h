@@ -155,10 +155,11 @@ typedef struct ring_header {
     uint64_t ring_id;        /*  32  creator; never used twice on a bus */
     uint64_t reserved0[3];
 
-    word tail;     /*  64  P  seq_cst after the record: SYNC tail. Broadcast: a position; work: the last sequence + 1 */
-    word intent;   /*  72  P  seq_cst before the records that it covers: SYNC intent. Work: L, below it all is freed */
-    word oldest;   /*  80  P  release before intent: SYNC oldest. Work: first sequence on the books */
-    word position; /*  88  P  work: end of the last record in bytes */
+    word tail;   /*  64  P  seq_cst after the record: SYNC tail. Broadcast: a position; work: the last sequence + 1 */
+    word intent; /*  72  P  seq_cst before the records that it covers: SYNC intent. Work: L, below it all is freed */
+    word oldest; /*  80  P  release before intent: SYNC oldest. Work: first sequence on the books */
+    word
+        position; /*  88  P  work: end of the last record in bytes. Broadcast: start of the newest, after tail; a hint */
     word reserved1[4];
 
     word gate_version; /* 128  L  add after a slot is taken: SYNC join */
@@ -290,10 +291,10 @@ typedef struct pool_header {
  *           | next run + 1  | blocks of run |      0: it is the last one
  *           +---------------+---------------+ */
 typedef struct extent {
-    word generation;               /*  0  P  seq_cst: SYNC extent. Odd: in use, and no other one\'s; even: free, or still looked at */
-    word shape;                    /*  8  P  before the descriptor is out */
-    word length;                   /* 16  P  bytes of it that were asked for */
-    word since_ns;                 /* 24  P  CLOCK_REALTIME of the allocation */
+    word generation; /*  0  P  seq_cst: SYNC extent. Odd: in use, and no other one\'s; even: free, or still looked at */
+    word shape;      /*  8  P  before the descriptor is out */
+    word length;     /* 16  P  bytes of it that were asked for */
+    word since_ns;   /* 24  P  CLOCK_REALTIME of the allocation */
     word holds[POOL_HOLDERS / 64]; /* 32  a bit a holder: OR and AND, each its own, L those of the dead: SYNC extent */
 } extent;
 
