@@ -85,6 +85,8 @@ class TopicEntry(msgspec.Struct):
     type: Annotated[str, msgspec.Meta(max_length=TYPE_NAME)]
     history: bool = True
     """False: what publishers that are gone have left goes once nobody is owed anything of it (`topics.end_history`)."""
+    max_capacity: Natural = 0
+    """What its rings may grow to; 0: they are fixed."""
 
 
 class PublisherEntry(msgspec.Struct):
@@ -101,6 +103,12 @@ class PublisherEntry(msgspec.Struct):
     pool: Natural = 0
     """A segment `shmbus-<bus>:pool-<id>`, for as long as anybody is owed what is in it; 0: there is none."""
     pool_bytes: Annotated[int, msgspec.Meta(ge=0, le=_core.MAX_POOL)] = 0
+    grown: Count = 0
+    shrunk: Count = 0
+    """How often one of its rings was replaced by a larger, or a smaller one."""
+    refused: Count = 0
+    unrouted: Count = 0
+    """What its rings counted that it has grown out of, and that are gone."""
 
 
 class GivenUp(msgspec.Struct, frozen=True, array_like=True):
@@ -291,7 +299,8 @@ def check_membership(found: Membership, index: int) -> None:
     for group in [w.group for w in found.workers] + [r.group for r in found.rings if r.group]:
         if group not in groups:
             raise ValueError(f"an entry of topic {index} names group {group}, which is not there")
-    _require_unique("publisher and group of a ring", [(r.publisher, r.group) for r in found.rings])
+    written = [(r.publisher, r.group) for r in found.rings if r.state == "active"]
+    _require_unique("publisher and group of a ring", written)
     _require_unique("subscriber slot", [c.slot for c in found.consumers if c.kind == "subscriber"])
     for table in (found.publishers, found.consumers, found.workers, found.rings):
         _require_unique("id", [entry.id for entry in table])

@@ -210,7 +210,7 @@ def open_group(
     group.expires_ns, group.idle_since_ns = expires_ns or 0, _core.host_ns()
     _begin_latency(change, group, 0)
     active = {p.id: p for p in document.publishers if p.topic == topic.index and p.state == "active"}
-    capacities = {r.publisher: r.capacity for r in document.rings if r.group == 0}
+    capacities = {r.publisher: r.capacity for r in document.rings if r.group == 0 and r.state == "active"}
     entries = [_new_ring(document, p, group.id, capacities.get(p.id, topic.capacity)) for p in active.values()]
     created: list[RingEntry] = []
     version = change.version

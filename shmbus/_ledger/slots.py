@@ -43,7 +43,7 @@ _LOSS: Final = 384  # bytes of a loss entry at most: three names of 64, six numb
 _GIVEN_UP: Final = 112  # bytes of what is told of one ring at most: a name of 64, four numbers of nine
 _DEATH: Final = 96  # bytes of a death at most: three numbers of nine, 60 characters that are ASCII
 _TOTALS: Final = 7 * 8  # bytes by which seven numbers can grow
-_IDLE: Final = 8  # bytes by which a group grows when its last worker leaves
+_IDLE: Final = 8  # bytes by which a group grows when its last worker leaves, and a count of a publisher
 _STATE: Final = 8  # bytes by which a state, or a name that becomes `(departed)`, can grow
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -58,13 +58,14 @@ def reserve(document: Document) -> int:
     changing = len(document.participants) + len(document.publishers) + len(document.rings) + growing
     told = MAX_GIVEN_UP * sum(c.mode != "reliable" for c in document.consumers)
     groups = sum(c.kind == "group" for c in document.consumers)
+    counting = 2 * sum(p.state == "active" for p in document.publishers)
     return (
         MAX_LOSSES * _LOSS
         + MAX_DEATHS * _DEATH
         + told * _GIVEN_UP
         + growing * _TOTALS
         + changing * _STATE
-        + groups * _IDLE
+        + (groups + counting) * _IDLE
     )
 
 

@@ -144,14 +144,61 @@ static int acquire(Producer *self, uint64_t length, batch *b) {
 }
 
 #define CARE_NS 1000000000u
+#define MOSTLY_EMPTY 8 /* a ring is, while no more than one part of so many is used */
+
+static bool is_roomy(roomy *r, const ring_view *view, uint64_t peak, uint64_t now_ns) {
+    if (peak > view->capacity / MOSTLY_EMPTY || now_ns < r->since_ns)
+        r->since_ns = 0;
+    if (!r->since_ns) {
+        *r = (roomy){.since_ns = now_ns};
+        return false;
+    }
+    r->peak = peak > r->peak ? peak : r->peak;
+    return true;
+}
+
+/* Notes a ring that has been mostly empty for long enough, and is larger than it must be. */
+static int note_roomy(PyObject *list, int line, roomy *r, const ring_view *view, uint64_t peak, uint64_t now_ns,
+                      const Producer *self) {
+    if (!is_roomy(r, view, peak, now_ns) || view->capacity <= self->floor || now_ns - r->since_ns < self->shrink_ns)
+        return 0;
+    PyObject *pair = Py_BuildValue("(iK)", line, (unsigned long long)r->peak);
+    int status = pair ? PyList_Append(list, pair) : -1;
+    Py_XDECREF(pair);
+    *r = (roomy){.since_ns = now_ns};
+    return status;
+}
+
+/* Rings that have grown, and are mostly empty for long enough, shrink. */
+static int look_for_room(Producer *self, uint64_t now_ns) {
+    uint64_t peak = ring_peak(&self->writer);
+    PyObject *list = PyList_New(0), *done = NULL;
+    int status = list ? note_roomy(list, -1, &self->roomy, &self->ring->view, peak, now_ns, self) : -1;
+    for (unsigned i = 0; status == 0 && i < self->group_count; i++) {
+        group_out *g = &self->groups[i];
+        status = work_peak(&g->writer, &peak) == RING_OK ? 0 : corrupt(g->ring, "gate and tail cannot be");
+        if (status == 0)
+            status = note_roomy(list, (int)g->line, &g->roomy, &g->ring->view, peak, now_ns, self);
+    }
+    if (status == 0 && PyList_Size(list)) {
+        done = PyObject_CallMethod((PyObject *)self, "_shrink", "(O)", list);
+        status = done ? 0 : -1;
+    }
+    Py_XDECREF(done);
+    Py_XDECREF(list);
+    return status;
+}
 
 /* Once a second, who never waits looks after the bus too: at one word, while a supervisor is at work. */
 static int look_after(Producer *self, uint64_t now_ns) {
-    if (now_ns - self->cared_ns < CARE_NS)
+    uint64_t since = now_ns - self->cared_ns;
+    if (since < CARE_NS && (!self->floor || since < self->shrink_ns / MOSTLY_EMPTY))
         return 0;
     const bus_header *bus = &((const bus_segment *)self->lines.buffer.buf)->header;
     uint64_t beat = LOAD_RELAXED(&bus->supervisor_beat);
     self->cared_ns = now_ns;
+    if (self->floor && look_for_room(self, now_ns) < 0)
+        return -1;
     if (LOAD_RELAXED(&bus->supervisor_life) && (now_ns - beat < BEAT_FRESH_NS || beat - now_ns < BEAT_FRESH_NS))
         return 0;
     return call_hook((PyObject *)self, "_care");

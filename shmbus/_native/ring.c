@@ -187,6 +187,16 @@ static uint64_t slowest(const ring_view *view, uint64_t oldest, uint64_t none) {
 static void scan(ring_writer *w) {
     w->gate_version = LOAD_SEQ(&w->view.header->gate_version); /* before the cursors: SYNC join */
     w->gate = slowest(&w->view, w->oldest, w->head);
+    if (w->head - w->gate > w->peak)
+        w->peak = w->head - w->gate;
+}
+
+/* Most bytes that reliable subscribers had yet to receive, at any look since the last call, this one among them. */
+uint64_t ring_peak(ring_writer *w) {
+    scan(w);
+    uint64_t peak = w->peak;
+    w->peak = 0;
+    return peak;
 }
 
 /* Moves `oldest` past every record that positions below `intent` will overwrite. It begins at what is remembered: to

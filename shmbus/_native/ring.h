@@ -76,6 +76,7 @@ typedef struct ring_writer {
     uint64_t oldest;       /* local copy */
     uint64_t gate;         /* slowest reliable cursor at the last scan, head when there is none */
     uint64_t gate_version; /* at the last scan */
+    uint64_t peak;         /* most bytes that were waited for at a scan; whoever asks begins anew */
     uint64_t marked_from;  /* a multiple of the chunk: from here on, and below `marked`, the first boundary at or */
     uint64_t marked;       /* behind a multiple of the chunk is in `marks` */
     uint64_t marks[2 * CHUNKS];
@@ -177,6 +178,7 @@ void ring_write(ring_writer *w, const part *part);
 void ring_commit(ring_writer *w);
 void ring_refuse(const ring_view *view, uint64_t sequence, uint64_t count, uint64_t time_ns);
 uint64_t ring_room(const ring_view *view);
+uint64_t ring_peak(ring_writer *w);
 uint64_t ring_blocking(const ring_view *view, uint64_t need);
 uint64_t ring_behind(const ring_view *view, uint64_t position);
 
