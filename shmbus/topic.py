@@ -281,7 +281,7 @@ def codec_of(topic: Topic[Any]) -> Codec:
     return topic._wire
 
 
-def encoded_topic(name: str, capacity: int, codec: Any, max_capacity: int | None) -> Topic[Any]:
+def encoded_topic(name: str, capacity: int, codec: Any, max_capacity: int | None = None) -> Topic[Any]:
     """A topic for whoever publishes payloads that are encoded already, as `codec` says."""
     carried = DeadLetter if name.endswith(DEAD_SUFFIX) else bytes
     topic = Topic[Any](name, carried, capacity=capacity, max_capacity=max_capacity)
