@@ -192,8 +192,6 @@ class Bus(Offers):
                 change, self._session.rings, entry, self._session.participant, name, mode, start
             )
             with or_undone(lambda: departures.close_subscriber(change, self._session.rings, me.id)):
-                return Subscriber(self._session, topic, entry, me, on_gap, waits, self._forget)
-            with _or(lambda: departures.close_subscriber(change, self._session.rings, me.id)):
                 return made(self._session, topic, entry, me, on_gap, waits, self._forget)
 
         return self._keep(self._session.enter(enter, topic.name))

@@ -264,6 +264,8 @@ class CallFailed(ShmbusError):
         self.service = service
         self.reason = reason
         self.deaths = tuple(deaths)
+
+
 class BridgeError(ShmbusError):
     """A broker that refuses us: credentials, rights, or a stream of another schema; trying again would not help."""
 

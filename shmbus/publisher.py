@@ -23,7 +23,6 @@ from shmbus._handles.growing import PATIENCE_IN_LOOPS, Growing
 from shmbus._handles.handle import Handle
 from shmbus._handles.lending import Lending
 from shmbus._ledger import departures
-from shmbus._log import logger
 from shmbus._shm.waker import Sleeper
 from shmbus.errors import (
     ClosedError,
@@ -53,7 +52,6 @@ R = TypeVar("R", _core.BroadcastRing, _core.WorkRing)
 
 OnFull = Literal["block", "drop", "raise"]
 ON_FULL: Final = ("block", "drop", "raise")
-_log = logger("shmbus.bus")
 
 
 class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T]):
@@ -101,7 +99,6 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
         self._refresh()  # what it may lack, memory say, it lacks now
         self._sleeper = Sleeper(f"{session.prefix}pub-{me.slot}")
         self._tasks = Awaiting(self._sleeper, _nothing, _nothing)  # who waits says so with the need, in every ring
-        self._told = (0, 0.0)
         self._left = False
 
     def _encoder(self, codec: Codec, me: PublisherEntry) -> Callable[[Any], Any] | None:
@@ -339,34 +336,6 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
 
     def _tell_blocked(self, since: int, slots: int, lines: list[int]) -> None:
         self._tell(since, "room", lambda: self._blocking(slots, lines))
-
-    def _tell(self, since: int, what: str, names: Callable[[], Iterable[str]]) -> None:
-        """Say who holds us up, once that has taken as long as makes a consumer stalled, and whenever it has doubled."""
-        waited = (time.monotonic_ns() - since) / 1e9
-        told_since, due = self._told
-        if since != told_since:
-            due = self._session.document().stall_ns / 1e9
-        if waited >= due:
-            _log.warning(
-                "publisher %s of topic %s has waited %.0f s for %s, held up by %s",
-                self.name,
-                self.topic.name,
-                waited,
-                what,
-                self._described(names()),
-            )
-            due = 2 * waited
-        self._told = since, due
-
-    def _described(self, consumers: Iterable[str]) -> str:
-        """Consumers by name, with the process of each."""
-        document = self._session.document()
-        found = []
-        for name in consumers:
-            entry = next((c for c in document.consumers if c.topic == self._entry.index and c.name == name), None)
-            process = document.participant(entry.participant) if entry else None
-            found.append(f"{name} (process {process.pid}, {process.command})" if process else name)
-        return ", ".join(found) or "nobody who can be named"
 
     def _blocking(self, slots: int, lines: list[int]) -> list[str]:
         """Names of the consumers that hold the room."""

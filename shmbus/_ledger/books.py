@@ -88,7 +88,7 @@ class _Books(Look):
         self.process_health: dict[int, Health] = {}
         """By life: one word of a process in all of this look."""
         self.pools = rings.pools
-        self.bytes = _core.BUS_BYTES + _core.LIVES_BYTES + sum(map(rings.bytes, self.document.rings))
+        self.bytes = registry.segment.allocated() + _core.LIVES_BYTES + sum(map(rings.bytes, self.document.rings))
         self.bytes += sum(_core.Pool.size(p.pool_bytes) for p in self.document.publishers if p.pool)
 
     # -- the whole
@@ -182,14 +182,11 @@ class _Books(Look):
             self.blocked_by[publisher.id].add(consumer.name)
 
     def publisher(self, publisher: PublisherEntry) -> PublisherStats:
-        published = used = capacity = 0
+        waiting, published, used, capacity = False, 0, 0, 0
         unrouted, refused = publisher.unrouted, publisher.refused
-        waiting = False
-        for entry in self.document.rings:
-            if entry.publisher != publisher.id:
-                continue
-            going = entry.state == "active" and publisher.state == "active"
-            written = going or publisher.state != "active"
+        for entry in [r for r in self.document.rings if r.publisher == publisher.id]:
+            going = entry.state == "active"
+            written = going or publisher.state == "retired"
             capacity = max(capacity, entry.capacity if written else 0)
             if entry.id in self.work:
                 terms = self.work[entry.id].terms()

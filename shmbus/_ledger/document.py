@@ -27,7 +27,7 @@ Life = Annotated[int, msgspec.Meta(ge=1, lt=1 << 60)]
 Capacity = Annotated[int, msgspec.Meta(ge=_core.MIN_CAPACITY, le=_core.MAX_CAPACITY)]
 TopicIndex = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_TOPICS)]
 Line = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_CONSUMERS)]
-ConsumerSlot = Annotated[int, msgspec.Meta(ge=0, lt=min(_core.MAX_SUBSCRIBERS, _core.MAX_GROUPS))]
+ConsumerSlot = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_GROUPS)]
 PublisherSlot = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 WorkerSlot = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_WORKERS)]
 Generation = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
@@ -301,7 +301,10 @@ def check_membership(found: Membership, index: int) -> None:
             raise ValueError(f"an entry of topic {index} names group {group}, which is not there")
     written = [(r.publisher, r.group) for r in found.rings if r.state == "active"]
     _require_unique("publisher and group of a ring", written)
-    _require_unique("subscriber slot", [c.slot for c in found.consumers if c.kind == "subscriber"])
+    taken = [c.slot for c in found.consumers if c.kind == "subscriber"]
+    _require_unique("subscriber slot", taken)
+    if max(taken, default=0) >= _core.MAX_SUBSCRIBERS:
+        raise ValueError(f"there is no subscriber slot {max(taken)}")
     for table in (found.publishers, found.consumers, found.workers, found.rings):
         _require_unique("id", [entry.id for entry in table])
 

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from shmbus import _core
-from shmbus._ledger import departures
+from shmbus._ledger import departures, slots
 from shmbus._ledger.document import COMMAND, ConsumerEntry, Participant, PublisherEntry, RingEntry, WorkerEntry
 from shmbus._shm.failpoint import reach
 from shmbus.errors import CapacityError, NameTakenError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from shmbus._ledger.registry import Change
     from shmbus._shm.rings import Rings
 
-MAX_PARTICIPANTS = 512
+MAX_PARTICIPANTS = 4096
 """Open Bus objects on one bus; keeps the document far within its slot."""
 
 
@@ -173,6 +173,7 @@ def _new_consumer(
 ) -> ConsumerEntry:
     document = change.document
     line = _lowest_free((c.line for c in document.consumers), _core.MAX_CONSUMERS, "consumers")
+    slots.give_line(change.registry.segment, line)
     _core.store(change.registry.map, _core.CONSUMER_LINES + line * _core.LINE + _core.CONSUMER_STALLED, 0)
     consumer = ConsumerEntry(id=document.new_id(), line=line, topic=topic.index, kind=kind, name=name, slot=slot)
     document.consumers.append(consumer)

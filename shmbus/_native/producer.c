@@ -24,6 +24,8 @@ static void drop_rings(PyObject *object) {
     Producer *self = (Producer *)object;
     while (self->group_count)
         drop_group(&self->groups[--self->group_count]);
+    PyMem_Free(self->groups);
+    self->groups = NULL;
     wakers_clear(&self->subscribers);
     Py_CLEAR(self->ring);
     lines_unbind(&self->lines);
@@ -142,6 +144,22 @@ static void find_maximum(Producer *self) {
             self->maximum = record_maximum(self->groups[i].ring->view.capacity);
 }
 
+/* A group as _set_groups is told of it; its ring is still the caller's. */
+static int open_group(Producer *self, PyObject *told, group_out *out) {
+    PyObject *ring;
+    if (!PyArg_ParseTuple(told, "OI", &ring, &out->line) || !ring_checked(ring, RING_WORK, true))
+        return -1;
+    if (!lines_group(&self->lines, out->line)) {
+        PyErr_Format(PyExc_IndexError, "no group line %u", out->line);
+        return -1;
+    }
+    out->ring = (Ring *)ring;
+    if (!group_of(self, out->ring) && work_writer_open(&out->writer, &out->ring->view) != RING_OK)
+        return corrupt(out->ring, "gate and tail cannot be");
+    out->shown = out->writer.sequence;
+    return 0;
+}
+
 /* _set_groups(routed, [(WorkRing, line), ...], ring=None, epoch=None): the groups from now on; writers of rings that stay
  * are kept. The broadcast ring, and the epoch that all of it belongs to, go with them in one step, so that no other thread
  * writes into a ring that its consumers let go of. */
@@ -158,23 +176,18 @@ static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
     Py_ssize_t count = PyList_Size(list);
     if (count > MAX_GROUPS)
         return PyErr_Format(PyExc_ValueError, "%zd groups, at most %d", count, MAX_GROUPS);
-    group_out fresh[MAX_GROUPS], gone[MAX_GROUPS];
-    for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *ring;
-        unsigned line;
-        if (!PyArg_ParseTuple(PyList_GetItem(list, i), "OI", &ring, &line) || !ring_checked(ring, RING_WORK, true))
-            return NULL;
-        if (!lines_group(&self->lines, line))
-            return PyErr_Format(PyExc_IndexError, "no group line %u", line);
-        fresh[i] = (group_out){.ring = (Ring *)ring, .line = line};
-        if (!group_of(self, (Ring *)ring) && work_writer_open(&fresh[i].writer, &((Ring *)ring)->view) != RING_OK) {
-            corrupt((Ring *)ring, "gate and tail cannot be");
+    group_out *fresh = PyMem_Calloc((size_t)count + 1, sizeof(group_out)), *gone = self->groups;
+    if (!fresh)
+        return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (open_group(self, PyList_GetItem(list, i), &fresh[i]) < 0) {
+            PyMem_Free(fresh);
             return NULL;
         }
-        fresh[i].shown = fresh[i].writer.sequence;
-    }
-    if (broadcast && move_to(self, (Ring *)broadcast) < 0)
+    if (broadcast && move_to(self, (Ring *)broadcast) < 0) {
+        PyMem_Free(fresh);
         return NULL;
+    }
     for (Py_ssize_t i = 0; i < count; i++) {
         group_out *old = group_of(self, fresh[i].ring);
         if (old) {
@@ -184,8 +197,7 @@ static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
         Py_INCREF((PyObject *)fresh[i].ring);
     }
     unsigned before = self->group_count;
-    memcpy(gone, self->groups, sizeof(group_out) * before);
-    memcpy(self->groups, fresh, sizeof(group_out) * (size_t)count);
+    self->groups = fresh;
     self->group_count = (unsigned)count;
     self->routed = routed || count;
     self->lines.epoch = epoch;
@@ -193,6 +205,7 @@ static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
     find_maximum(self);
     for (unsigned i = 0; i < before; i++)
         drop_group(&gone[i]);
+    PyMem_Free(gone);
     Py_RETURN_NONE;
 }
 

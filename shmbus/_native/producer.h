@@ -38,7 +38,7 @@ typedef struct Producer {
     uint64_t maximum;   /* bytes of a record that every ring can hold */
     uint64_t floor;     /* capacity below which no ring shrinks, 0: none does */
     uint64_t shrink_ns; /* how long it must have been mostly empty */
-    group_out groups[MAX_GROUPS];
+    group_out *groups;
     unsigned group_count;
     unsigned changes;    /* of the groups */
     unsigned blocked[2]; /* threads and tasks that wait for room */
