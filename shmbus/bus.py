@@ -175,7 +175,8 @@ class Bus(Offers):
 
         "reliable" holds back the publishers rather than lose an event. "lossy" holds back nobody: it is overrun,
         counts what it lost, and is told: `on_gap(Gap)` is called, or with "raise" GapError raised, before the next
-        event; with "repair" it gets them from `journal`, in their place. One that comes back under its `name` goes on
+        event; with "repair" it gets them from `journal`, in their place. "latest" holds back nobody either: it gets the
+        newest event of each publisher; what is skipped is `overrun`. One that comes back under its `name` goes on
         with its totals. Raises ConfigError, SchemaMismatchError, CapacityError.
         """
         check_topic(topic)

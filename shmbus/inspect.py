@@ -335,7 +335,7 @@ class JsonPublisher:
         self._schema = _schema(bus._session.registry, entry)
         self._encode = compare.encoder_of(self._schema)
         self._publisher = bus._open_publisher(
-            encoded_topic(topic, entry.capacity, entry.codec),
+            encoded_topic(topic, entry.capacity, entry.codec, entry.max_capacity or None),
             Codec(None, None, (bytes,), self._schema, entry.fingerprint),
             None,
             "block",

@@ -13,16 +13,16 @@ import time
 import weakref
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
 
 from shmbus import _core
 from shmbus._handles.awaiting import Awaiting, interpreter_ends
 from shmbus._handles.care import BOUND
 from shmbus._handles.flushing import NAP, Flushing
+from shmbus._handles.growing import PATIENCE_IN_LOOPS, Growing
 from shmbus._handles.handle import Handle
 from shmbus._handles.lending import Lending
 from shmbus._ledger import departures
-from shmbus._log import logger
 from shmbus._shm.waker import Sleeper
 from shmbus.errors import (
     ClosedError,
@@ -41,20 +41,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from shmbus._handles.session import Session
-    from shmbus._ledger.document import ConsumerEntry, PublisherEntry, RingEntry, TopicEntry
+    from shmbus._ledger.document import ConsumerEntry, Membership, PublisherEntry, RingEntry, TopicEntry
     from shmbus._ledger.registry import Change
     from shmbus._payload.records import Array
     from shmbus._schema.codec import Codec
     from shmbus.topic import Topic
 
 T = TypeVar("T")
+R = TypeVar("R", _core.BroadcastRing, _core.WorkRing)
 
 OnFull = Literal["block", "drop", "raise"]
 ON_FULL: Final = ("block", "drop", "raise")
-_log = logger("shmbus.bus")
 
 
-class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
+class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T]):
     """Publishes events of one topic. Made by `Bus.publisher`.
 
     Per-publisher order holds for every consumer. Threads and tasks may share a publisher.
@@ -79,7 +79,7 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
         self._on_full = on_full
         self._timeout = timeout
         self._forget = forget
-        ring = next((r for r in session.membership(entry.index).rings if r.publisher == me.id and r.group == 0), None)
+        ring = next((r for r in session.membership(entry.index).rings if r.publisher == me.id and not r.group), None)
         if ring is None:
             raise CorruptSegmentError(f"publisher {me.name!r} of topic {topic.name!r} has no ring")
         super().__init__(
@@ -95,10 +95,10 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
             codec.finite,
         )
         self._codec: Final = codec
+        self._begin_growing(topic.capacity, topic.max_capacity)
         self._refresh()  # what it may lack, memory say, it lacks now
         self._sleeper = Sleeper(f"{session.prefix}pub-{me.slot}")
         self._tasks = Awaiting(self._sleeper, _nothing, _nothing)  # who waits says so with the need, in every ring
-        self._told = (0, 0.0)
         self._left = False
 
     def _encoder(self, codec: Codec, me: PublisherEntry) -> Callable[[Any], Any] | None:
@@ -137,9 +137,7 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
             await interpreter_ends()
         record = payload, encoded = self._encode(event, headers)
         length = len(payload) + (len(encoded or b"") + 7) // 8 * 8
-        return cast(
-            "int | None", await self._in_room(lambda: self._put(record, self._on_full == "drop"), lambda: length)
-        )
+        return cast("int | None", await self._in_room(lambda drop: self._put(record, drop), lambda: length))
 
     async def apublish_many(self, events: Iterable[T]) -> int:
         """`publish_many` that waits for room without blocking the event loop.
@@ -151,19 +149,23 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
         payloads = self._encode_many(events)
         done = missed = 0
 
-        def put() -> object:
+        def put(drop: bool) -> object:
             nonlocal done, missed
-            more, less = self._put_many(payloads, done, self._on_full == "drop")
+            more, less = self._put_many(payloads, done, drop)
             done, missed = done + more, missed + less
             return done - missed if done == len(payloads) else _core.NOTHING
 
         return cast("int", await self._in_room(put, lambda: len(payloads[done]), lambda: done))
 
     async def _in_room(
-        self, put: Callable[[], object], length: Callable[[], int], committed: Callable[[], int] = int
+        self, put: Callable[[bool], object], length: Callable[[], int], committed: Callable[[], int] = int
     ) -> object:
         """What `put` returns once it finds room for the `length` that it needs next; raises Full."""
-        found = put()
+        found = put(self._on_full == "drop" and not self._largest)
+        while found is _core.NOTHING and self._within(self._grow, length(), PATIENCE_IN_LOOPS):
+            found = put(False)
+        if found is _core.NOTHING and self._on_full == "drop":
+            found = put(True)
         if found is not _core.NOTHING:
             return found
         since = time.monotonic_ns()
@@ -183,7 +185,8 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
                 if self.closed and _core.exiting():
                     await interpreter_ends()
                 self._session.care()
-                found = put()
+                self._within(self._grow, length(), PATIENCE_IN_LOOPS)
+                found = put(False)
                 if found is not _core.NOTHING:
                     return found
         finally:
@@ -208,8 +211,13 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
     # -- hooks of the C type
 
     def _refresh(self) -> None:
-        """Take over the topic's membership as it is now."""
-        self._seen_epoch()
+        """Take over the topic's membership, and the rings to write, as they are now."""
+        self._require_not_changing()
+        with self._changing:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        epoch = self._epoch()
         document = self._session.membership(self._entry.index)
         me = document.publisher(self._id)
         if me is None or me.state != "active":
@@ -217,16 +225,22 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
             raise ReclaimedError(self._session.why_reclaimed(who))
         consumers = {c.id: c for c in document.consumers if c.state == "active"}
         groups = [
-            (self._work_ring(ring), consumers[ring.group].slot)
-            for ring in document.rings
-            if ring.publisher == self._id and ring.group in consumers
+            (self._ring(self._session.rings.work, ring), consumers[ring.group].slot)
+            for ring in self._written(document)
+            if ring.group in consumers
         ]
+        broadcast = next((ring for ring in self._written(document) if not ring.group), None)
+        if broadcast is None:
+            raise CorruptSegmentError(f"publisher {self.name!r} of topic {self.topic.name!r} has no ring")
         subscribed = any(c.kind == "subscriber" for c in consumers.values())
-        self._set_groups(subscribed, groups)
+        self._set_groups(subscribed, groups, self._ring(self._session.rings.broadcast, broadcast), epoch)
 
-    def _work_ring(self, entry: RingEntry) -> _core.WorkRing:
+    def _written(self, document: Membership) -> list[RingEntry]:
+        return [r for r in document.rings if r.publisher == self._id and r.state == "active"]
+
+    def _ring(self, attach: Callable[[RingEntry], R], entry: RingEntry) -> R:
         try:
-            return self._session.rings.work(entry)
+            return attach(entry)
         except FileNotFoundError:
             self._session.require_files()  # raises ClosedError if the bus was removed since we looked
             raise CorruptSegmentError(f"ring {entry.id} of publisher {self.name!r} is not there") from None
@@ -285,15 +299,14 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
                 f"topic {self.topic.name!r}: JSON has no {found[1]!r} - at `{found[0]}`", self.topic.name, found[0]
             )
 
-    def _too_large(self, size: int, maximum: int) -> NoReturn:
-        raise EventTooLargeError(self.topic.name, size, maximum)
-
     def _make_room(self, length: int, since: int, committed: int) -> bool:
         """A ring is full: True to try again, False to write where there is room.
 
         `since` is when this call of publish or publish_many found that first: it has one timeout, however often it has
         to wait. `committed` events of it are in.
         """
+        if self._grow(length):
+            return True
         if self._on_full != "block":
             self._session.care()  # who never waits must not be held up by the dead either
         if self._on_full == "drop":
@@ -323,34 +336,6 @@ class Publisher(Handle, Flushing, Lending, _core.Producer[T], Generic[T]):
 
     def _tell_blocked(self, since: int, slots: int, lines: list[int]) -> None:
         self._tell(since, "room", lambda: self._blocking(slots, lines))
-
-    def _tell(self, since: int, what: str, names: Callable[[], Iterable[str]]) -> None:
-        """Say who holds us up, once that has taken as long as makes a consumer stalled, and whenever it has doubled."""
-        waited = (time.monotonic_ns() - since) / 1e9
-        told_since, due = self._told
-        if since != told_since:
-            due = self._session.document().stall_ns / 1e9
-        if waited >= due:
-            _log.warning(
-                "publisher %s of topic %s has waited %.0f s for %s, held up by %s",
-                self.name,
-                self.topic.name,
-                waited,
-                what,
-                self._described(names()),
-            )
-            due = 2 * waited
-        self._told = since, due
-
-    def _described(self, consumers: Iterable[str]) -> str:
-        """Consumers by name, with the process of each."""
-        document = self._session.document()
-        found = []
-        for name in consumers:
-            entry = next((c for c in document.consumers if c.topic == self._entry.index and c.name == name), None)
-            process = document.participant(entry.participant) if entry else None
-            found.append(f"{name} (process {process.pid}, {process.command})" if process else name)
-        return ", ".join(found) or "nobody who can be named"
 
     def _blocking(self, slots: int, lines: list[int]) -> list[str]:
         """Names of the consumers that hold the room."""

@@ -83,7 +83,7 @@ class ConsumerStats(Books, frozen=True, kw_only=True):
     name: str
     topic: str
     kind: Literal["subscriber", "group"]
-    mode: Literal["reliable", "lossy"]
+    mode: Literal["reliable", "lossy", "latest"]
     state: Health
     pid: int
     """0 for a group, and for a consumer that is gone."""
@@ -131,11 +131,15 @@ class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
     """Events that at least one ring did not take, summed over its rings."""
     capacity: int
-    """Bytes of each of its rings."""
+    """Bytes of the largest of its rings."""
     used: int
     """Bytes of the fullest ring that wait for a consumer."""
     waiting: bool
     """It sleeps until there is room."""
+    grown: int = 0
+    """How often one of its rings was replaced by a larger one."""
+    shrunk: int = 0
+    """How often by a smaller one."""
     blocked_by: tuple[str, ...] = ()
     """Consumers whose unread events leave it no room."""
     pool: int = 0
@@ -156,6 +160,8 @@ class TopicStats(msgspec.Struct, frozen=True, kw_only=True):
     codec: str
     type: str
     """Name of the event type."""
+    max_capacity: int = 0
+    """What its rings may grow to; 0: they are fixed."""
 
 
 class ParticipantStats(msgspec.Struct, frozen=True, kw_only=True):

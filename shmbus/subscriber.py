@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Mode = Literal["reliable", "lossy"]
+Mode = Literal["reliable", "lossy", "latest"]
 Start = Literal["latest", "oldest"]
-MODES: Final = ("reliable", "lossy")
+MODES: Final = ("reliable", "lossy", "latest")
 STARTS: Final = ("latest", "oldest")
 
 LOG_INTERVAL: Final = 1.0
@@ -63,6 +63,8 @@ def kind_of(
     check_choice("mode", mode, MODES)
     if not (on_gap is None or on_gap in ("raise", "repair") or callable(on_gap)):
         raise ConfigError(f"on_gap is None, 'raise', 'repair' or a callable: on_gap={on_gap!r}")
+    if on_gap is not None and mode == "latest":
+        raise ConfigError(f"mode='latest' skips events by design, and tells nobody: on_gap={on_gap!r}")
     repairs = on_gap == "repair"
     if repairs != (journal is not None) or (repairs and mode != "lossy"):
         raise ConfigError(f"on_gap='repair' is for mode='lossy', with a journal: {mode=}, {on_gap=}, {journal=}")
@@ -105,7 +107,7 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         self._told = _given_up(me)
         self._unlogged, self._next_log = 0, 0.0
         decode, buffers = decoder_of(topic)
-        _core.Consumer.__init__(self, session.map, entry.index, decode)
+        _core.Consumer.__init__(self, session.map, entry.index, decode, me.mode == "latest")
         if buffers is not None:
             self._buffers_into(buffers)
         self._sample_into(me.line)
@@ -175,6 +177,8 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
                 self._gap(one.publisher, one.first, one.last)
 
     def _gap(self, publisher: str, first: int, last: int, count: int | None = None) -> None:
+        if self.mode == "latest":
+            return  # to skip is what it asked for; the books have it
         gap = Gap(publisher, first, last, last - first + 1 if count is None else count, "overrun")
         self._unlogged += gap.count
         if time.monotonic() >= self._next_log:

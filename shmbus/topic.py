@@ -102,7 +102,9 @@ class Topic(Generic[T]):
 
     `type` is what msgspec can encode and decode (a Struct, dataclass, TypedDict, builtin, union of tagged
     Structs, ...), or `bytes` for raw payloads. `capacity` is the size of each ring in bytes: a power of two
-    from 4096 to 1 << 40; an event may take a quarter of it. `schema="strict"` demands the same definition of
+    from 4096 to 1 << 40; an event may take a quarter of it. With `max_capacity` a ring that a reliable consumer or a
+    group fills, or that an event does not fit into, grows up to that, and shrinks when it has been mostly empty for
+    a minute. `schema="strict"` demands the same definition of
     every process, "evolve" admits what msgspec can decode. `codec="pickle"` takes any class, but loading a
     pickle runs code of whoever wrote it: payloads are data, never code, unless a topic asks for it by that
     name. `codec="record"` writes a Struct as one row of fixed size, and moves batches as NumPy arrays (`dtype`): an int
@@ -133,6 +135,11 @@ class Topic(Generic[T]):
         @property
         def capacity(self) -> int:
             """Bytes of each ring."""
+            ...
+
+        @property
+        def max_capacity(self) -> int | None:
+            """Bytes that a ring may grow to; None: it is fixed."""
             ...
 
         @property
@@ -174,6 +181,7 @@ class Topic(Generic[T]):
             "codec",
             "dec_hook",
             "enc_hook",
+            "max_capacity",
             "name",
             "pool",
             "schema",
@@ -189,6 +197,7 @@ class Topic(Generic[T]):
         "dec_hook": None,
         "validate": False,
         "pool": 0,
+        "max_capacity": None,
     }
 
     def __init__(
@@ -203,10 +212,13 @@ class Topic(Generic[T]):
         dec_hook: Callable[[builtins.type, Any], Any] | None = None,
         validate: bool = False,
         pool: int = 0,
+        max_capacity: int | None = None,
     ) -> None:
         check_name("topic", name)
-        _check_capacity(capacity)
+        _check_capacity(capacity, max_capacity)
         _check_pool(pool, type, codec, validate)
+        if pool and max_capacity is not None:  # what a pool's extents are owed is read off the rings that are written
+            raise ConfigError(f"rings beside a pool are fixed: {pool=}, {max_capacity=}")
         _check_choice("schema", schema, ("strict", "evolve"))
         _check_choice("codec", codec, ("msgpack", "json", "pickle", "record"))
         hooks = {"enc_hook": enc_hook, "dec_hook": dec_hook}
@@ -225,7 +237,7 @@ class Topic(Generic[T]):
             raise ConfigError(f"a topic named *{DEAD_SUFFIX} has the type DeadLetter: name={name!r}, type={type!r}")
         values = {"name": name, "type": type, "capacity": capacity, "schema": schema, "codec": codec}
         wire = (codec_with_pool if pool else codec_for)(type, codec, enc_hook, dec_hook)
-        values |= {**hooks, "validate": validate, "pool": pool, "_wire": wire}
+        values |= {**hooks, "validate": validate, "pool": pool, "max_capacity": max_capacity, "_wire": wire}
         for field, value in values.items():
             object.__setattr__(self, field, value)
 
@@ -269,10 +281,10 @@ def codec_of(topic: Topic[Any]) -> Codec:
     return topic._wire
 
 
-def encoded_topic(name: str, capacity: int, codec: Any) -> Topic[Any]:
+def encoded_topic(name: str, capacity: int, codec: Any, max_capacity: int | None = None) -> Topic[Any]:
     """A topic for whoever publishes payloads that are encoded already, as `codec` says."""
     carried = DeadLetter if name.endswith(DEAD_SUFFIX) else bytes
-    topic = Topic[Any](name, carried, capacity=capacity)
+    topic = Topic[Any](name, carried, capacity=capacity, max_capacity=max_capacity)
     object.__setattr__(topic, "codec", codec)
     return topic
 
@@ -300,7 +312,8 @@ def dead_letter_topic(topic: Topic[Any], *, capacity: int = 0) -> Topic[DeadLett
             f"topic name leaves no room for {DEAD_SUFFIX!r}, at most {room} characters: name={topic.name!r}"
         )
     capacity = min(max(2 * topic.capacity, 2 * capacity, _MIN_DEAD_CAPACITY), MAX_CAPACITY)
-    return Topic(topic.name + DEAD_SUFFIX, DeadLetter, capacity=capacity)
+    largest = topic.max_capacity and min(max(2 * topic.max_capacity, capacity), MAX_CAPACITY)
+    return Topic(topic.name + DEAD_SUFFIX, DeadLetter, capacity=capacity, max_capacity=largest)
 
 
 def _rebuild(name: str, type: Any, *options: Any) -> Topic[Any]:
@@ -313,13 +326,19 @@ def _shown(value: Any) -> str:
     return str(value.__qualname__) if named else repr(value)
 
 
-def _check_capacity(capacity: object) -> None:
-    if not isinstance(capacity, int) or isinstance(capacity, bool):
-        raise ConfigError(f"capacity must be an int: capacity={capacity!r}")
-    if not MIN_CAPACITY <= capacity <= MAX_CAPACITY:
-        raise ConfigError(f"capacity must be {MIN_CAPACITY} to {MAX_CAPACITY} bytes: capacity={capacity}")
-    if capacity & (capacity - 1):
-        raise ConfigError(f"capacity must be a power of two: capacity={capacity}")
+def _check_capacity(capacity: int, most: int | None) -> None:
+    _check_size("capacity", capacity, MIN_CAPACITY)
+    if most is not None:
+        _check_size("max_capacity", most, capacity)
+
+
+def _check_size(option: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{option} must be an int: {option}={value!r}")
+    if not least <= value <= MAX_CAPACITY:
+        raise ConfigError(f"{option} must be {least} to {MAX_CAPACITY} bytes: {option}={value}")
+    if value & (value - 1):
+        raise ConfigError(f"{option} must be a power of two: {option}={value}")
 
 
 def _check_pool(pool: object, type: object, codec: str, validate: bool) -> None:

@@ -15,16 +15,18 @@ from fuzz_fields import HUGE, LINE, PAGE, Field, Memory, absurd, damage_bytes, w
 from shmbus._ledger import slots
 
 TOPICS = PAGE
-GROUPS = TOPICS + 128 * LINE
-CONSUMERS = GROUPS + 64 * LINE
-LATENCIES = CONSUMERS + 512 * LINE
+GROUPS = TOPICS + 1024 * LINE
+CONSUMERS = GROUPS + 1024 * LINE
+LATENCIES = CONSUMERS + 4096 * LINE
 LATENCY_BYTES, LATENCY_BUCKETS = 16 * LINE, 120
-DOCUMENTS = LATENCIES + 512 * LATENCY_BYTES
-DOCUMENT_BYTES = 1 << 20
+DOCUMENTS = LATENCIES + 4096 * LATENCY_BYTES
+DOCUMENT_BYTES = 1 << 22
+DOCUMENT_MEMORY = 1 << 20
 VERSION = 64
 PART = struct.Struct("<3I")
-"""Place, length and checksum of a part of the document: the head, then a section for each of 128 topics."""
-PARTS = 129
+"""Place, length and checksum of a part of the document: the head, then a section for each topic."""
+COUNT = 8
+"""Bytes before the directory: how many entries it has."""
 
 BUS_WORDS = {
     "magic": 0,
@@ -33,7 +35,8 @@ BUS_WORDS = {
     "boot_id[1]": 24,
     "created_ns": 32,
     "supervisor_spawned": 40,
-    "reserved": 48,
+    "lives_inode": 48,
+    "identity": 56,
     "version": 64,
     "holder": 72,
     "supervisor_pid": 80,
@@ -68,7 +71,7 @@ def bus_fields(memory: Memory, document: dict[str, Any]) -> Iterator[Field]:
         yield Field("document slot", "document.noise", _damage_document(memory, _noise))
     for slot in (0, 1):
         at = DOCUMENTS + slot * DOCUMENT_BYTES + 16
-        yield Field("document slot", "document.directory", damage_bytes(memory, at, PART.size * 3))
+        yield Field("document slot", "document.directory", damage_bytes(memory, at, COUNT + PART.size * 3))
     for path in sorted(set(_paths(document))):
         yield Field("document", f"document.{path}", _damage_document(memory, _changer(path)))
     for kind in ("delete", "duplicate", "swap", "shuffle"):
@@ -117,8 +120,8 @@ def _read_parts(memory: Memory) -> Parts:
 def _parts(body: bytes) -> Parts:
     """What the parts of a document say, by number."""
     found = {}
-    for number in range(PARTS):
-        place, length, _ = PART.unpack_from(body, number * PART.size)
+    for number in range(int.from_bytes(body[:COUNT], "little")):
+        place, length, _ = PART.unpack_from(body, COUNT + number * PART.size)
         if length:
             found[number] = msgspec.msgpack.decode(body[place : place + length], strict=False)
     return found
@@ -126,10 +129,13 @@ def _parts(body: bytes) -> Parts:
 
 def _body(parts: Parts) -> bytes:
     """A document of these parts, whatever they say, with checksums that fit."""
-    directory, chunks, place = bytearray(PARTS * PART.size), [], PARTS * PART.size
+    count = 1 + max(parts, default=0)
+    place = COUNT + count * PART.size
+    directory, chunks = bytearray(place), []
+    directory[:COUNT] = count.to_bytes(COUNT, "little")
     for number, part in parts.items():
         chunk = msgspec.msgpack.encode(part)
-        PART.pack_into(directory, number * PART.size, place, len(chunk), zlib.crc32(chunk))
+        PART.pack_into(directory, COUNT + number * PART.size, place, len(chunk), zlib.crc32(chunk))
         chunks.append(chunk)
         place += len(chunk)
     return bytes(directory) + b"".join(chunks)
@@ -151,7 +157,7 @@ def _damage_document(memory: Memory, change: Callable[[random.Random, Parts], tu
             slots.decode(body)
             intact[memory] = body
         told, body = change(chance, _parts(intact[memory]))
-        if len(body) > DOCUMENT_BYTES - 16:
+        if len(body) > DOCUMENT_MEMORY - 16:
             return "(too large)"
         version = memory.load(VERSION)
         for slot in {version & 1, chance.choice((version & 1, ~version & 1))}:
@@ -257,7 +263,7 @@ def _rearranger(table: str, kind: str) -> Callable[[random.Random, Parts], tuple
 
 def _rearrange_parts(kind: str) -> Callable[[random.Random, Parts], tuple[str, bytes]]:
     def change(chance: random.Random, parts: Parts) -> tuple[str, bytes]:
-        at, other = chance.choice(list(parts)), chance.randrange(PARTS)
+        at, other = chance.choice(list(parts)), chance.randrange(129)
         if kind == "delete":
             del parts[at]
         elif kind == "duplicate":

@@ -41,6 +41,7 @@ NOTES = shmbus.Topic("notes", Note, capacity=1 << 14)
 LARGE_NOTES = shmbus.Topic("notes", Note, capacity=1 << 18)
 BLOBS = shmbus.Topic("blobs", memoryview, capacity=1 << 14, pool=1 << 16)
 ECHO = shmbus.Service("echo", Note, Note, capacity=1 << 14, reply_capacity=1 << 14)
+GROWING_NOTES = shmbus.Topic("notes", Note, capacity=1 << 12, max_capacity=1 << 14)
 SCRATCH = shmbus.Topic("scratch", Note, capacity=1 << 14)
 RESULTS = shmbus.Topic("results", Note, capacity=1 << 14)
 
@@ -58,6 +59,8 @@ def one_life(bus: str, point: str, visits: int) -> None:
             lender.publish(lender.buffer(5000))
             view = viewer.receive(GRACE)
         del view  # the pool is gone by then: only history is left of its publisher
+        with opened.publisher(GROWING_NOTES, name="mortal") as publisher:
+            publisher.publish_many(Note("mortal", count + 1) for count in range(100))  # nobody receives: it grows
         opened.publisher(NOTES).close()  # its rings are empty, and swept at once
         opened.subscriber(SCRATCH).close()  # a topic that is made for it, and forgotten with it
         opened.group(NOTES, "late")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shmbus import _core
 from shmbus._handles.awaiting import interpreter_ends
+from shmbus._log import logger
 from shmbus.errors import ClosedError, ConfigError, FlushTimeoutError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from shmbus._ledger.document import ConsumerEntry, TopicEntry
     from shmbus._shm.waker import Sleeper
 
+_log = logger("shmbus.bus")
 NAP: Final = 0.02
 """Seconds that a publisher sleeps at a time: what a wake-up costs that is lost with a dead consumer."""
 
@@ -36,6 +38,8 @@ class Flushing:
     _id: int
     _sleeper: Sleeper
     _tasks: Awaiting
+    _told = (0, 0.0)
+    """The wait that was told of last, and when it is to be told of again."""
 
     if TYPE_CHECKING:  # of the C type, and of Publisher
 
@@ -45,7 +49,8 @@ class Flushing:
         def _unblock(self, task: bool, /) -> None: ...
         def _flushing(self, more: int, /) -> int: ...
         def _within(self, callable: Callable[..., Any], /, *arguments: Any) -> Any: ...
-        def _tell(self, since: int, what: str, names: Callable[[], Iterable[str]]) -> None: ...
+
+        name: str
 
     def flush(self, timeout: float | None = None) -> None:
         """Return once every reliable subscriber has received, and every group has acked, what was published so far.
@@ -141,6 +146,34 @@ class Flushing:
                 late = [c for c in active if c.id == entry.group and ring.bounds()[0] < end]
             missing.update((c.name, None) for c in late)
         return list(missing)
+
+    def _tell(self, since: int, what: str, names: Callable[[], Iterable[str]]) -> None:
+        """Say who holds us up, once that has taken as long as makes a consumer stalled, and whenever it has doubled."""
+        waited = (time.monotonic_ns() - since) / 1e9
+        told_since, due = self._told
+        if since != told_since:
+            due = self._session.document().stall_ns / 1e9
+        if waited >= due:
+            _log.warning(
+                "publisher %s of topic %s has waited %.0f s for %s, held up by %s",
+                self.name,
+                self._entry.name,
+                waited,
+                what,
+                self._described(names()),
+            )
+            due = 2 * waited
+        self._told = since, due
+
+    def _described(self, consumers: Iterable[str]) -> str:
+        """Consumers by name, with the process of each."""
+        document = self._session.document()
+        found = []
+        for name in consumers:
+            entry = next((c for c in document.consumers if c.topic == self._entry.index and c.name == name), None)
+            process = document.participant(entry.participant) if entry else None
+            found.append(f"{name} (process {process.pid}, {process.command})" if process else name)
+        return ", ".join(found) or "nobody who can be named"
 
 
 def _waited_for(subscriber: ConsumerEntry) -> bool:

@@ -88,7 +88,7 @@ class _Books(Look):
         self.process_health: dict[int, Health] = {}
         """By life: one word of a process in all of this look."""
         self.pools = rings.pools
-        self.bytes = _core.BUS_BYTES + _core.LIVES_BYTES + sum(map(rings.bytes, self.document.rings))
+        self.bytes = registry.segment.allocated() + _core.LIVES_BYTES + sum(map(rings.bytes, self.document.rings))
         self.bytes += sum(_core.Pool.size(p.pool_bytes) for p in self.document.publishers if p.pool)
 
     # -- the whole
@@ -105,7 +105,8 @@ class _Books(Look):
             lost_rings=len(self.lost),
             supervisor=self.supervisor(),
             topics=tuple(
-                TopicStats(name=t.name, capacity=t.capacity, codec=t.codec, type=t.type) for t in document.topics
+                TopicStats(name=t.name, capacity=t.capacity, codec=t.codec, type=t.type, max_capacity=t.max_capacity)
+                for t in document.topics
             ),
             participants=tuple(map(self.participant, document.participants)),
             publishers=tuple(self.publisher(p) for p in document.publishers),
@@ -181,24 +182,23 @@ class _Books(Look):
             self.blocked_by[publisher.id].add(consumer.name)
 
     def publisher(self, publisher: PublisherEntry) -> PublisherStats:
-        published = unrouted = refused = used = capacity = 0
-        waiting = False
-        active = publisher.state == "active"
-        for entry in self.document.rings:
-            if entry.publisher != publisher.id:
-                continue
-            capacity = entry.capacity
+        waiting, published, used, capacity = False, 0, 0, 0
+        unrouted, refused = publisher.unrouted, publisher.refused
+        for entry in [r for r in self.document.rings if r.publisher == publisher.id]:
+            going = entry.state == "active"
+            written = going or publisher.state == "retired"
+            capacity = max(capacity, entry.capacity if written else 0)
             if entry.id in self.work:
                 terms = self.work[entry.id].terms()
                 refused += terms["refused"]
-                used = max(used, capacity - terms["room"])
+                used = max(used, entry.capacity - terms["room"] if written else 0)
             elif entry.id in self.broadcast:
-                ring = self.broadcast[entry.id]
-                info = ring.info()
-                published, unrouted = info["sequence"] - 1, info["unrouted"]
-                waiting = active and info["need"] != 0
+                info = self.broadcast[entry.id].info()
+                published = max(published, info["sequence"] - 1)
+                unrouted += info["unrouted"]
+                waiting = waiting or (going and info["need"] != 0)
                 refused += info["refused"]
-                used = max(used, capacity - info["room"])
+                used = max(used, entry.capacity - info["room"] if written else 0)
         _require_plausible((published, refused), f"the counters of publisher {publisher.name!r}")
         state: Health = "closed" if publisher.state == "retired" else self.health(publisher.participant)
         return PublisherStats(
@@ -213,6 +213,8 @@ class _Books(Look):
             capacity=capacity,
             used=used,
             waiting=waiting,
+            grown=publisher.grown,
+            shrunk=publisher.shrunk,
             blocked_by=tuple(sorted(self.blocked_by[publisher.id])),
             **views.pool_of(self, self.pools, publisher),
         )
@@ -255,7 +257,10 @@ class _Books(Look):
     def consumer(self, consumer: ConsumerEntry) -> ConsumerStats:
         entries = self.sources(consumer)
         found = [self.terms(consumer, entry) for entry in entries]
-        sources = [self.source(entry, terms) for entry, terms in zip(entries, found, strict=True)]
+        sources: dict[int, SourceStats] = {}
+        for entry, terms in zip(entries, found, strict=True):
+            before = sources.get(entry.publisher)
+            sources[entry.publisher] = self.source(entry, terms, before)
         sums = _sums(consumer, found)
         workers = self.workers(consumer)
         return ConsumerStats(
@@ -265,12 +270,12 @@ class _Books(Look):
             mode=consumer.mode,
             state=self.consumer_health(consumer, workers, sums["depth"]),
             pid=self.pid(consumer.participant),
-            lag_ns=max((s.lag_ns for s in sources), default=0),
+            lag_ns=max((s.lag_ns for s in sources.values()), default=0),
             claimed=sum(w.held for w in workers),
             blocks=tuple(sorted(self.blocks[consumer.id])),
             latency=self.latency(consumer),
             workers=workers,
-            publishers=tuple(sources),
+            publishers=tuple(sources.values()),
             **sums,
         )
 
@@ -278,13 +283,15 @@ class _Books(Look):
         terms = _core.latency_terms(self.registry.map, consumer.line)
         return None if terms is None else Latency(**terms)
 
-    def source(self, entry: RingEntry, terms: Mapping[str, int]) -> SourceStats:
+    def source(self, entry: RingEntry, terms: Mapping[str, int], before: SourceStats | None) -> SourceStats:
+        """The books of one publisher, which may be in another ring too."""
         publisher = self.publishers.get(entry.publisher)
         oldest = terms["oldest_ns"]
+        lag = max(0, self.now - oldest) if oldest else 0
         return SourceStats(
             publisher=publisher.name if publisher else "(gone)",
-            lag_ns=max(0, self.now - oldest) if oldest else 0,
-            **{t: terms[t] for t in _TERMS if t in terms},
+            lag_ns=max(lag, before.lag_ns if before else 0),
+            **{t: terms[t] + (getattr(before, t) if before else 0) for t in _TERMS if t in terms},
         )
 
     def workers(self, group: ConsumerEntry) -> tuple[WorkerStats, ...]:
@@ -318,7 +325,7 @@ class _Books(Look):
 
     def behind(self, consumer: ConsumerEntry) -> bool:
         """True where what a consumer has not received takes a quarter of a ring or more."""
-        if consumer.mode == "lossy":
+        if consumer.mode != "reliable":
             return False
         for entry in self.sources(consumer):
             quarter = entry.capacity // 4

@@ -160,6 +160,7 @@ def release(change: Change, rings: Rings, entries: list[RingEntry]) -> None:
     for entry in sorted(entries, key=lambda entry: entry.id):
         with unless_unreadable(entry):
             settle_ring(document, rings, entry)
+            _keep_counts(document, rings, entry)
     gone = {entry.id for entry in entries}
     document.rings = [r for r in document.rings if r.id not in gone]
     gone_pools = forget_publishers(document)
@@ -176,6 +177,19 @@ def forget_publishers(document: Document) -> list[int]:
     gone = [p for p in document.publishers if p.state != "active" and p.id not in having]
     document.publishers = [p for p in document.publishers if p not in gone]
     return [p.pool for p in gone if p.pool]
+
+
+def _keep_counts(document: Document, rings: Rings, entry: RingEntry) -> None:
+    """Of a publisher that has grown out of the ring."""
+    publisher = document.publisher(entry.publisher)
+    if publisher is None or publisher.state != "active":
+        return
+    if entry.group:
+        publisher.refused += rings.work(entry).terms()["refused"]
+    else:
+        info = rings.broadcast(entry).info()
+        publisher.refused += info["refused"]
+        publisher.unrouted += info["unrouted"]
 
 
 def _members(document: Document, entry: RingEntry, ring: _core.BroadcastRing) -> list[ConsumerEntry]:

@@ -27,12 +27,14 @@ Life = Annotated[int, msgspec.Meta(ge=1, lt=1 << 60)]
 Capacity = Annotated[int, msgspec.Meta(ge=_core.MIN_CAPACITY, le=_core.MAX_CAPACITY)]
 TopicIndex = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_TOPICS)]
 Line = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_CONSUMERS)]
-ConsumerSlot = Annotated[int, msgspec.Meta(ge=0, lt=min(_core.MAX_SUBSCRIBERS, _core.MAX_GROUPS))]
+ConsumerSlot = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_GROUPS)]
 PublisherSlot = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 WorkerSlot = Annotated[int, msgspec.Meta(ge=0, lt=_core.MAX_WORKERS)]
 Generation = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 """Of a topic, publisher, consumer or worker; `check_name` and `check_label` admit 63 bytes."""
+Mode = Literal["reliable", "lossy", "latest"]
+"""Of a subscriber; what is not reliable holds up nobody, and its cursor slot says `lossy`."""
 Cause = Literal["overrun", "refused", "abandoned", "undecodable", "rejected"]
 
 
@@ -85,6 +87,8 @@ class TopicEntry(msgspec.Struct):
     type: Annotated[str, msgspec.Meta(max_length=TYPE_NAME)]
     history: bool = True
     """False: what publishers that are gone have left goes once nobody is owed anything of it (`topics.end_history`)."""
+    max_capacity: Natural = 0
+    """What its rings may grow to; 0: they are fixed."""
 
 
 class PublisherEntry(msgspec.Struct):
@@ -101,6 +105,12 @@ class PublisherEntry(msgspec.Struct):
     pool: Natural = 0
     """A segment `shmbus-<bus>:pool-<id>`, for as long as anybody is owed what is in it; 0: there is none."""
     pool_bytes: Annotated[int, msgspec.Meta(ge=0, le=_core.MAX_POOL)] = 0
+    grown: Count = 0
+    shrunk: Count = 0
+    """How often one of its rings was replaced by a larger, or a smaller one."""
+    refused: Count = 0
+    unrouted: Count = 0
+    """What its rings counted that it has grown out of, and that are gone."""
 
 
 class GivenUp(msgspec.Struct, frozen=True, array_like=True):
@@ -125,7 +135,7 @@ class ConsumerEntry(msgspec.Struct):
     name: Name
     slot: ConsumerSlot
     """A subscriber's bit in its topic, a group's line in the group table."""
-    mode: Literal["reliable", "lossy"] = "reliable"
+    mode: Mode = "reliable"
     participant: Natural = 0
     """0: a group."""
     state: Literal["joining", "active", "leaving"] = "joining"
@@ -138,7 +148,7 @@ class ConsumerEntry(msgspec.Struct):
     idle_since_ns: Natural = 0
     """Group: CLOCK_MONOTONIC since when it has no worker; 0: it has one."""
     given_up: list[GivenUp] = []
-    """Lossy: the last of them."""
+    """Not reliable: the last of them."""
 
 
 class ClosedEntry(msgspec.Struct):
@@ -147,7 +157,7 @@ class ClosedEntry(msgspec.Struct):
     id: Count
     topic: TopicIndex
     name: Name
-    mode: Literal["reliable", "lossy"]
+    mode: Mode
     dead: bool
     totals: Totals
     kind: Literal["subscriber", "group"] = "subscriber"
@@ -306,8 +316,12 @@ def check_membership(found: Membership, index: int) -> None:
     for group in [w.group for w in found.workers] + [r.group for r in found.rings if r.group]:
         if group not in groups:
             raise ValueError(f"an entry of topic {index} names group {group}, which is not there")
-    _require_unique("publisher and group of a ring", [(r.publisher, r.group) for r in found.rings])
-    _require_unique("subscriber slot", [c.slot for c in found.consumers if c.kind == "subscriber"])
+    written = [(r.publisher, r.group) for r in found.rings if r.state == "active"]
+    _require_unique("publisher and group of a ring", written)
+    taken = [c.slot for c in found.consumers if c.kind == "subscriber"]
+    _require_unique("subscriber slot", taken)
+    if max(taken, default=0) >= _core.MAX_SUBSCRIBERS:
+        raise ValueError(f"there is no subscriber slot {max(taken)}")
     for table in (found.publishers, found.consumers, found.workers, found.rings):
         _require_unique("id", [entry.id for entry in table])
 

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from shmbus import _core
-from shmbus._ledger import departures
+from shmbus._ledger import departures, slots
 from shmbus._ledger.document import COMMAND, ConsumerEntry, Participant, PublisherEntry, RingEntry, WorkerEntry
 from shmbus._shm.failpoint import reach
 from shmbus.errors import CapacityError, NameTakenError
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Literal
 
-    from shmbus._ledger.document import Document, TopicEntry
+    from shmbus._ledger.document import Document, Mode, TopicEntry
     from shmbus._ledger.registry import Change
     from shmbus._shm.rings import Rings
 
-MAX_PARTICIPANTS = 512
+MAX_PARTICIPANTS = 4096
 """Open Bus objects on one bus; keeps the document far within its slot."""
 
 
@@ -80,7 +80,7 @@ def open_publisher(
         broadcast = rings.broadcast(entries[0])
         for consumer in document.consumers:
             if consumer.topic == topic.index and consumer.kind == "subscriber" and consumer.state == "active":
-                broadcast.join(consumer.slot, consumer.mode == "lossy")
+                broadcast.join(consumer.slot, consumer.mode != "reliable")
         reach("publisher.rings")
         document.publishers.append(publisher)
         document.rings.extend(entries)
@@ -121,7 +121,7 @@ def open_subscriber(
     topic: TopicEntry,
     participant: int,
     name: str | None,
-    mode: Literal["reliable", "lossy"],
+    mode: Mode,
     start: Literal["latest", "oldest"],
 ) -> ConsumerEntry:
     """Enter a subscriber, and its cursor into every ring. One that comes back under its name keeps its totals."""
@@ -147,7 +147,7 @@ def open_subscriber(
         _core.fetch_and(change.registry.map, line + word, ~(1 << slot) & (2**64 - 1))
     try:
         for ring in joined:
-            ring.join(slot, mode == "lossy", start == "oldest")
+            ring.join(slot, mode != "reliable", start == "oldest")
             reach("subscriber.ring")
         consumer.state = "active"
         change.commit(topic.index)
@@ -173,6 +173,7 @@ def _new_consumer(
 ) -> ConsumerEntry:
     document = change.document
     line = _lowest_free((c.line for c in document.consumers), _core.MAX_CONSUMERS, "consumers")
+    slots.give_line(change.registry.segment, line)
     _core.store(change.registry.map, _core.CONSUMER_LINES + line * _core.LINE + _core.CONSUMER_STALLED, 0)
     consumer = ConsumerEntry(id=document.new_id(), line=line, topic=topic.index, kind=kind, name=name, slot=slot)
     document.consumers.append(consumer)
@@ -210,7 +211,7 @@ def open_group(
     group.expires_ns, group.idle_since_ns = expires_ns or 0, _core.host_ns()
     _begin_latency(change, group, 0)
     active = {p.id: p for p in document.publishers if p.topic == topic.index and p.state == "active"}
-    capacities = {r.publisher: r.capacity for r in document.rings if r.group == 0}
+    capacities = {r.publisher: r.capacity for r in document.rings if r.group == 0 and r.state == "active"}
     entries = [_new_ring(document, p, group.id, capacities.get(p.id, topic.capacity)) for p in active.values()]
     created: list[RingEntry] = []
     version = change.version

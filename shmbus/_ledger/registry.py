@@ -120,7 +120,7 @@ class Registry:
             _clear_for(bus, uid)
             document = Document() if stall_ns is None else Document(stall_ns=stall_ns)
             try:
-                return Segment.create(name, _core.BUS_BYTES, lambda memory: _fill(memory, document, lives))
+                return Segment.create(name, _core.BUS_BYTES, lambda memory: _fill(memory, document, lives), slots.HOLES)
             except BaseException:  # no room, say
                 unlink(lives.name)
                 raise
@@ -297,11 +297,14 @@ class Change:
         """
         memory = self.registry.map
         body = slots.encode(self.document)
-        room = slots.ROOM - (slots.reserve(self.document) if entering else 0)
+        reserve = slots.reserve(self.document) if entering else 0
+        room = slots.ROOM - reserve
         if len(body) > room:
             raise CapacityError(
                 f"the registry of bus {self.bus!r} is full: {len(body)} bytes, room for {room}", table="registry"
             )
+        if entering:
+            slots.give_memory(self.registry.segment, len(body) + reserve)
         version = self.version + 1
         slots.write(memory, version, body)
         reach("commit.written")

@@ -59,6 +59,7 @@ def leftovers(document: Document, rings: Rings, patience: int | None = None) -> 
     """
     found = Leftovers([], [], set())
     brief = {topic.index for topic in document.topics if not topic.history}
+    going = {p.id for p in document.publishers if p.state == "active"}
     queues: defaultdict[tuple[int, int], list[RingEntry]] = defaultdict(list)
     for entry in document.rings:
         if entry.state == "retired":
@@ -68,7 +69,7 @@ def leftovers(document: Document, rings: Rings, patience: int | None = None) -> 
         if group:
             _look_at_work(found, rings, queue, patience)
         else:
-            _look_at_broadcast(found, rings, queue, patience, subscribed(document, topic), topic not in brief)
+            _look_at_broadcast(found, rings, queue, patience, subscribed(document, topic), topic not in brief, going)
     return found
 
 
@@ -90,16 +91,24 @@ def _look_at_work(found: Leftovers, rings: Rings, queue: list[RingEntry], patien
 
 
 def _look_at_broadcast(
-    found: Leftovers, rings: Rings, queue: list[RingEntry], patience: int | None, subscribed: int, history: bool
+    found: Leftovers,
+    rings: Rings,
+    queue: list[RingEntry],
+    patience: int | None,
+    subscribed: int,
+    history: bool,
+    going: set[int],
 ) -> None:
-    """Of the rings that only lossy subscribers have not received the newest are kept, of the others the history."""
+    """Of the rings that only lossy subscribers have not received the newest are kept, of the others the history: but
+    for those that a publisher has grown out of, whose history is in the ring that it writes.
+    """
     kept: list[RingEntry] = []
     drained: list[RingEntry] = []
     waiting: list[tuple[RingEntry, int]] = []  # for lossy subscribers that have not come; bytes
     owed = 0
     for at, entry in enumerate(queue):
         if owed == patience:
-            kept.extend(queue[at:])
+            kept.extend(entry for entry in queue[at:] if entry.publisher not in going)
             break
         reliable = attached = unopened = held = slack = 0
         with unless_unreadable(entry):
@@ -107,10 +116,11 @@ def _look_at_broadcast(
             reliable, attached, unopened = ring.owed(subscribed)
             info = ring.info()
             held, slack = info["tail"] - info["oldest"], ring.slack()
-        if not (reliable or attached or unopened or (held and history)):
+        if not (reliable or attached or unopened or (held and history and entry.publisher not in going)):
             found.gone.append(entry)
             continue
-        kept.append(entry)
+        if entry.publisher not in going:
+            kept.append(entry)
         if slack > entry.capacity // _LOOSE:
             found.loose.append(entry)
         if reliable:

@@ -1,8 +1,8 @@
 """How the registry document lies in the bus segment: twice, each time as a head and a section for each topic.
 
-Layout of the bytes of a slot: a directory, then its parts. Part 0 is the head, part 1 + i the section of the topic at
-index i, both msgpack; the directory says of each its place, its length (0: no such topic) and its checksum. So a handle
-reads what its own topic weighs, whatever the rest of the bus does.
+Layout of the bytes of a slot: a count, as many entries of a directory, then the parts. Part 0 is the head, part 1 + i
+the section of the topic at index i, both msgpack; the directory says of each its place, its length (0: no such topic)
+and its checksum. So a handle reads what its own topic weighs, whatever the rest of the bus does.
 
 May touch: the document slots of a bus segment.
 
@@ -25,7 +25,7 @@ from shmbus import _core
 from shmbus._ledger.document import Document, Head, Membership, Section, check_document, check_membership
 
 if TYPE_CHECKING:
-    pass
+    from shmbus._shm.segment import Segment
 
 M = TypeVar("M", Membership, Section)
 
@@ -40,12 +40,14 @@ MAX_HELD: Final = 8
 """Runs of events that are known of each."""
 
 _PART: Final = struct.Struct("<3I")  # place, length, crc32
-_DIRECTORY: Final = _PART.size * (1 + _core.MAX_TOPICS)
+_COUNT: Final = struct.Struct(
+    "<Q"
+)  # of entries, up to the last topic that there is: indices are the lowest that are free
 _LOSS: Final = 384  # bytes of a loss entry at most: three names of 64, six numbers of nine, the names of its fields
 _GIVEN_UP: Final = 112  # bytes of what is told of one ring at most: a name of 64, four numbers of nine
 _DEATH: Final = 140 + MAX_HELD * 28  # bytes of a death at most: four numbers, `how`, and three numbers a run
 _TOTALS: Final = 7 * 8  # bytes by which seven numbers can grow
-_IDLE: Final = 8  # bytes by which a group grows when its last worker leaves
+_IDLE: Final = 8  # bytes by which a group grows when its last worker leaves, and a count of a publisher
 _STATE: Final = 8  # bytes by which a state, or a name that becomes `(departed)`, can grow
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -58,10 +60,12 @@ def reserve(document: Document) -> int:
     """Bytes that it takes at most until everybody has left: entering leaves them free, so leaving needs no room."""
     growing = len(document.consumers) + len(document.closed)
     changing = len(document.participants) + len(document.publishers) + len(document.rings) + growing
-    told = MAX_GIVEN_UP * sum(c.mode == "lossy" for c in document.consumers)
+    told = MAX_GIVEN_UP * sum(c.mode != "reliable" for c in document.consumers)
     groups = sum(c.kind == "group" for c in document.consumers)
+    counting = 2 * sum(p.state == "active" for p in document.publishers)
     fixed = MAX_LOSSES * _LOSS + MAX_DEATHS * _DEATH
-    return fixed + told * _GIVEN_UP + growing * _TOTALS + changing * _STATE + groups * _IDLE
+    idle = (groups + counting) * _IDLE
+    return fixed + told * _GIVEN_UP + growing * _TOTALS + changing * _STATE + idle
 
 
 def encode(document: Document) -> bytes:
@@ -81,9 +85,12 @@ def encode(document: Document) -> bytes:
         sections[closed.topic].closed.append(closed)
     head = Head(**{name: getattr(document, name) for name in Head.__struct_fields__})
     parts = {0: _encode(head)} | {1 + index: _encode(section) for index, section in sections.items()}
-    directory, place = bytearray(_DIRECTORY), _DIRECTORY
+    count = 1 + max(parts)
+    place = _COUNT.size + count * _PART.size
+    directory = bytearray(place)
+    _COUNT.pack_into(directory, 0, count)
     for number, part in parts.items():
-        _PART.pack_into(directory, number * _PART.size, place, len(part), zlib.crc32(part))
+        _PART.pack_into(directory, _COUNT.size + number * _PART.size, place, len(part), zlib.crc32(part))
         place += len(part)
     return b"".join((directory, *parts.values()))
 
@@ -98,7 +105,11 @@ def decode(body: bytes, known: dict[int, tuple[bytes, Section]] | None = None) -
         raise ValueError("it has no head")
     head = _head_decoder.decode(raw_head)
     document = Document(**{name: getattr(head, name) for name in Head.__struct_fields__})
-    for index in range(_core.MAX_TOPICS):
+    count = _count(body)
+    if known is not None:
+        for index in [index for index in known if 1 + index >= count]:
+            del known[index]
+    for index in range(count - 1):
         raw = _part(body, 1 + index)
         if raw is None:
             if known is not None:
@@ -129,17 +140,53 @@ def _checked(decoder: msgspec.msgpack.Decoder[M], raw: bytes, index: int) -> M:
     return found
 
 
+def _count(body: bytes | memoryview) -> int:
+    """Entries of the directory. Raises ValueError for one that cannot be."""
+    count: int = _COUNT.unpack_from(body)[0] if len(body) >= _COUNT.size else 0
+    if not 1 <= count <= 1 + _core.MAX_TOPICS or len(body) < _COUNT.size + count * _PART.size:
+        raise ValueError(f"it is shorter than its directory: {count} entries in {len(body)} bytes")
+    return count
+
+
 def _part(body: bytes | memoryview, number: int) -> bytes | None:
     """The bytes of a part, None where there is no such part. Raises ValueError for one that cannot be."""
-    if len(body) < _DIRECTORY:
-        raise ValueError(f"it is shorter than its directory: {len(body)} bytes")
-    place, length, checksum = _PART.unpack_from(body, number * _PART.size)
+    if number >= _count(body):
+        return None
+    place, length, checksum = _PART.unpack_from(body, _COUNT.size + number * _PART.size)
     if length == 0:
         return None
     raw = bytes(body[place : place + length])
     if len(raw) != length or zlib.crc32(raw) != checksum:
         raise ValueError(f"part {number} fails its checksum: {length} bytes at {place} of {len(body)}")
     return raw
+
+
+# -- memory
+
+_STEP: Final = 1 << 18  # bytes by which the memory of documents grows
+HOLES: Final = (
+    (_core.LATENCY_LINES + _core.FIRST_CONSUMERS * _core.LATENCY_BYTES, _core.DOCUMENTS),
+    (_core.DOCUMENTS + _core.FIRST_DOCUMENT_BYTES, _core.DOCUMENTS + _core.DOCUMENT_BYTES),
+    (_core.DOCUMENTS + _core.DOCUMENT_BYTES + _core.FIRST_DOCUMENT_BYTES, _core.BUS_BYTES),
+)
+"""From and to where a bus segment has no memory at first: what only many participants need."""
+
+
+def give_line(segment: Segment, line: int) -> None:
+    """Under the lock: memory for the latencies of a consumer. Raises NoSpaceError."""
+    if line >= _core.FIRST_CONSUMERS:
+        segment.reserve((_core.LATENCY_LINES + line * _core.LATENCY_BYTES, _core.LATENCY_BYTES))
+
+
+def give_memory(segment: Segment, length: int) -> None:
+    """Under the lock: memory for documents of that length, in both slots. Raises NoSpaceError.
+
+    Whoever enters asks for as much as it may take until everybody has left, so nobody else has to.
+    """
+    if length <= _core.FIRST_DOCUMENT_BYTES - _core.DOCUMENT_BODY:
+        return
+    more = min(-(-length // _STEP) * _STEP, ROOM)
+    segment.reserve(*((_slot_at(version) + _core.DOCUMENT_BODY, more) for version in (0, 1)))
 
 
 # -- the two slots

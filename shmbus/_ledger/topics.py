@@ -48,6 +48,7 @@ def ensure_topic(change: Change, topic: Topic[Any], codec: Codec, role: Literal[
             codec=topic.codec,
             fingerprint=codec.fingerprint,
             type=_type_name(codec.description),
+            max_capacity=topic.max_capacity or 0,
         )
         schemas.create(change.registry.prefix, entry.id, codec.description)
         document.topics.append(entry)

@@ -85,6 +85,7 @@ static PyObject *consumer_add_source(PyObject *object, PyObject *args) {
         corrupt((Ring *)ring, "cursor is no boundary");
         return NULL;
     }
+    s->reader.latest = self->latest && s->reader.lossy;
     s->ring = (Ring *)Py_NewRef(ring);
     s->publisher = Py_NewRef(publisher);
     s->origin = Py_NewRef(origin ? origin : Py_None);
@@ -234,6 +235,7 @@ restart:
 PyObject *consumer_undecodable(Consumer *self, found *f) {
     PyObject *error = error_take();
     uint64_t sequence = f->record.sequence;
+    consumer_skip(f);
     PyObject *publisher = Py_NewRef(f->source->publisher);
     ring_undecodable(&f->source->reader, &f->record, realtime_ns());
     PyObject *result =
@@ -272,6 +274,7 @@ static inline bool awaited(const found *f) {
 /* Consumes what was found; the event is out, so an error in waking a publisher waits for the next call. */
 void consumer_consume(Consumer *self, found *f) {
     receiver_handing_out(&self->base, &f->record);
+    consumer_skip(f);
     ring_advance(&f->source->reader, &f->record);
     self->base.event_ns = f->record.time_ns;
     self->turn++;
@@ -379,11 +382,13 @@ static const receiver_kind kind = {
     due,          end,     pass_on, drop_all};
 
 static int consumer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"segment", "topic", "decode", NULL};
+    static char *names[] = {"segment", "topic", "decode", "latest", NULL};
     PyObject *segment, *decode;
     unsigned topic;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIO", names, &segment, &topic, &decode))
+    int latest = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIO|p", names, &segment, &topic, &decode, &latest))
         return -1;
+    ((Consumer *)object)->latest = latest;
     return receiver_init((Receiver *)object, &kind, segment, topic, decode);
 }
 

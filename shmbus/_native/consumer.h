@@ -21,6 +21,7 @@ typedef struct Consumer {
     Py_ssize_t retired; /* of them, at the front and in the order of their ids: read first, and let go of when dry */
     Py_ssize_t more;    /* true: there are retired rings that are not among them yet */
     int turn;
+    bool latest;         /* the newest event of each ring alone */
     unsigned char *copy; /* of a lossy reader's record */
     uint64_t copy_size;
     row_run shown;     /* handed out in place, and consumed when the next is asked for; count 0: none */
@@ -42,6 +43,12 @@ PyObject *consumer_undecodable(Consumer *self, found *f);
 source *consumer_settle_shown(Consumer *self);
 PyObject *consumer_take_rows(Receiver *base);
 PyObject *consumer_take_copies(Receiver *base);
+
+/* What a reader of the newest event passes over is booked before that is consumed. */
+static inline void consumer_skip(const found *f) {
+    if (f->source->reader.latest)
+        ring_skip(&f->source->reader, &f->record, realtime_ns());
+}
 
 /* Time to look after a waiting publisher: a quarter is free, or, for one that waits for it, all that we know of is
  * received. (Relaxed: the look that finds nothing comes soon, and the publisher's sleep is bounded.) */

@@ -73,14 +73,19 @@ int encoding_bytes(Producer *self, PyObject *payload, part *out) {
     return 0;
 }
 
-/* The subclass raises EventTooLargeError, which carries the values. */
+/* The subclass makes the rings larger, or raises EventTooLargeError, which carries the values. */
 static int check_size(Producer *self, uint64_t headers, uint64_t length) {
-    uint64_t maximum = record_maximum(self->ring->view.capacity), size = ((headers + 7) & ~(uint64_t)7) + length;
-    if (size <= maximum)
+    uint64_t size = ((headers + 7) & ~(uint64_t)7) + length;
+    if (size <= self->maximum)
         return 0;
     PyObject *result = PyObject_CallMethod((PyObject *)self, "_too_large", "KK", (unsigned long long)size,
-                                           (unsigned long long)maximum);
+                                           (unsigned long long)self->maximum);
     Py_XDECREF(result);
+    if (!result || guard_check(&self->guard, "publisher") < 0)
+        return -1;
+    if (size <= self->maximum)
+        return 0;
+    PyErr_SetString(PyExc_SystemError, "_too_large returned");
     return -1;
 }
 

@@ -31,12 +31,16 @@
 
 /* Bus segment. The registry is one document, kept twice: slot `version & 1` is the valid one, the other is scratch for the
  * next change. Fixed words beside it are those that change too often, or too lock-free, for a document. */
-#define MAX_TOPICS 128
-#define MAX_GROUPS 64
+#define MAX_TOPICS 1024
+#define MAX_GROUPS 1024
 #define MAX_SUBSCRIBERS 64 /* of one topic: one word of `parked` */
 #define MAX_WORKERS 256    /* of one group: four words of `parked`, eight bits in a claim word */
-#define MAX_CONSUMERS 512
-#define DOCUMENT_BYTES (1u << 20)
+#define MAX_CONSUMERS 4096
+#define DOCUMENT_BYTES (1u << 22)
+/* What a bus has memory for from the start. The rest of the segment is a hole in its file, and gets memory when somebody
+ * enters who needs it: under the bus lock, before anything is written there (_ledger/room.py). */
+#define FIRST_CONSUMERS 512
+#define FIRST_DOCUMENT_BYTES (1u << 20)
 #define LATENCY_BUCKETS 120 /* below 128 ns, four an octave up to 97 s, above */
 
 typedef struct bus_header {
@@ -155,10 +159,11 @@ typedef struct ring_header {
     uint64_t ring_id;        /*  32  creator; never used twice on a bus */
     uint64_t reserved0[3];
 
-    word tail;     /*  64  P  seq_cst after the record: SYNC tail. Broadcast: a position; work: the last sequence + 1 */
-    word intent;   /*  72  P  seq_cst before the records that it covers: SYNC intent. Work: L, below it all is freed */
-    word oldest;   /*  80  P  release before intent: SYNC oldest. Work: first sequence on the books */
-    word position; /*  88  P  work: end of the last record in bytes */
+    word tail;   /*  64  P  seq_cst after the record: SYNC tail. Broadcast: a position; work: the last sequence + 1 */
+    word intent; /*  72  P  seq_cst before the records that it covers: SYNC intent. Work: L, below it all is freed */
+    word oldest; /*  80  P  release before intent: SYNC oldest. Work: first sequence on the books */
+    word
+        position; /*  88  P  work: end of the last record in bytes. Broadcast: start of the newest, after tail; a hint */
     word reserved1[4];
 
     word gate_version; /* 128  L  add after a slot is taken: SYNC join */

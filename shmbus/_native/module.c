@@ -12,6 +12,8 @@ static int add_constants(PyObject *module) {
         {"MAX_SUBSCRIBERS", MAX_SUBSCRIBERS},
         {"MAX_WORKERS", MAX_WORKERS},
         {"MAX_CONSUMERS", MAX_CONSUMERS},
+        {"FIRST_CONSUMERS", FIRST_CONSUMERS},
+        {"FIRST_DOCUMENT_BYTES", FIRST_DOCUMENT_BYTES},
         {"MAX_ATTEMPT", MAX_ATTEMPT},
         {"MAX_DELAY_NS", (long long)MAX_DELAY_NS},
         {"MAX_HEADERS", MAX_HEADERS},

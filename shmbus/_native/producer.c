@@ -1,6 +1,8 @@
 /* Producer: what Publisher inherits. Encode, reserve in every ring, write, commit, look who is parked, with no Python
  * frame in between unless something is out of the ordinary: then one of the hooks is called, and the attempt starts again.
  *
+ *   _shrink([(line, most bytes used), ...])  these rings are mostly empty; line -1: the broadcast ring
+ *   _too_large(size, most)  no ring holds that: makes them larger, or raises
  *   _refresh()            membership of the topic changed
  *   _make_room(length, since, committed)  a ring is full, for this call since then (CLOCK_MONOTONIC in ns): True to try
  *                         again, False to drop; or raises Full
@@ -22,6 +24,8 @@ static void drop_rings(PyObject *object) {
     Producer *self = (Producer *)object;
     while (self->group_count)
         drop_group(&self->groups[--self->group_count]);
+    PyMem_Free(self->groups);
+    self->groups = NULL;
     wakers_clear(&self->subscribers);
     Py_CLEAR(self->ring);
     lines_unbind(&self->lines);
@@ -35,6 +39,8 @@ static bool all_bytes(PyObject *tuple) {
         }
     return true;
 }
+
+static void find_maximum(Producer *self);
 
 static int producer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"segment",     "topic",    "ring",     "encode", "accepts", "expected",
@@ -68,6 +74,7 @@ static int producer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     if (!self->scratch || !self->adopted || !self->suspects || !all_bytes(self->suspects) ||
         wakers_init(&self->subscribers, -1, MAX_SUBSCRIBERS) < 0)
         return -1;
+    find_maximum(self);
     return ring_writer_open(&self->writer, &self->ring->view) == RING_OK ? 0 : corrupt(self->ring, "tail cannot be");
 }
 
@@ -114,31 +121,72 @@ static group_out *group_of(Producer *self, const Ring *ring) {
     return NULL;
 }
 
-/* _set_groups(routed, [(WorkRing, line), ...]): the groups from now on; writers of rings that stay are kept. */
+/* Goes on in another broadcast ring, which begins where the last one ends. */
+static int move_to(Producer *self, Ring *ring) {
+    ring_writer fresh;
+    if (ring->id == self->ring->id)
+        return 0;
+    if (ring_writer_open(&fresh, &ring->view) != RING_OK || fresh.sequence != self->writer.sequence)
+        return corrupt(ring, "it does not begin where the last one ends");
+    Ring *before = self->ring;
+    STORE_SEQ(&before->view.header->need, 0);
+    self->ring = (Ring *)Py_NewRef((PyObject *)ring);
+    self->writer = fresh;
+    self->roomy = (roomy){0};
+    Py_DECREF((PyObject *)before);
+    return 0;
+}
+
+static void find_maximum(Producer *self) {
+    self->maximum = record_maximum(self->ring->view.capacity);
+    for (unsigned i = 0; i < self->group_count; i++)
+        if (record_maximum(self->groups[i].ring->view.capacity) < self->maximum)
+            self->maximum = record_maximum(self->groups[i].ring->view.capacity);
+}
+
+/* A group as _set_groups is told of it; its ring is still the caller's. */
+static int open_group(Producer *self, PyObject *told, group_out *out) {
+    PyObject *ring;
+    if (!PyArg_ParseTuple(told, "OI", &ring, &out->line) || !ring_checked(ring, RING_WORK, true))
+        return -1;
+    if (!lines_group(&self->lines, out->line)) {
+        PyErr_Format(PyExc_IndexError, "no group line %u", out->line);
+        return -1;
+    }
+    out->ring = (Ring *)ring;
+    if (!group_of(self, out->ring) && work_writer_open(&out->writer, &out->ring->view) != RING_OK)
+        return corrupt(out->ring, "gate and tail cannot be");
+    out->shown = out->writer.sequence;
+    return 0;
+}
+
+/* _set_groups(routed, [(WorkRing, line), ...], ring=None, epoch=None): the groups from now on; writers of rings that stay
+ * are kept. The broadcast ring, and the epoch that all of it belongs to, go with them in one step, so that no other thread
+ * writes into a ring that its consumers let go of. */
 static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
     Producer *self = (Producer *)object;
-    PyObject *list;
+    PyObject *list, *broadcast = NULL;
+    unsigned long long epoch = self->lines.epoch;
     int routed;
-    if (!PyArg_ParseTuple(args, "pO!:_set_groups", &routed, &PyList_Type, &list) ||
+    if (!PyArg_ParseTuple(args, "pO!|OK:_set_groups", &routed, &PyList_Type, &list, &broadcast, &epoch) ||
         guard_check(&self->guard, "publisher") < 0)
+        return NULL;
+    if (broadcast && !ring_checked(broadcast, RING_BROADCAST, true))
         return NULL;
     Py_ssize_t count = PyList_Size(list);
     if (count > MAX_GROUPS)
         return PyErr_Format(PyExc_ValueError, "%zd groups, at most %d", count, MAX_GROUPS);
-    group_out fresh[MAX_GROUPS], gone[MAX_GROUPS];
-    for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *ring;
-        unsigned line;
-        if (!PyArg_ParseTuple(PyList_GetItem(list, i), "OI", &ring, &line) || !ring_checked(ring, RING_WORK, true))
-            return NULL;
-        if (!lines_group(&self->lines, line))
-            return PyErr_Format(PyExc_IndexError, "no group line %u", line);
-        fresh[i] = (group_out){.ring = (Ring *)ring, .line = line};
-        if (!group_of(self, (Ring *)ring) && work_writer_open(&fresh[i].writer, &((Ring *)ring)->view) != RING_OK) {
-            corrupt((Ring *)ring, "gate and tail cannot be");
+    group_out *fresh = PyMem_Calloc((size_t)count + 1, sizeof(group_out)), *gone = self->groups;
+    if (!fresh)
+        return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (open_group(self, PyList_GetItem(list, i), &fresh[i]) < 0) {
+            PyMem_Free(fresh);
             return NULL;
         }
-        fresh[i].shown = fresh[i].writer.sequence;
+    if (broadcast && move_to(self, (Ring *)broadcast) < 0) {
+        PyMem_Free(fresh);
+        return NULL;
     }
     for (Py_ssize_t i = 0; i < count; i++) {
         group_out *old = group_of(self, fresh[i].ring);
@@ -149,13 +197,15 @@ static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
         Py_INCREF((PyObject *)fresh[i].ring);
     }
     unsigned before = self->group_count;
-    memcpy(gone, self->groups, sizeof(group_out) * before);
-    memcpy(self->groups, fresh, sizeof(group_out) * (size_t)count);
+    self->groups = fresh;
     self->group_count = (unsigned)count;
     self->routed = routed || count;
+    self->lines.epoch = epoch;
     self->changes++;
+    find_maximum(self);
     for (unsigned i = 0; i < before; i++)
         drop_group(&gone[i]);
+    PyMem_Free(gone);
     Py_RETURN_NONE;
 }
 
@@ -166,6 +216,34 @@ static PyObject *producer_seen_epoch(PyObject *object, PyObject *unused) {
     if (guard_check(&self->guard, "publisher") < 0)
         return NULL;
     self->lines.epoch = LOAD_SEQ(&self->lines.topic->epoch); /* SYNC epoch: before the document is read */
+    Py_RETURN_NONE;
+}
+
+/* _epoch(): the epoch that the membership about to be read belongs to, or a later one: for _set_groups. */
+static PyObject *producer_epoch(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Producer *self = (Producer *)object;
+    if (guard_check(&self->guard, "publisher") < 0)
+        return NULL;
+    return PyLong_FromUnsignedLongLong(
+        LOAD_SEQ(&self->lines.topic->epoch)); /* SYNC epoch: before the document is read */
+}
+
+/* _freeze(): no thread writes before it has called _refresh. */
+static PyObject *producer_freeze(PyObject *object, PyObject *unused) {
+    (void)unused;
+    ((Producer *)object)->lines.epoch = UINT64_MAX;
+    Py_RETURN_NONE;
+}
+
+/* _may_shrink(floor, ns): a ring larger than `floor` that was mostly empty for so long is told to `_shrink`. */
+static PyObject *producer_may_shrink(PyObject *object, PyObject *args) {
+    Producer *self = (Producer *)object;
+    unsigned long long floor, ns;
+    if (!PyArg_ParseTuple(args, "KK:_may_shrink", &floor, &ns))
+        return NULL;
+    self->floor = floor;
+    self->shrink_ns = ns;
     Py_RETURN_NONE;
 }
 
@@ -234,14 +312,8 @@ static PyObject *producer_within(PyObject *object, PyObject *const *args, Py_ssi
     return guard_leave(&self->guard, object, call_many(args[0], args + 1, count - 1));
 }
 
-/* _full(length): (bitmap of the broadcast ring's blocking slots, [lines of groups without room]). Announces the need,
- * raises the waiting flags, and looks again, so that whoever frees room afterwards sees the flag. */
-static PyObject *producer_full(PyObject *object, PyObject *arg) {
-    Producer *self = (Producer *)object;
-    unsigned long long length = PyLong_AsUnsignedLongLong(arg);
-    if (PyErr_Occurred() || guard_check(&self->guard, "publisher") < 0)
-        return NULL;
-    set_waiting(self, ring_need(&self->writer, length), waiting(self));
+/* (true if the broadcast ring has room, bitmap of its blocking slots, [lines of groups without room]). */
+static PyObject *lacking(Producer *self, uint64_t length) {
     if (publish_reserve(self, length) < 0)
         return NULL;
     uint64_t slots = self->fits ? 0 : ring_blocking(&self->ring->view, ring_need(&self->writer, length));
@@ -257,6 +329,28 @@ static PyObject *producer_full(PyObject *object, PyObject *arg) {
         Py_XDECREF(line);
     }
     return lines ? Py_BuildValue("(OKN)", fits, (unsigned long long)slots, lines) : NULL;
+}
+
+static int length_of(Producer *self, PyObject *arg, uint64_t *length) {
+    *length = PyLong_AsUnsignedLongLong(arg);
+    return PyErr_Occurred() ? -1 : guard_check(&self->guard, "publisher");
+}
+
+/* _lacking(length): which rings have no room. */
+static PyObject *producer_lacking(PyObject *object, PyObject *arg) {
+    uint64_t length;
+    return length_of((Producer *)object, arg, &length) < 0 ? NULL : lacking((Producer *)object, length);
+}
+
+/* _full(length): the same, having announced the need and raised the waiting flags, so that whoever frees room afterwards
+ * sees the flag. */
+static PyObject *producer_full(PyObject *object, PyObject *arg) {
+    Producer *self = (Producer *)object;
+    uint64_t length;
+    if (length_of(self, arg, &length) < 0)
+        return NULL;
+    set_waiting(self, ring_need(&self->writer, length), waiting(self));
+    return lacking(self, length);
 }
 
 /* _shut(), _quiet(), _release(): as a Receiver has them. */
@@ -293,7 +387,11 @@ static PyMethodDef methods[] = {
     {"publish_many", producer_publish_many, METH_O, "publish_many(events)"},
     {"_set_groups", producer_set_groups, METH_VARARGS, NULL},
     {"_seen_epoch", producer_seen_epoch, METH_NOARGS, NULL},
+    {"_epoch", producer_epoch, METH_NOARGS, NULL},
+    {"_freeze", producer_freeze, METH_NOARGS, NULL},
+    {"_may_shrink", producer_may_shrink, METH_VARARGS, NULL},
     {"_full", producer_full, METH_O, NULL},
+    {"_lacking", producer_lacking, METH_O, NULL},
     {"_block", producer_block, METH_O, NULL},
     {"_unblock", producer_unblock, METH_O, NULL},
     {"_flushing", producer_flushing, METH_O, NULL},

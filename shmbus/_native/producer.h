@@ -4,6 +4,10 @@
 
 #include "record.h"
 
+typedef struct roomy { /* of a ring that may shrink: since when it is mostly empty, and how full it was at most since */
+    uint64_t since_ns, peak;
+} roomy;
+
 typedef struct group_out {
     Ring *ring;
     work_writer writer;
@@ -11,6 +15,7 @@ typedef struct group_out {
     uint64_t shown; /* sequence of the first record that its workers were not told of */
     unsigned line;
     bool fits;
+    roomy roomy;
 } group_out;
 
 typedef struct Producer {
@@ -29,7 +34,11 @@ typedef struct Producer {
     Ring *ring;
     ring_writer writer;
     wakers subscribers;
-    group_out groups[MAX_GROUPS];
+    roomy roomy;
+    uint64_t maximum;   /* bytes of a record that every ring can hold */
+    uint64_t floor;     /* capacity below which no ring shrinks, 0: none does */
+    uint64_t shrink_ns; /* how long it must have been mostly empty */
+    group_out *groups;
     unsigned group_count;
     unsigned changes;    /* of the groups */
     unsigned blocked[2]; /* threads and tasks that wait for room */

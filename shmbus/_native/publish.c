@@ -37,14 +37,23 @@ static void commit_all(Producer *self) {
  * wakes the next one (SYNC chain). `g` is another group's once somebody was posted. */
 static int wake_group(Producer *self, group_out *g) {
     group_line *line = lines_group(&self->lines, g->line);
+    if (!g->workers.posts) { /* to make a list may let others run, who set the groups */
+        wakers fresh;
+        unsigned seen = self->changes;
+        if (wakers_init(&fresh, (int)g->line, MAX_WORKERS) < 0)
+            return -1;
+        if (seen != self->changes) {
+            wakers_clear(&fresh);
+            return 0;
+        }
+        g->workers = fresh;
+    }
     uint64_t first = g->shown, count = g->writer.sequence - first, any = 0;
     g->shown = g->writer.sequence;
     for (int w = 0; line && w < MAX_WORKERS / 64; w++)
         any |= LOAD_SEQ(&line->parked[w]); /* SYNC park */
     if (!any || !count || !work_fresh(&g->ring->view, first))
         return 0;
-    if (!g->workers.posts && wakers_init(&g->workers, (int)g->line, MAX_WORKERS) < 0)
-        return -1;
     return wakers_wake((PyObject *)self, &g->workers, line->parked, line->awaiting, MAX_WORKERS / 64, count);
 }
 
@@ -144,14 +153,81 @@ static int acquire(Producer *self, uint64_t length, batch *b) {
 }
 
 #define CARE_NS 1000000000u
+#define MOSTLY_EMPTY 8 /* a ring is, while no more than one part of so many is used */
+
+static bool is_roomy(roomy *r, const ring_view *view, uint64_t peak, uint64_t now_ns) {
+    if (peak > view->capacity / MOSTLY_EMPTY || now_ns < r->since_ns)
+        r->since_ns = 0;
+    if (!r->since_ns) {
+        *r = (roomy){.since_ns = now_ns};
+        return false;
+    }
+    r->peak = peak > r->peak ? peak : r->peak;
+    return true;
+}
+
+typedef struct noted { /* a ring that has been mostly empty for long enough, and is larger than it must be */
+    int line;
+    uint64_t peak;
+} noted;
+
+static unsigned note_roomy(noted *out, int line, roomy *r, const ring_view *view, uint64_t peak, uint64_t now_ns,
+                           const Producer *self) {
+    if (!is_roomy(r, view, peak, now_ns) || view->capacity <= self->floor || now_ns - r->since_ns < self->shrink_ns)
+        return 0;
+    *out = (noted){line, r->peak};
+    *r = (roomy){.since_ns = now_ns};
+    return 1;
+}
+
+static int tell_roomy(Producer *self, const noted *found, unsigned count) {
+    PyObject *list = PyList_New(0), *done = NULL;
+    for (unsigned i = 0; list && i < count; i++) {
+        PyObject *pair = Py_BuildValue("(iK)", found[i].line, (unsigned long long)found[i].peak);
+        if (!pair || PyList_Append(list, pair) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(pair);
+    }
+    if (list)
+        done = PyObject_CallMethod((PyObject *)self, "_shrink", "(O)", list);
+    Py_XDECREF(done);
+    Py_XDECREF(list);
+    return done ? 0 : -1;
+}
+
+/* Rings that have grown, and are mostly empty for long enough, shrink. */
+static int look_for_room(Producer *self, uint64_t now_ns) {
+    noted *found = PyMem_Malloc(sizeof(noted) * (self->group_count + 1));
+    if (!found) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    uint64_t peak = ring_peak(&self->writer);
+    unsigned count = note_roomy(found, -1, &self->roomy, &self->ring->view, peak, now_ns, self);
+    int status = 0;
+    for (unsigned i = 0; status == 0 && i < self->group_count; i++) { /* no Python code runs here */
+        group_out *g = &self->groups[i];
+        if (work_peak(&g->writer, &peak) != RING_OK)
+            status = corrupt(g->ring, "gate and tail cannot be");
+        else
+            count += note_roomy(found + count, (int)g->line, &g->roomy, &g->ring->view, peak, now_ns, self);
+    }
+    if (status == 0 && count)
+        status = tell_roomy(self, found, count);
+    PyMem_Free(found);
+    return status;
+}
 
 /* Once a second, who never waits looks after the bus too: at one word, while a supervisor is at work. */
 static int look_after(Producer *self, uint64_t now_ns) {
-    if (now_ns - self->cared_ns < CARE_NS)
+    uint64_t since = now_ns - self->cared_ns;
+    if (since < CARE_NS && (!self->floor || since < self->shrink_ns / MOSTLY_EMPTY))
         return 0;
     const bus_header *bus = &((const bus_segment *)self->lines.buffer.buf)->header;
     uint64_t beat = LOAD_RELAXED(&bus->supervisor_beat);
     self->cared_ns = now_ns;
+    if (self->floor && look_for_room(self, now_ns) < 0)
+        return -1;
     if (LOAD_RELAXED(&bus->supervisor_life) && (now_ns - beat < BEAT_FRESH_NS || beat - now_ns < BEAT_FRESH_NS))
         return 0;
     return call_hook((PyObject *)self, "_care");

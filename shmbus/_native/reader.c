@@ -62,9 +62,46 @@ static int resume(ring_reader *r) {
     return RING_EMPTY; /* the publisher laps us faster than we look; the next call tries again */
 }
 
+/* The last event of [at, tail): RING_OK; RING_EMPTY if it is overwritten meanwhile. */
+static int last_from(const ring_reader *r, uint64_t at, record *out) {
+    bool found = false;
+    for (record one; at < r->tail; at = one.end) {
+        unsigned kind;
+        int status = record_header(&r->view, at, r->tail, &one, &kind);
+        if (r->tail - at > r->view.capacity || !intact(r, at))
+            return RING_EMPTY;
+        if (status != RING_OK)
+            return RING_CORRUPT;
+        if (kind == RECORD_EVENT) {
+            *out = one;
+            found = true;
+        }
+    }
+    return found && out->sequence >= r->sequence ? RING_OK : RING_CORRUPT;
+}
+
+/* ring_peek for who wants the newest event alone. The header says where that lies, or, for a moment, an older one; the
+ * walk from there is as long as one batch. What is skipped is booked with what is consumed (ring_skip). */
+static int peek_newest(ring_reader *r, record *out) {
+    const ring_header *h = r->view.header;
+    for (int tries = 0; tries < 64; tries++) {
+        uint64_t newest = LOAD_ACQUIRE(&h->position); /* SYNC newest: before the tail, so that it lies below */
+        r->tail = LOAD_ACQUIRE(&h->tail);             /* SYNC tail */
+        if (r->tail <= r->position)
+            return r->tail == r->position ? RING_EMPTY : RING_CORRUPT;
+        int status = last_from(r, newest > r->position && newest < r->tail ? newest : r->position, out);
+        if (status != RING_EMPTY)
+            return status;
+    }
+    int status = resume(r);
+    return status == RING_OK ? RING_EMPTY : status;
+}
+
 /* The next event's record, not yet consumed: RING_OK, RING_EMPTY, RING_OVERRUN (call again), RING_CORRUPT. A reliable
  * reader decodes it in place; a lossy one takes a copy by ring_copy. */
 int ring_peek(ring_reader *r, record *out) {
+    if (r->latest)
+        return peek_newest(r, out);
     for (;;) {
         if (r->position == r->tail) {
             r->tail = LOAD_ACQUIRE(&r->view.header->tail); /* SYNC tail */
@@ -101,7 +138,7 @@ int ring_copy(ring_reader *r, const record *record, void *into) {
         uint64_t value = LOAD_ACQUIRE(from++); /* acquire, so that the load of intent below stays below */
         memcpy(to + done, &value, 8);
     }
-    if (intact(r, r->position))
+    if (intact(r, record->end - record_span(record->length)))
         return RING_OK;
     int status = resume(r);
     return status == RING_OK ? RING_EMPTY : status;
@@ -179,6 +216,14 @@ void ring_overrun(ring_reader *r, uint64_t now_ns) {
 void ring_pass(ring_reader *r, const record *record) {
     r->position = record->end;
     r->sequence = record->sequence + 1;
+}
+
+/* Books what a peeked record was preferred to; before it is consumed. */
+void ring_skip(ring_reader *r, const record *record, uint64_t now_ns) {
+    if (record->sequence == r->sequence)
+        return;
+    count_loss(r, true, r->sequence, record->sequence - 1, now_ns);
+    r->sequence = record->sequence;
 }
 
 /* Consumes a peeked record that does not decode. */

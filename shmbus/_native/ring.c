@@ -32,6 +32,7 @@ int ring_format(void *base, uint64_t size, uint64_t capacity, uint64_t ring_id, 
     STORE_RELAXED(&h->oldest, start);
     STORE_RELAXED(&h->intent, start + RECORD_ALIGN);
     STORE_RELAXED(&h->tail, start);
+    STORE_RELAXED(&h->position, start);
     h->magic = RING_MAGIC;
     return RING_OK;
 }
@@ -154,7 +155,11 @@ static void advance(ring_writer *w, uint64_t head) {
 
 int ring_writer_open(ring_writer *w, const ring_view *view) {
     uint64_t tail = LOAD_RELAXED(&view->header->tail), oldest = LOAD_RELAXED(&view->header->oldest);
-    *w = (ring_writer){.view = *view, .limit = LOAD_RELAXED(&view->header->intent), .oldest = oldest, .gate = oldest};
+    *w = (ring_writer){.view = *view,
+                       .limit = LOAD_RELAXED(&view->header->intent),
+                       .newest = LOAD_RELAXED(&view->header->position),
+                       .oldest = oldest,
+                       .gate = oldest};
     w->marked_from = w->marked = chunk_floor(view, tail + chunk_of(view) - 1);
     advance(w, tail);
     if (tail % RECORD_ALIGN || oldest > tail || tail - oldest > view->capacity || w->limit - tail > view->capacity)
@@ -182,6 +187,16 @@ static uint64_t slowest(const ring_view *view, uint64_t oldest, uint64_t none) {
 static void scan(ring_writer *w) {
     w->gate_version = LOAD_SEQ(&w->view.header->gate_version); /* before the cursors: SYNC join */
     w->gate = slowest(&w->view, w->oldest, w->head);
+    if (w->head - w->gate > w->peak)
+        w->peak = w->head - w->gate;
+}
+
+/* Most bytes that reliable subscribers had yet to receive, at any look since the last call, this one among them. */
+uint64_t ring_peak(ring_writer *w) {
+    scan(w);
+    uint64_t peak = w->peak;
+    w->peak = 0;
+    return peak;
 }
 
 /* Moves `oldest` past every record that positions below `intent` will overwrite. It begins at what is remembered: to
@@ -262,6 +277,7 @@ void ring_write(ring_writer *w, const part *part) {
         offset = 0;
     }
     record_write(w->view.data + offset, w->sequence, RECORD_EVENT, part);
+    w->newest = w->head;
     advance(w, w->head + span);
     w->sequence++;
     record_prefetch_write(&w->view, w->head, span);
@@ -270,6 +286,7 @@ void ring_write(ring_writer *w, const part *part) {
 void ring_commit(ring_writer *w) {
     STORE_RELEASE(word_at(&w->view, w->head), w->sequence); /* F, before tail */
     STORE_SEQ(&w->view.header->tail, w->head);              /* SYNC tail; seq_cst against parked: SYNC park */
+    STORE_RELEASE(&w->view.header->position, w->newest);    /* SYNC newest: after tail, so that it lies below */
 }
 
 /* Counts events that found no room, and were not written. `sequence` is what the next one will get. */

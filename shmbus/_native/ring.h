@@ -71,10 +71,12 @@ typedef struct ring_writer {
     ring_view view;
     uint64_t head;         /* end of what is written; ahead of tail within a batch */
     uint64_t sequence;     /* of the next record */
+    uint64_t newest;       /* position of the last written record */
     uint64_t limit;        /* intent: records may be written below it */
     uint64_t oldest;       /* local copy */
     uint64_t gate;         /* slowest reliable cursor at the last scan, head when there is none */
     uint64_t gate_version; /* at the last scan */
+    uint64_t peak;         /* most bytes that were waited for at a scan; whoever asks begins anew */
     uint64_t marked_from;  /* a multiple of the chunk: from here on, and below `marked`, the first boundary at or */
     uint64_t marked;       /* behind a multiple of the chunk is in `marks` */
     uint64_t marks[2 * CHUNKS];
@@ -84,6 +86,7 @@ typedef struct ring_reader {
     ring_view view;
     cursor_slot *slot; /* NULL for a tap, which keeps no books */
     bool lossy;
+    bool latest; /* lossy, and handed the newest record alone */
     uint64_t position;
     uint64_t sequence; /* of the next record */
     uint64_t tail;     /* local copy */
@@ -175,6 +178,7 @@ void ring_write(ring_writer *w, const part *part);
 void ring_commit(ring_writer *w);
 void ring_refuse(const ring_view *view, uint64_t sequence, uint64_t count, uint64_t time_ns);
 uint64_t ring_room(const ring_view *view);
+uint64_t ring_peak(ring_writer *w);
 uint64_t ring_blocking(const ring_view *view, uint64_t need);
 uint64_t ring_behind(const ring_view *view, uint64_t position);
 
@@ -189,6 +193,7 @@ void ring_advance(ring_reader *r, const record *record);
 int ring_run(ring_reader *r, const record *first, uint64_t most, row_run *out);
 void ring_advance_run(ring_reader *r, const row_run *run);
 void ring_pass(ring_reader *r, const record *record);
+void ring_skip(ring_reader *r, const record *record, uint64_t now_ns);
 void ring_undecodable(ring_reader *r, const record *record, uint64_t now_ns);
 void ring_overrun(ring_reader *r, uint64_t now_ns);
 uint64_t ring_settle(ring_reader *r);

@@ -54,7 +54,20 @@ static int refresh_gate(work_writer *w) {
     if (start < w->start || start > w->head)
         return RING_CORRUPT;
     w->start = start;
+    uint64_t used = w->head - start, slots = (w->sequence - gate) * (w->view.capacity / w->view.slots);
+    if (used < slots)
+        used = slots; /* of the descriptors, in bytes of the records that they are for */
+    if (used > w->peak)
+        w->peak = used;
     return RING_OK;
+}
+
+/* Most bytes that were not done, at any look since the last call, this one among them. */
+int work_peak(work_writer *w, uint64_t *peak) {
+    int status = refresh_gate(w);
+    *peak = w->peak;
+    w->peak = 0;
+    return status;
 }
 
 /* A record that does not fit before the end of the ring begins at the next lap; descriptors know where. */

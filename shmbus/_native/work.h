@@ -25,6 +25,7 @@ typedef struct work_writer {
     uint64_t sequence; /* of the next record */
     uint64_t gate;     /* local copy; only grows */
     uint64_t start;    /* position of the record at the gate: what may not be overwritten */
+    uint64_t peak;     /* as a ring_writer has it */
 } work_writer;
 
 typedef struct claim {
@@ -52,6 +53,7 @@ int work_reserve(work_writer *w, uint64_t length);
 void work_write(work_writer *w, const part *part);
 void work_commit(work_writer *w);
 uint64_t work_room(const ring_view *view);
+int work_peak(work_writer *w, uint64_t *peak);
 
 bool work_ready(const ring_view *view);
 bool work_fresh(const ring_view *view, uint64_t first);

@@ -30,6 +30,8 @@ POINTS: Final = (
     "subscriber.ring",
     "subscriber.joined",
     "group.rings",
+    "grow.ring",
+    "grow.committed",
     "worker.committed",
     "server.line",
     "server.replied",

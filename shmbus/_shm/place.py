@@ -24,7 +24,7 @@ from shmbus.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SHM_DIR: Final = "/dev/shm"
 
@@ -84,7 +84,7 @@ def refused(error: OSError, name: str, size: int) -> OSError:
     return descriptors.explained(error)
 
 
-def reserve(fd: int, size: int) -> None:
+def reserve(fd: int, size: int, holes: Sequence[tuple[int, int]] = ()) -> None:
     """Give a file its memory, in pieces: a signal makes the kernel undo the one that it is at, and begin it again.
 
     Beyond RLIMIT_FSIZE the kernel sends SIGXFSZ, which kills where Python does not ignore it: so that is never asked.
@@ -93,10 +93,15 @@ def reserve(fd: int, size: int) -> None:
     if most != resource.RLIM_INFINITY and size > most:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     status = os.fstatvfs(fd)
-    if status.f_blocks and size > status.f_bavail * status.f_frsize:  # not to take first from others what there is
+    wanted = size - sum(end - start for start, end in holes)
+    if status.f_blocks and wanted > status.f_bavail * status.f_frsize:  # not to take first from others what there is
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    for start in range(0, size, _PIECE):
-        os.posix_fallocate(fd, start, min(_PIECE, size - start))
+    if holes:
+        os.ftruncate(fd, size)
+    edges = [0, *(edge for hole in holes for edge in hole), size]
+    for begin, end in zip(edges[::2], edges[1::2], strict=True):
+        for start in range(begin, end, _PIECE):
+            os.posix_fallocate(fd, start, min(_PIECE, end - start))
 
 
 def unmappable(error: OSError, name: str, size: int) -> OSError:

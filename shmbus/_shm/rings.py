@@ -47,8 +47,10 @@ class Rings:
         self._broadcast: weakref.WeakValueDictionary[int, _core.BroadcastRing] = weakref.WeakValueDictionary()
         self._work: weakref.WeakValueDictionary[int, _core.WorkRing] = weakref.WeakValueDictionary()
 
-    def create(self, entry: RingEntry) -> None:
-        """Make the segment of a ring that the document does not have yet. Raises NoSpaceError.
+    def create(self, entry: RingEntry, sequence: int = 1) -> None:
+        """Make the segment of a ring that the document does not have yet, its first event to be `sequence`.
+
+        Raises NoSpaceError.
 
         A segment of that name is what a creator left that died before its commit.
         """
@@ -58,7 +60,7 @@ class Rings:
         name = f"{self.prefix}{entry.id}"
         while True:
             try:
-                Segment.create(name, size, lambda memory: layout(memory, entry.capacity, entry.id)).close()
+                Segment.create(name, size, lambda memory: layout(memory, entry.capacity, entry.id, sequence)).close()
                 reach("ring.created")
                 return
             except FileExistsError:

@@ -32,7 +32,7 @@ from shmbus._shm.failpoint import reach
 from shmbus.errors import AccessError, ClosedError, CorruptSegmentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 # What open() says of a symlink, a directory, a socket, another user's file.
 _NOT_OURS: Final = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM})
@@ -57,8 +57,16 @@ class Segment:
         place.note_user()
 
     @classmethod
-    def create(cls, name: str, size: int, initialise: Callable[[_core.Mapping], object]) -> Segment:
+    def create(
+        cls,
+        name: str,
+        size: int,
+        initialise: Callable[[_core.Mapping], object],
+        holes: Sequence[tuple[int, int]] = (),
+    ) -> Segment:
         """Create a segment of `size` zero bytes, let `initialise` fill it, and give it its name.
+
+        `holes`, from and to where, in order, get their memory by `reserve`, before they are written.
 
         Nobody sees it before `initialise` has returned; of many that create one name at once, one succeeds.
         Raises FileExistsError when the name is taken, NoSpaceError when /dev/shm cannot hold it, NoSharedMemoryError,
@@ -68,14 +76,20 @@ class Segment:
         place.require_user(name)
         while True:
             try:
-                segment = cls._make(name, size, initialise)
+                segment = cls._make(name, size, initialise, holes)
             except OSError as error:
                 raise place.refused(error, name, size) from None
             if segment is not None:
                 return segment
 
     @classmethod
-    def _make(cls, name: str, size: int, initialise: Callable[[_core.Mapping], object]) -> Segment | None:
+    def _make(
+        cls,
+        name: str,
+        size: int,
+        initialise: Callable[[_core.Mapping], object],
+        holes: Sequence[tuple[int, int]],
+    ) -> Segment | None:
         """None if the temporary file was removed meanwhile, by whoever removes all of the bus."""
         temporary = _temporary(name)
         fd = descriptors.open_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
@@ -84,7 +98,7 @@ class Segment:
             fcntl.flock(fd, fcntl.LOCK_EX)  # held as long as this process makes it: it is no dead one's
             reach("segment.begun")
             os.fchmod(fd, 0o600)  # whatever the umask
-            place.reserve(fd, size)
+            place.reserve(fd, size, holes)
             segment = cls(name, fd, writable=True)
             initialise(segment.map)
             reach("segment.filled")
@@ -130,6 +144,24 @@ class Segment:
         mapped, self._map = self._map, None
         if mapped is not None:
             mapped.close()
+
+    def allocated(self) -> int:
+        """Bytes of memory that it takes; 0 once its name is gone."""
+        try:
+            return os.stat(place.path_of(self.name)).st_blocks * 512
+        except FileNotFoundError:
+            return 0
+
+    def reserve(self, *spans: tuple[int, int]) -> None:
+        """Give holes their memory: offset and length of each. Raises NoSpaceError."""
+        fd = descriptor(self.name)
+        try:
+            for offset, length in spans:
+                os.posix_fallocate(fd, offset, length)
+        except OSError as error:
+            raise place.refused(error, self.name, sum(length for _, length in spans)) from None
+        finally:
+            os.close(fd)
 
     def linked(self) -> bool:
         """Whether the name still leads to this very segment."""

@@ -129,6 +129,11 @@ def _used(publisher: PublisherStats) -> str:
     return f"{publisher.used / publisher.capacity:.0%}" if publisher.capacity else "-"
 
 
+def _ring(publisher: PublisherStats) -> str:
+    changed = f" +{publisher.grown}-{publisher.shrunk}" if publisher.grown else ""
+    return size(publisher.capacity) + changed
+
+
 def _kind(consumer: ConsumerStats) -> str:
     return f"group of {len(consumer.workers)}" if consumer.kind == "group" else consumer.mode
 
@@ -146,7 +151,7 @@ _PUBLISHER_COLUMNS: Final[Sequence[Column[PublisherStats]]] = (
     Column("PUBLISHED", lambda p: whole(p.published), right=True, low=_MEDIUM),
     Column("RATE/S", lambda p: short(p.rate), right=True),
     Column("USED", _used, right=True),
-    Column("RING", lambda p: size(p.capacity), right=True, low=_MEDIUM),
+    Column("RING", _ring, right=True, low=_MEDIUM),
     Column("UNROUTED", lambda p: whole(p.unrouted), right=True, low=_WIDE),
     Column("REFUSED", lambda p: whole(p.refused), right=True, low=_MEDIUM),
     Column("STATE", _publisher_state, gives=True),

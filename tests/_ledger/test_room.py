@@ -28,7 +28,7 @@ from events import (
 from support import Processes, entries, line
 
 import shmbus
-from shmbus import Bus, Topic
+from shmbus import Bus, Topic, _core
 from shmbus._ledger import members, slots
 from shmbus._ledger.document import Document
 from shmbus._shm.segment import Segment
@@ -131,10 +131,17 @@ DEAD_HOLD: dict[str, tuple[str, Callable[[Bus], object]]] = {
 }
 
 
+def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To fill the tables of a bus as they are would take a test minutes."""
+    for table, size in (("TOPICS", 128), ("GROUPS", 64), ("CONSUMERS", 512)):
+        monkeypatch.setattr(_core, f"MAX_{table}", size)
+
+
 @pytest.mark.parametrize("table", DEAD_HOLD)
 def test_reclaim_precedes_entering(bus: Bus, table: str, processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is refused for what the dead hold, whatever that is, and nobody else needs to have looked after them."""
     monkeypatch.setattr(members, "MAX_PARTICIPANTS", 20)
+    small_tables(monkeypatch)
     code, enter = DEAD_HOLD[table]
     die_with(processes, bus.name, "import shmbus; " + code)
     enter(bus)
@@ -158,9 +165,15 @@ def test_reclaim_precedes_entering(bus: Bus, table: str, processes: Processes, m
     ],
 )
 def test_refused_by_the_living(
-    bus: Bus, code: str, refused: Callable[[Bus], object], who: str, processes: Processes
+    bus: Bus,
+    code: str,
+    refused: Callable[[Bus], object],
+    who: str,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where the living hold a table, its error says who, and nothing of the attempt stays."""
+    small_tables(monkeypatch)
     child = processes.spawn(HOLD, bus.name, "import shmbus; h = " + code, slots.ROOM)
     assert line(child) == "ready"
     before, files = len(slots.encode(document(bus))), len(entries(bus.name))

@@ -12,7 +12,7 @@ from events import ORDERS, RAW, SMALL, Order, Renamed, close_all, document, drai
 from support import SHM
 
 import shmbus
-from shmbus import Bus, Topic, inspect
+from shmbus import Bus, Topic, _core, inspect
 from shmbus._ledger.registry import Registry
 
 
@@ -50,8 +50,9 @@ def test_topic_is_forgotten(bus: Bus, opening: str) -> None:
             assert take(sub, 1) == [Renamed(1)]
 
 
-def test_topics_come_and_go(bus: Bus) -> None:
+def test_topics_come_and_go(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten times as many topics as a bus has room for may follow one another, their events in history or not."""
+    monkeypatch.setattr(_core, "MAX_TOPICS", 128)
     for number in range(10 * 128):
         with bus.publisher(Topic(f"t{number}", Order, capacity=4096)) as pub:
             if number % 2:
@@ -61,8 +62,9 @@ def test_topics_come_and_go(bus: Bus) -> None:
     assert len(schema_files(bus)) == len(found.topics)
 
 
-def test_topics_in_use_are_not_given_away(bus: Bus) -> None:
+def test_topics_in_use_are_not_given_away(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where every topic has a handle, the next one is refused, with who holds them."""
+    monkeypatch.setattr(_core, "MAX_TOPICS", 128)
     handles = [bus.publisher(Topic(f"t{number}", bytes, capacity=4096)) for number in range(128)]
     with pytest.raises(shmbus.CapacityError, match=rf"128 of 128 in use; held by process {os.getpid()} .*\(128\)"):
         bus.subscriber(RAW)

@@ -129,8 +129,10 @@ static void use_broadcast(const ring_view *view, unsigned char *segment, uint64_
     bool open[4], tapped[2];
     ring_terms terms;
     part part = {.payload = segment, .payload_length = in->script[1] * 3u, .time_ns = 4};
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) {
         open[i] = ring_reader_open(&readers[i], view, slots[i]) == RING_OK;
+        readers[i].latest = open[i] && readers[i].lossy && in->script[2] >> i & 1;
+    }
     for (int i = 0; i < 2; i++)
         tapped[i] = ring_tap_open(&taps[i], view, i) == RING_OK;
     disturb(segment, size, in->script);

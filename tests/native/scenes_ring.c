@@ -154,6 +154,30 @@ static void build_batch(void) {
     the.target = FIRST_SEQUENCE + 7;
 }
 
+static void build_latest(void) {
+    crowded(FAR, true);
+    the.watchers[0].reader.latest = true;
+}
+
+static void build_latest_lapped(void) {
+    build_lapped();
+    the.watchers[0].reader.latest = true;
+}
+
+/* A lap later other words lie where the newest record began. */
+static void build_latest_odd(void) {
+    make_source(0, FAR + 512, 700);
+    join(0, 0, true, false);
+    fill_ring(3);
+    the.target = FIRST_SEQUENCE + 8;
+    the.watchers[0].reader.latest = true;
+}
+
+static void build_latest_batch(void) {
+    build_batch();
+    the.watchers[0].reader.latest = true;
+}
+
 static void publish_batch_of_six(unsigned self) {
     (void)self;
     publish_batch(0, 6);
@@ -195,6 +219,34 @@ const scene ring_scenes[] = {
      verify_broadcast,
      {PUBLISHER(publish_five), READER(watch)},
      {2, 0},
+     {3, 2}},
+    {"latest",
+     "a reader of the newest event skips what came before",
+     build_latest,
+     verify_broadcast,
+     {PUBLISHER(publish_two), READER(watch), {'O', "observer", look, false, false}},
+     {1, 1},
+     {3, 1}},
+    {"latest-lapped",
+     "the publisher laps a reader of the newest event",
+     build_latest_lapped,
+     verify_broadcast,
+     {PUBLISHER(publish_five), READER(watch)},
+     {2, 1},
+     {3, 2}},
+    {"latest-odd",
+     "the same, and the records of the next lap begin elsewhere",
+     build_latest_odd,
+     verify_broadcast,
+     {PUBLISHER(publish_five), READER(watch)},
+     {2, 1},
+     {3, 2}},
+    {"latest-batch",
+     "a reader of the newest event beside a batch that is longer than the ring",
+     build_latest_batch,
+     verify_broadcast,
+     {PUBLISHER(publish_batch_of_six), READER(watch)},
+     {2, 1},
      {3, 2}},
     {"small",
      "a lossy reader is overrun by chunks of small records",
