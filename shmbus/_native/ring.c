@@ -93,8 +93,7 @@ void record_write(unsigned char *at, uint64_t sequence, unsigned kind, const par
     uint64_t length = padded + part->payload_length;
     word *words = (word *)at;
     STORE_RELEASE(&words[0], sequence);
-    STORE_RELEASE(&words[1],
-                  length | (uint64_t)kind << 32 | (uint64_t)part->flags << 40 | (uint64_t)part->headers_length << 48);
+    STORE_RELEASE(&words[1], RECORD_META(length, kind, part->flags, part->headers_length));
     STORE_RELEASE(&words[2], part->time_ns);
     if (padded)
         put(words + 3, part->headers, part->headers_length);

@@ -99,6 +99,10 @@ typedef struct ring_terms { /* one consumer's books on one ring; see design of t
         pending_last; /* part of overrun: overwritten, and its reader does not know yet; 0, 0 for none */
 } ring_terms;
 
+/* The second word of a record. */
+#define RECORD_META(length, kind, flags, headers)                                                                      \
+    ((uint64_t)(length) | (uint64_t)(kind) << 32 | (uint64_t)(flags) << 40 | (uint64_t)(headers) << 48)
+
 static inline uint64_t record_span(uint64_t length) {
     return (RECORD_HEADER + length + (RECORD_ALIGN - 1)) & ~(uint64_t)(RECORD_ALIGN - 1);
 }
