@@ -107,7 +107,7 @@ void record_write_row(unsigned char *at, uint64_t sequence, const part *part) {
 #if defined(__x86_64__) && !defined(SHMBUS_HOOKS) && !defined(__SANITIZE_THREAD__)
     word *words = (word *)at;
     STORE_RELEASE(&words[0], sequence);
-    STORE_RELEASE(&words[1], RECORD_META(part->payload_length, RECORD_EVENT, 0));
+    STORE_RELEASE(&words[1], RECORD_META(part->payload_length, RECORD_EVENT, 0, 0));
     STORE_RELEASE(&words[2], part->time_ns);
     memcpy(at + RECORD_HEADER, part->payload, part->payload_length);
     __asm__ volatile("" ::: "memory");
