@@ -1,6 +1,6 @@
 """W9: columns: batches of 4,096 rows of 64 and of 256 bytes, there by `publish_array`, received in place by `arrays`.
 
-    python -m shmbus.bench.columns [--rounds N] [--batches N]
+    python -m bench.columns [--rounds N] [--batches N]
 
 Beside it, in turns: one `memcpy` of the rows into memory as large as the ring, the floor of whatever copies once; and
 the codec ceiling, msgpack's encoder and decoder for the same Struct, whichever of the two takes longer. Two forms: both
