@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 from msgspec import Meta
 
 import shmbus
+from shmbus._schema.columns import Column
+from shmbus._schema.description import parse
+from shmbus.stats import ConsumerStats
+from shmbus.topic import codec_of
 
 
 class Side(enum.Enum):
@@ -54,6 +58,9 @@ class Everything(msgspec.Struct, rename="camel", tag=True):
 
 TRADES = shmbus.Topic("trades", Trade, codec="record")
 ALL = shmbus.Topic("all", Everything, codec="record")
+SMALL = shmbus.Topic("small", Trade, codec="record", capacity=4096)
+"""Rings that hold 73 records: 56 bytes each, and the frontier."""
+STRIDE = 56
 
 FORMAT = "<qd?BhQ12s5sdb4sh3sI"
 """The row of an Everything as `struct` writes it: what the encoder is compared with."""
@@ -98,3 +105,45 @@ def everything() -> st.SearchStrategy[Everything]:
 def trades(count: int, first: int = 1) -> list[Trade]:
     """`count` trades with consecutive times."""
     return [Trade(time, time / 4, time % 7, f"S{time % 100}", time % 2 == 0) for time in range(first, first + count)]
+
+
+def rows_of(events: list[Trade]) -> Any:
+    """The rows of events, made by NumPy alone."""
+    import numpy as np
+
+    rows = np.zeros(len(events), TRADES.dtype)
+    for i, event in enumerate(events):
+        rows[i] = (event.time, event.price, event.size, event.symbol.encode(), event.live)
+    return rows
+
+
+def books(bus: shmbus.Bus, name: str) -> ConsumerStats:
+    """The balanced books of a consumer."""
+    found = next(c for c in bus.stats().consumers if c.name == name)
+    terms = found.delivered + found.depth + found.overrun + found.refused
+    assert found.offered == terms + found.abandoned + found.undecodable + found.rejected
+    return found
+
+
+EVENT = Everything(1, 2.0, True, 3, 4, 5, "six", b"seven", Spot(8.0, 9), Side.SELL, Level.HIGH)
+
+
+def record(**fields: Any) -> Any:
+    """A topic of a Struct with these fields."""
+    return shmbus.Topic("t", msgspec.defstruct("R", list(fields.items())), codec="record")
+
+
+def encode(topic: shmbus.Topic[Any], event: Any) -> bytes:
+    encoder = codec_of(topic).encode
+    assert encoder is not None
+    return encoder(event)
+
+
+def decode(topic: shmbus.Topic[Any], payload: bytes) -> Any:
+    decoder = codec_of(topic).decode
+    assert decoder is not None
+    return decoder(payload)
+
+
+def columns(topic: shmbus.Topic[Any]) -> tuple[Column, ...]:
+    return parse(codec_of(topic).description).columns

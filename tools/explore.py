@@ -41,6 +41,7 @@ SCENES = (
     "scenes_retire",
     "scenes_delay",
     "scenes_pool",
+    "scenes_rows",
 )
 SOURCES = [*STRATA, *(HARNESS / f"{name}.c" for name in PARTS + SCENES)]
 STRESS = [*STRATA, HARNESS / "stress.c"]

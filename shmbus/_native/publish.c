@@ -352,23 +352,48 @@ static Py_ssize_t publish_all(Producer *self, PyObject *payloads, Py_ssize_t fir
     return status < 0 || flush(self, b) < 0 || (now_ns && look_after(self, now_ns) < 0) ? -1 : missed;
 }
 
+/* How many rows can be written at once where there is room for one everywhere. */
+static uint64_t rows_at_once(const Producer *self, uint64_t length, uint64_t most) {
+    uint64_t count = ring_rows(&self->writer, length);
+    for (unsigned i = 0; i < self->group_count; i++) {
+        uint64_t one = work_rows(&self->groups[i].writer, length);
+        count = one < count ? one : count;
+    }
+    return count < most ? count : most;
+}
+
+/* Writes them as write_all does. */
+static void write_rows(Producer *self, const part *first, uint64_t count) {
+    ring_write_rows(&self->writer, first, count);
+    for (unsigned i = 0; i < self->group_count; i++)
+        work_write_rows(&self->groups[i].writer, first, count);
+    self->stamped_ns += count - 1;
+    word *unrouted = &self->ring->view.header->unrouted;
+    if (!self->routed)
+        STORE_RELAXED(unrouted, LOAD_RELAXED(unrouted) + count);
+}
+
 /* The same for rows, which nobody else may change or free meanwhile; the sequence of the last one goes into `last`. */
 static Py_ssize_t publish_rows(Producer *self, const unsigned char *bytes, size_t count, batch *b, uint64_t *last) {
     Py_ssize_t missed = 0;
     part p = {.payload = bytes, .payload_length = self->record->size};
     uint64_t now_ns = 0;
     int status = guard_check(&self->guard, "publisher");
-    for (size_t i = 0; status >= 0 && i < count; i++) {
+    for (uint64_t some; status >= 0 && count; count -= some) {
+        some = 1;
         status = acquire(self, p.payload_length, b);
         if (status < 0)
             break;
         if (!b->pending)
             now_ns = realtime_ns(); /* one look for all that become visible together */
         p.time_ns = stamp(self, now_ns);
-        missed += !write_all(self, &p);
+        if (status == 1)
+            write_rows(self, &p, some = rows_at_once(self, p.payload_length, count));
+        else
+            missed += !write_all(self, &p);
         *last = self->writer.sequence - 1;
-        b->pending++;
-        p.payload = (const unsigned char *)p.payload + p.payload_length;
+        b->pending += some;
+        p.payload = (const unsigned char *)p.payload + some * p.payload_length;
     }
     return status < 0 || flush(self, b) < 0 || (now_ns && look_after(self, now_ns) < 0) ? -1 : missed;
 }

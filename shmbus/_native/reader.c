@@ -155,24 +155,28 @@ void ring_advance(ring_reader *r, const record *record) {
     STORE_RELEASE(&r->slot->cursor, r->lossy ? r->sequence : r->position); /* SYNC cursor */
 }
 
-/* The records from a peeked one on that are as long as it, with as many bytes of headers, up to `most`: a run ends with the
- * lap, with padding, and where the next record is another one. For reliable readers, whose records stay where they are;
- * it is consumed by ring_advance_run. */
+/* The records from a peeked one on that have the same length and the same bytes of headers, up to `most`: a run ends with
+ * the lap, with padding, and where the next record is another one. For reliable readers, whose records stay where they
+ * are; it is consumed by ring_advance_run. */
 int ring_run(ring_reader *r, const record *first, uint64_t most, row_run *out) {
     uint64_t tail = LOAD_ACQUIRE(&r->view.header->tail); /* SYNC tail */
     if (r->lossy || tail < first->end || tail - r->position > r->view.capacity)
         return RING_CORRUPT;
     r->tail = tail;
     *out = run_of(first, r->position);
-    while (out->count < most && out->end != tail && (out->end & (r->view.capacity - 1))) {
-        record next;
-        unsigned kind;
-        if (record_header(&r->view, out->end, tail, &next, &kind) != RING_OK || kind != RECORD_EVENT ||
-            !run_takes(out, first, &next, out->end))
+    uint64_t offset = r->position & (r->view.capacity - 1), words = out->stride / 8;
+    uint64_t room = r->view.capacity - offset < tail - r->position ? r->view.capacity - offset : tail - r->position;
+    if (most > room / out->stride)
+        most = room / out->stride;
+    word *next = word_at(&r->view, r->position);
+    uint64_t meta = RECORD_META(first->length, RECORD_EVENT, first->flags, first->headers);
+    while (out->count < most) {
+        next += words;
+        if (LOAD_RELAXED(&next[0]) != out->sequence + out->count || LOAD_RELAXED(&next[1]) != meta)
             break; /* whatever it is, ring_peek says so */
-        out->end = next.end;
         out->count++;
     }
+    out->end = r->position + out->count * out->stride;
     return RING_OK;
 }
 

@@ -102,6 +102,10 @@ typedef struct ring_terms { /* one consumer's books on one ring; see design of t
         pending_last; /* part of overrun: overwritten, and its reader does not know yet; 0, 0 for none */
 } ring_terms;
 
+/* The second word of a record. */
+#define RECORD_META(length, kind, flags, headers)                                                                      \
+    ((uint64_t)(length) | (uint64_t)(kind) << 32 | (uint64_t)(flags) << 40 | (uint64_t)(headers) << 48)
+
 static inline uint64_t record_span(uint64_t length) {
     return (RECORD_HEADER + length + (RECORD_ALIGN - 1)) & ~(uint64_t)(RECORD_ALIGN - 1);
 }
@@ -168,6 +172,7 @@ int ring_format(void *base, uint64_t size, uint64_t capacity, uint64_t ring_id, 
 int ring_open(ring_view *view, void *base, uint64_t size, uint32_t kind);
 int ring_sequence_at(const ring_view *view, uint64_t position, uint64_t *sequence);
 void record_write(unsigned char *at, uint64_t sequence, unsigned kind, const part *part);
+void record_write_row(unsigned char *at, uint64_t sequence, const part *part);
 int record_header(const ring_view *view, uint64_t position, uint64_t end, record *out, unsigned *kind);
 int record_read(const ring_view *view, uint64_t position, uint64_t end, record *out);
 
@@ -175,6 +180,8 @@ int ring_writer_open(ring_writer *w, const ring_view *view);
 uint64_t ring_need(const ring_writer *w, uint64_t length);
 int ring_reserve(ring_writer *w, uint64_t length);
 void ring_write(ring_writer *w, const part *part);
+uint64_t ring_rows(const ring_writer *w, uint64_t length);
+void ring_write_rows(ring_writer *w, const part *first, uint64_t count);
 void ring_commit(ring_writer *w);
 void ring_refuse(const ring_view *view, uint64_t sequence, uint64_t count, uint64_t time_ns);
 uint64_t ring_room(const ring_view *view);

@@ -98,6 +98,30 @@ void work_write(work_writer *w, const part *part) {
     record_prefetch_write(&w->view, w->head, span);
 }
 
+/* As ring_rows. */
+uint64_t work_rows(const work_writer *w, uint64_t length) {
+    uint64_t span = record_span(length), room = w->view.capacity - (w->head & (w->view.capacity - 1));
+    uint64_t left = w->start + w->view.capacity - w->head, free = w->view.slots - (w->sequence - w->gate);
+    uint64_t count = (left < room ? left : room) / span;
+    count = count < free ? count : free;
+    return count ? count : 1;
+}
+
+void work_write_rows(work_writer *w, const part *first, uint64_t count) {
+    part part = *first;
+    uint64_t span = record_span(part.payload_length), position = place(&w->view, w->head, span);
+    for (uint64_t i = 0; i < count; i++, position += span) {
+        descriptor *d = descriptor_of(&w->view, w->sequence);
+        record_write_row(w->view.data + (position & (w->view.capacity - 1)), w->sequence, &part);
+        STORE_RELAXED(&d->position, position);
+        STORE_RELEASE(&d->claim, WORD(lap_of(&w->view, w->sequence), CLAIM_READY, 0, 0, 0)); /* SYNC claim */
+        w->sequence++;
+        part.payload = (const unsigned char *)part.payload + part.payload_length;
+        part.time_ns++;
+    }
+    w->head = position;
+}
+
 void work_commit(work_writer *w) {
     STORE_RELAXED(&w->view.header->position, w->head);
     STORE_SEQ(&w->view.header->tail, w->sequence); /* SYNC tail; seq_cst against parked: SYNC park */

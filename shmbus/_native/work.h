@@ -51,6 +51,8 @@ int work_format(void *base, uint64_t size, uint64_t capacity, uint64_t ring_id, 
 int work_writer_open(work_writer *w, const ring_view *view);
 int work_reserve(work_writer *w, uint64_t length);
 void work_write(work_writer *w, const part *part);
+uint64_t work_rows(const work_writer *w, uint64_t length);
+void work_write_rows(work_writer *w, const part *first, uint64_t count);
 void work_commit(work_writer *w);
 uint64_t work_room(const ring_view *view);
 int work_peak(work_writer *w, uint64_t *peak);

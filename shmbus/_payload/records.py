@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from shmbus import _core
 from shmbus._schema.columns import Column
 from shmbus._schema.description import parse
-from shmbus.errors import ClosedError, ConfigError, EventTypeError
+from shmbus.errors import ClosedError, ConfigError, EventTypeError, MissingPackageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 def numpy() -> ModuleType:
-    """NumPy, or an ImportError that says what to install."""
+    """NumPy; raises MissingPackageError, which says what to install."""
     try:
         import numpy
     except ImportError as error:
-        raise ImportError("arrays of records need NumPy: pip install 'shmbus[numpy]'", name="numpy") from error
+        raise MissingPackageError("numpy", "numpy") from error
     return numpy
 
 

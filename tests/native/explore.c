@@ -11,8 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 
-static const scene *const groups[] = {ring_scenes,  join_scenes,   park_scenes, work_scenes,
-                                      chain_scenes, retire_scenes, delay_scenes, pool_scenes};
+static const scene *const groups[] = {ring_scenes,   join_scenes,  park_scenes, work_scenes, chain_scenes,
+                                      retire_scenes, delay_scenes, pool_scenes, row_scenes};
 
 typedef struct options {
     const char *scene, *schedule;

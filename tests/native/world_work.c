@@ -4,7 +4,7 @@
 #define GENERATION 5u
 #define FRESH_OWNER 200u
 
-static unsigned char outgoing[MAX_SHOPS][1024];
+static unsigned char outgoing[MAX_SHOPS][4096];
 
 static job *job_of(workshop *w, uint64_t sequence) {
     if (sequence < FIRST_SEQUENCE || sequence - FIRST_SEQUENCE >= MAX_JOBS)
@@ -86,6 +86,29 @@ void offer_batch(workshop *w, unsigned count) {
         if (work_reserve(&w->writer, w->length) != RING_OK)
             fail("no room for a batch");
         write_one(w);
+    }
+    commit(w);
+}
+
+/* The same for rows, as many at once as there is room for. */
+void offer_rows(workshop *w, unsigned count) {
+    unsigned char *rows = outgoing[w->publisher];
+    while (count) {
+        unsigned long before = moment();
+        int status = work_reserve(&w->writer, w->length);
+        if (status == RING_CORRUPT)
+            fail("the publisher finds a healthy ring corrupt");
+        if (status == RING_FULL && !spin(before))
+            break;
+        if (status != RING_OK)
+            continue;
+        uint64_t some = work_rows(&w->writer, w->length);
+        some = some < count ? some : count;
+        for (uint64_t i = 0; i < some; i++)
+            fill(rows + i * w->length, w->length, w->writer.sequence + i);
+        part p = {.payload = rows, .payload_length = w->length, .time_ns = w->writer.sequence};
+        work_write_rows(&w->writer, &p, some);
+        count -= (unsigned)some;
     }
     commit(w);
 }
