@@ -97,6 +97,9 @@ class ConsumerStats(Books, frozen=True, kw_only=True):
     """Events delivered per second between two looks."""
     latency: Latency | None = None
     """Since it last joined, or since the group exists; None while nothing was sampled."""
+    latencies: tuple[int, ...] = ()
+    """Of all who had its name: events, estimated, of up to 1,024 ns, of up to twice that, and so on, the last above
+    17.2 s; () when nothing was sampled."""
     workers: tuple[WorkerStats, ...] = ()
     publishers: tuple[SourceStats, ...] = ()
 
@@ -127,6 +130,23 @@ class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
     """Consumers whose unread events leave it no room."""
     rate: float = 0.0
     """Events published per second between two looks."""
+    before: int = 0
+    """Events of those who had its name before it, and are gone with their rings."""
+    unrouted_before: int = 0
+
+
+class DepartedStats(Books, frozen=True, kw_only=True):
+    """What is on the books and nobody's any more: of publishers of a name that are gone with their rings; of all who
+    took part in a topic that was forgotten, maybe made anew, as one "(departed)".
+    """
+
+    topic: str
+    """"(forgotten)": of more topics than are remembered."""
+    name: str
+    published: int = 0
+    unrouted: int = 0
+    latencies: tuple[int, ...] = ()
+    """As in ConsumerStats."""
 
 
 class TopicStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,6 +213,9 @@ class BusStats(msgspec.Struct, frozen=True, kw_only=True):
     participants: tuple[ParticipantStats, ...] = ()
     publishers: tuple[PublisherStats, ...] = ()
     consumers: tuple[ConsumerStats, ...] = ()
+    departed: tuple[DepartedStats, ...] = ()
+    deaths: int = 0
+    """Participants that were reclaimed as dead since the bus was made."""
 
 
 def with_rates(before: BusStats, after: BusStats) -> BusStats:

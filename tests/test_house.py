@@ -43,8 +43,10 @@ FLOORS = {
     "shmbus.inspect": 9,
     "shmbus._leftovers": 9,
     "shmbus.diagnostics": 9,
-    "shmbus.cli": 10,
-    "shmbus.__main__": 11,
+    "shmbus.observe": 10,
+    "shmbus.pytest_plugin": 10,
+    "shmbus.cli": 11,
+    "shmbus.__main__": 12,
 }
 """One floor a folder, lowest first: a module imports its own floor and those below. A package takes one line here."""
 

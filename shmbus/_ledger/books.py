@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import msgspec
 
 from shmbus import _core
+from shmbus._ledger import past
 from shmbus._ledger.departures import with_pending
 from shmbus._ledger.look import Look
 from shmbus._shm import processes
@@ -107,6 +108,8 @@ class _Books(Look):
             participants=tuple(map(self.participant, document.participants)),
             publishers=tuple(self.publisher(p) for p in document.publishers),
             consumers=tuple(self.consumers()),
+            departed=tuple(past.told(document)),
+            deaths=document.deaths,
         )
 
     def health(self, participant: int) -> Health:
@@ -211,6 +214,8 @@ class _Books(Look):
             used=used,
             waiting=waiting,
             blocked_by=tuple(sorted(self.blocked_by[publisher.id])),
+            before=publisher.before[0],
+            unrouted_before=publisher.before[1],
         )
 
     # -- consumers
@@ -239,12 +244,13 @@ class _Books(Look):
             state="dead" if closed.dead else "closed",
             pid=0,
             lag_ns=0,
-            blocks=(),
+            latencies=past.dense(closed.sampled),
             latency=None
             if closed.latency is None
             else Latency(**dict(zip(Latency.__struct_fields__, closed.latency, strict=True))),
             workers=(),
             publishers=(),
+            blocks=(),
             **_sums(closed, ()),
         )
 
@@ -265,6 +271,7 @@ class _Books(Look):
             claimed=sum(w.held for w in workers),
             blocks=tuple(sorted(self.blocks[consumer.id])),
             latency=self.latency(consumer),
+            latencies=past.dense(past.sampled(self.registry.map, consumer)),
             workers=workers,
             publishers=tuple(sources),
             **sums,

@@ -36,6 +36,8 @@ Name = Annotated[str, msgspec.Meta(max_length=64)]
 Cause = Literal["overrun", "refused", "abandoned", "undecodable", "rejected"]
 
 
+SAMPLED: Final = 26
+"""Octaves of latency that outlive a consumer: up to 1,024 ns, 24 that double, above 17.2 s."""
 COMMAND: Final = 80
 """Characters of a command line that the document keeps."""
 TYPE_NAME: Final = 80
@@ -52,6 +54,27 @@ class Totals(msgspec.Struct):
     abandoned: Count = 0
     undecodable: Count = 0
     rejected: Count = 0
+
+
+Sampled = dict[Annotated[int, msgspec.Meta(ge=0, lt=SAMPLED)], Count]
+"""Events, estimated, by the octave of their latency; what nobody fell into is left out."""
+
+
+class Past(msgspec.Struct):
+    """What is on the books of a topic and of nobody's name any more."""
+
+    published: Count = 0
+    unrouted: Count = 0
+    totals: Totals = msgspec.field(default_factory=Totals)
+    sampled: Sampled = {}
+
+
+class Departed(msgspec.Struct, array_like=True):
+    """What publishers of one name had published that are gone with their rings."""
+
+    name: Name
+    published: Count
+    unrouted: Count
 
 
 class Participant(msgspec.Struct):
@@ -79,6 +102,8 @@ class TopicEntry(msgspec.Struct):
     codec: Literal["msgpack", "json", "pickle", "record"]
     fingerprint: Natural
     type: Annotated[str, msgspec.Meta(max_length=TYPE_NAME)]
+    past: Past | None = None
+    """Of topics of its name that were forgotten."""
 
 
 class PublisherEntry(msgspec.Struct):
@@ -92,6 +117,8 @@ class PublisherEntry(msgspec.Struct):
     participant: Natural
     state: Literal["active", "retired"] = "active"
     dead: bool = False
+    before: tuple[Count, Count] = (0, 0)
+    """Published and unrouted by those of its name before it, as Departed has them."""
 
 
 class GivenUp(msgspec.Struct, frozen=True, array_like=True):
@@ -130,6 +157,8 @@ class ConsumerEntry(msgspec.Struct):
     """Group: CLOCK_MONOTONIC since when it has no worker; 0: it has one."""
     given_up: list[GivenUp] = []
     """Lossy: the last of them."""
+    sampled: Sampled = {}
+    """Of those of its name before it."""
 
 
 class ClosedEntry(msgspec.Struct):
@@ -144,6 +173,8 @@ class ClosedEntry(msgspec.Struct):
     kind: Literal["subscriber", "group"] = "subscriber"
     latency: tuple[Natural, Natural, Natural, Natural] | None = None
     """What its latency line said at last: count, median, 99th percentile and maximum in ns. Its name's, not merged."""
+    sampled: Sampled = {}
+    """All that was sampled under its name."""
 
 
 class WorkerEntry(msgspec.Struct):
@@ -219,6 +250,7 @@ class Section(Membership):
     """All that the document has of one topic. Who is gone is for the books alone: handles do not decode it."""
 
     closed: list[ClosedEntry] = []
+    departed: list[Departed] = []
 
 
 class Head(msgspec.Struct):
@@ -230,6 +262,10 @@ class Head(msgspec.Struct):
     losses: list[LossEntry] = []
     losses_forgotten: Count = 0
     """Entries that no longer fit into `losses`; their counts are in the totals all the same."""
+    deaths: Count = 0
+    """Participants that were reclaimed as dead."""
+    forgotten: dict[Name, Past] = {}
+    """By topic, the one that was forgotten last at the end."""
 
 
 class Document(Head, _Lookups):
@@ -241,6 +277,7 @@ class Document(Head, _Lookups):
     workers: list[WorkerEntry] = []
     rings: list[RingEntry] = []
     closed: list[ClosedEntry] = []
+    departed: dict[TopicIndex, list[Departed]] = {}
 
     def new_id(self) -> int:
         self.next_id += 1

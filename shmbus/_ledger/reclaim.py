@@ -55,6 +55,7 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool) -> None:
         departures.close_publisher(change, rings, publisher.id, dead=dead)
     reach("reclaim.publishers")
     document.participants = [p for p in document.participants if p.id != id]
+    document.deaths += dead
     change.commit()
     reach("reclaim.done")
 

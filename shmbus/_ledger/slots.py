@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 
 from shmbus import _core
-from shmbus._ledger.document import Document, Head, Membership, Section, check_document, check_membership
+from shmbus._ledger.document import SAMPLED, Document, Head, Membership, Section, check_document, check_membership
 
 if TYPE_CHECKING:
     pass
@@ -40,6 +40,7 @@ _DIRECTORY: Final = _PART.size * (1 + _core.MAX_TOPICS)
 _LOSS: Final = 384  # bytes of a loss entry at most: three names of 64, six numbers of nine, the names of its fields
 _GIVEN_UP: Final = 112  # bytes of what is told of one ring at most: a name of 64, four numbers of nine
 _TOTALS: Final = 7 * 8  # bytes by which seven numbers can grow
+_SAMPLED: Final = SAMPLED * 10  # bytes of what was sampled, which enters the document when a consumer leaves
 _IDLE: Final = 8  # bytes by which a group grows when its last worker leaves
 _STATE: Final = 8  # bytes by which a state, or a name that becomes `(departed)`, can grow
 
@@ -55,7 +56,8 @@ def reserve(document: Document) -> int:
     changing = len(document.participants) + len(document.publishers) + len(document.rings) + growing
     told = MAX_GIVEN_UP * sum(c.mode == "lossy" for c in document.consumers)
     groups = sum(c.kind == "group" for c in document.consumers)
-    return MAX_LOSSES * _LOSS + told * _GIVEN_UP + growing * _TOTALS + changing * _STATE + groups * _IDLE
+    sampled = len(document.consumers) * _SAMPLED
+    return MAX_LOSSES * _LOSS + told * _GIVEN_UP + growing * _TOTALS + changing * _STATE + groups * _IDLE + sampled
 
 
 def encode(document: Document) -> bytes:
@@ -73,6 +75,8 @@ def encode(document: Document) -> bytes:
         sections[groups[worker.group]].workers.append(worker)
     for closed in document.closed:
         sections[closed.topic].closed.append(closed)
+    for index, departed in document.departed.items():
+        sections[index].departed = departed
     head = Head(**{name: getattr(document, name) for name in Head.__struct_fields__})
     parts = {0: _encode(head)} | {1 + index: _encode(section) for index, section in sections.items()}
     directory, place = bytearray(_DIRECTORY), _DIRECTORY
@@ -108,6 +112,8 @@ def decode(body: bytes, known: dict[int, tuple[bytes, Section]] | None = None) -
         document.workers += section.workers
         document.rings += section.rings
         document.closed += section.closed
+        if section.departed:
+            document.departed[index] = section.departed
     check_document(document)
     return document
 
