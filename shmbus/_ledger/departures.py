@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final, cast
 from shmbus import _core
 from shmbus._ledger import past, retired, topics
 from shmbus._ledger.document import Cause, ClosedEntry, GivenUp, LossEntry, Totals
-from shmbus._ledger.past import DEPARTED as DEPARTED
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._ledger.slots import MAX_GIVEN_UP, MAX_LOSSES
 from shmbus._shm.failpoint import reach
@@ -295,8 +294,8 @@ def _merge(document: Document, topic: int, kind: str, most: int) -> bool:
     closed = [c for c in document.closed if c.topic == topic and c.kind == kind]
     if len(closed) <= most:
         return False
-    into = next((c for c in closed if c.name == DEPARTED), closed[0])
-    into.name, into.latency = DEPARTED, None
+    into = next((c for c in closed if c.name == past.DEPARTED), closed[0])
+    into.name, into.latency = past.DEPARTED, None
     for victim in [c for c in closed if c is not into][: len(closed) - most]:
         for field in Totals.__struct_fields__:
             setattr(into.totals, field, getattr(into.totals, field) + getattr(victim.totals, field))
