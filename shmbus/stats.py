@@ -9,9 +9,12 @@ For each entry of `consumers`, and for each of its `publishers`:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Health = Literal["ok", "slow", "stalled", "stopped", "dead", "closed", "idle"]
 """ok: keeps up; slow: a quarter of its ring or more behind; stalled: no progress for `stall_timeout` with work to do;
@@ -216,6 +219,29 @@ class BusStats(msgspec.Struct, frozen=True, kw_only=True):
     departed: tuple[DepartedStats, ...] = ()
     deaths: int = 0
     """Participants that were reclaimed as dead since the bus was made."""
+
+
+def new_losses(before: Sequence[Loss], after: Sequence[Loss]) -> list[Loss]:
+    """What was lost between two looks at the log: losses that were not there, and by how much others have grown.
+
+    `count` is the growth, and `first` the first sequence of it where those that were lost follow each other.
+    """
+    known: dict[tuple[str, ...], tuple[int, int]] = {}
+    for loss in before:
+        count, last = known.get(_which(loss), (0, 0))
+        known[_which(loss)] = count + loss.count, max(last, loss.last)
+    found = []
+    for loss in after:
+        count, last = known.get(_which(loss), (0, 0))
+        known[_which(loss)] = max(0, count - loss.count), last
+        if loss.count > count:
+            first = last + 1 if loss.first <= last < loss.last else loss.first
+            found.append(msgspec.structs.replace(loss, count=loss.count - count, first=first))
+    return found
+
+
+def _which(loss: Loss) -> tuple[str, ...]:
+    return loss.topic, loss.consumer, loss.publisher, loss.cause, str(loss.first)
 
 
 def with_rates(before: BusStats, after: BusStats) -> BusStats:

@@ -140,7 +140,7 @@ def take(chromium: str, url: str, into: Path) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for name, (width, height) in SIZES.items():
             for scheme in ("light", "dark"):
-                context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+                context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
                 page = context.new_page()
                 for what, fragment in (("", ""), ("-own", f"#/{BUS}/subscriber/orders/export")):
                     if what and scheme == "dark":

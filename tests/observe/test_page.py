@@ -18,7 +18,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 NUMBERS = shmbus.Topic("numbers", int, capacity=1 << 16)
 PHONE, DESK = (390, 844), (1280, 900)
@@ -45,9 +45,14 @@ class Reader:
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(60_000)
         self.complaints: list[str] = []
-        self.page.on("console", lambda m: m.type in ("error", "warning") and self.complaints.append(m.text))
+        self.page.on("console", self.listen)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("requestfailed", lambda request: self.complaints.append(request.url))
+
+    def listen(self, message: ConsoleMessage) -> None:
+        """Keep what is an error or a warning."""
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
 
     def row(self, table: str, text: str) -> dict[str, str]:
         """The cells of the first row of a table that has a text, by column."""

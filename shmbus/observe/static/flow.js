@@ -3,6 +3,7 @@
 import { begin, duration, finish, keep, points, say, set, short, svg, whole } from "./words.js";
 
 const ROW = 54;
+const SPREAD = 0.12; // of the edges of a topic, where they end at its box
 const MOST = 14; // boxes a side; the rest is one box
 
 let measurer;
@@ -86,7 +87,7 @@ function drawTopic(root, topic, publishers, consumers, trails, bus) {
     return made;
   });
   const [rect, name, type] = group.children;
-  const tall = narrow ? height - top - 8 : 46;
+  const tall = narrow ? height - top - 8 : Math.max(46, rows * ROW * SPREAD + 12);
   set(rect, { x: middle, y: place.center - tall / 2, width: hub, height: tall, rx: narrow ? 7 : 8 });
   set(name, { x: narrow ? width / 2 : middle + hub / 2, y: narrow ? 14 : place.center - 2 });
   say(name, fit(topic.name, narrow ? width - 8 : hub - 10));
@@ -132,13 +133,13 @@ function boxAt(root, place, y, which, key, href) {
   const from = which === "publisher" ? x + place.box : place.middle + place.hub;
   const to = which === "publisher" ? place.middle : x;
   const bend = (to - from) / 2;
-  const end = place.narrow ? y : place.center + (y - place.center) * 0.12;
+  const end = place.narrow ? y : place.center + (y - place.center) * SPREAD;
   const [a, b] = which === "publisher" ? [y, end] : [end, y];
   const d = `M${from} ${a}C${from + bend} ${a} ${to - bend} ${b} ${to} ${b}`;
   set(under, { d });
   set(over, { d });
   const near = which === "publisher" ? from + 8 : to - 8;
-  set(label, { x: near, y: y - 7, "text-anchor": which === "publisher" ? "start" : "end", display: place.narrow ? "none" : "inline" });
+  set(label, { x: near, y: y - 9, "text-anchor": which === "publisher" ? "start" : "end", display: place.narrow ? "none" : "inline" });
   return { x, group, link, under, over, label, title, name, state, spark, rail, bar };
 }
 
