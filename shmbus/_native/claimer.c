@@ -135,11 +135,11 @@ static PyObject *claimer_give_back(PyObject *object, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* _payload(ring_id, sequence, word): the payload of a record that we hold, as bytes; None if it is not ours any more. */
-static PyObject *claimer_payload(PyObject *object, PyObject *args) {
+/* The headers, or else the payload, of a record that we hold, as bytes; None if it is not ours any more. */
+static PyObject *part_of(PyObject *object, PyObject *args, bool headers) {
     Claimer *self = (Claimer *)object;
     unsigned long long ring_id, sequence, claim_word;
-    if (!PyArg_ParseTuple(args, "KKK:_payload", &ring_id, &sequence, &claim_word) ||
+    if (!PyArg_ParseTuple(args, "KKK", &ring_id, &sequence, &claim_word) ||
         guard_check_inside(&self->base.guard, "worker") < 0)
         return NULL;
     source *s = claims_source(self, ring_id);
@@ -147,13 +147,20 @@ static PyObject *claimer_payload(PyObject *object, PyObject *args) {
     if (!s || work_read(&s->ring->view, &c) != RING_OK)
         Py_RETURN_NONE;
     uint64_t padded = (c.record.headers + 7u) & ~(uint64_t)7;
-    PyObject *payload =
-        PyBytes_FromStringAndSize((const char *)c.record.body + padded, (Py_ssize_t)(c.record.length - padded));
-    if (!payload || work_read(&s->ring->view, &c) == RING_OK)
-        return payload;
-    Py_DECREF(payload); /* others took the claim meanwhile: it may be of another record */
+    const char *body = (const char *)c.record.body;
+    PyObject *part = headers ? PyBytes_FromStringAndSize(body, (Py_ssize_t)c.record.headers)
+                             : PyBytes_FromStringAndSize(body + padded, (Py_ssize_t)(c.record.length - padded));
+    if (!part || work_read(&s->ring->view, &c) == RING_OK)
+        return part;
+    Py_DECREF(part); /* others took the claim meanwhile: it may be of another record */
     Py_RETURN_NONE;
 }
+
+/* _payload(ring_id, sequence, word) */
+static PyObject *claimer_payload(PyObject *object, PyObject *args) { return part_of(object, args, false); }
+
+/* _headers_of(ring_id, sequence, word) */
+static PyObject *claimer_headers(PyObject *object, PyObject *args) { return part_of(object, args, true); }
 
 static int ask_now(Claimer *self, asker *by, bool loops) {
     int status = asker_now(by, loops);
@@ -289,6 +296,7 @@ static PyMethodDef methods[] = {
     {"_ask", claimer_ask, METH_NOARGS, NULL},
     {"_give_back", claimer_give_back, METH_VARARGS, NULL},
     {"_payload", claimer_payload, METH_VARARGS, NULL},
+    {"_headers_of", claimer_headers, METH_VARARGS, NULL},
     {"_add_source", claimer_add_source, METH_VARARGS, NULL},
     {"_drop_source", claimer_drop_source, METH_O, NULL},
     {"_retire_source", claimer_retire_source, METH_O, NULL},

@@ -366,6 +366,11 @@ int claims_next(Claimer *self) {
 /* Decodes the claim at `held[handed]`. */
 PyObject *claims_decode(Claimer *self) {
     const record *r = &self->held[self->handed].claim.record;
+    if (self->base.seen) {
+        source *s = claims_source(self, self->held[self->handed].ring->id);
+        receiver_tell(&self->base, r, s ? s->publisher : NULL);
+        r = &self->held[self->handed].claim.record; /* the table may have moved */
+    }
     uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
     PyObject *event = self->base.record ? record_decode_payload(self->base.record, r->body + padded, r->length - padded)
                                         : window_decode(&self->base.window, self->base.decode, r->body + padded,

@@ -9,3 +9,24 @@ General layout:
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shmbus.observe.tracing import instrument
+
+__all__ = ["instrument"]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Fetch `instrument` at its first use: it needs an extra."""
+        if name != "instrument":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            from shmbus.observe.tracing import instrument
+        except ImportError as error:
+            raise ImportError(f"tracing needs the extra `otel`: pip install 'shmbus[otel]' ({error})") from error
+        globals()[name] = instrument
+        return instrument

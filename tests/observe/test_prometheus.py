@@ -21,7 +21,7 @@ pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "observe"
-NUMBERS = shmbus.Topic("numbers", int, capacity=1 << 12)
+NUMBERS = shmbus.Topic("numbers", int, capacity=1 << 13)
 
 
 def tool(name: str) -> str:
@@ -98,18 +98,19 @@ def test_a_prometheus_scrapes_without_a_reset(bus_name: str, processes: Processe
         for turn in range(6):
             with bus.publisher(NUMBERS, name="web") as publisher, bus.worker(NUMBERS, group="keeps") as worker:
                 with bus.subscriber(NUMBERS, name="audit") as audit:
-                    publisher.publish_many(range(30))
-                    published += 30
-                    assert len(audit.receive_many(20)) == 20
-                    assert len(worker.receive_many(30)) == 30
+                    publisher.publish_many(range(70))
+                    published += 70
+                    assert len(audit.receive_many(60)) == 60
+                    assert len(worker.receive_many(70)) == 70
                     worker.ack()
                     eventually(lambda: told(server, published), f"turn {turn} is scraped")  # noqa: B023
         names = json.loads(ask(f"{server}/api/v1/label/__name__/values")[1])["data"]
-        counters = [n for n in names if n.startswith("shmbus_") and n.endswith(("_total", "_count", "_bucket", "_sum"))]
+        ends = ("_total", "_count", "_bucket", "_sum")
+        counters = [name for name in names if name.startswith("shmbus_") and name.endswith(ends)]
         assert "shmbus_latency_seconds_bucket" in counters
         assert {name: query(server, f"max(resets({name}[10m]))") for name in counters} == dict.fromkeys(counters, 0)
         assert query(server, 'sum(shmbus_delivered_total{consumer="keeps"})') == published
-        assert query(server, 'sum(shmbus_delivered_total{consumer="audit"})') == 120
+        assert query(server, 'sum(shmbus_delivered_total{consumer="audit"})') == 360
 
 
 def told(server: str, published: int) -> bool:
