@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         ShmbusError,
     )
     from shmbus.message import ClaimedMessage, Gap, Message
+    from shmbus.policy import Policy
     from shmbus.publisher import Publisher
     from shmbus.stats import BusStats, ConsumerStats, Loss, PublisherStats
     from shmbus.subscriber import Subscriber
@@ -87,6 +88,7 @@ __all__ = [
     "Messages",
     "NameTakenError",
     "NoSpaceError",
+    "Policy",
     "Publisher",
     "PublisherStats",
     "ReclaimedError",
@@ -127,6 +129,7 @@ _HOMES = {
         "ShmbusError",
     ),
     "message": ("ClaimedMessage", "Gap", "Message"),
+    "policy": ("Policy",),
     "publisher": ("Publisher",),
     "stats": ("BusStats", "ConsumerStats", "Loss", "PublisherStats"),
     "subscriber": ("Subscriber",),

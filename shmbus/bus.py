@@ -13,17 +13,18 @@ import os
 import threading
 import warnings
 import weakref
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from shmbus import _core
 from shmbus._handles import naming
 from shmbus._handles.exit import leave_at_exit, open_buses
 from shmbus._handles.session import Session
+from shmbus._handles.undoing import undoing
 from shmbus._handles.waiting import IDLE_MODES
-from shmbus._ledger import departures, groups, members, topics
+from shmbus._ledger import departures, groups, members, policies, topics
 from shmbus._ledger.registry import LOCK_TIMEOUT
-from shmbus._options import check_choice, check_range, check_topic, expiry_ns, nanoseconds
+from shmbus._options import check_choice, check_range, check_stall, check_topic, expiry_ns, nanoseconds
 from shmbus.errors import ConfigError, CorruptSegmentError
 from shmbus.letters import PATIENCE, Letters
 from shmbus.publisher import ON_FULL, Publisher
@@ -32,12 +33,13 @@ from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, codec_of, 
 from shmbus.worker import MAX_PREFETCH, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import TracebackType
 
     from shmbus._ledger.registry import Change
     from shmbus._schema.codec import Codec
     from shmbus.message import Gap
+    from shmbus.policy import Policy
     from shmbus.publisher import OnFull
     from shmbus.stats import BusStats, Loss
     from shmbus.subscriber import Mode, Start
@@ -58,7 +60,8 @@ class Bus:
     `idle` says how its subscribers and workers wait for events: "adaptive" spins briefly where that pays, then
     sleeps; "park" sleeps at once; "spin" never sleeps and takes a core. `supervise=False` starts no supervisor; the
     participants then look after the dead themselves, about once a second. `stall_timeout` (seconds) is fixed by the
-    creator: who makes no progress for that long with work to do is reported as stalled.
+    creator: who makes no progress for that long with work to do is reported as stalled. `policy`, of whoever gives one
+    last, says what more becomes of it: see Policy.
 
     Raises ConfigError, NoSpaceError, AccessError, LayoutMismatchError, CorruptSegmentError, CapacityError,
     LockTimeoutError.
@@ -74,8 +77,12 @@ class Bus:
         idle: Idle = "adaptive",
         supervise: bool = True,
         stall_timeout: float = _DEFAULT_STALL,
+        policy: Policy | None = None,
     ) -> None:
         self._open(name, idle, supervise, stall_timeout, create=True)
+        if policy is not None:
+            with undoing(self.close):
+                policies.change(self._session.registry, policy)
 
     @classmethod
     def attach(cls, name: str, *, idle: Idle = "adaptive", supervise: bool = True) -> Self:
@@ -87,15 +94,14 @@ class Bus:
     def _open(self, name: str, idle: Idle, supervise: bool, stall_timeout: float, *, create: bool) -> None:
         check_name("bus", name)
         check_choice("idle", idle, IDLE_MODES)
-        if not isinstance(stall_timeout, (int, float)) or not 0 < stall_timeout < 1e9:
-            raise ConfigError(f"stall_timeout is a positive number of seconds: stall_timeout={stall_timeout!r}")
+        stall_ns = check_stall(stall_timeout)
         self._idle: Idle = idle
         self._supervise = supervise
         self._handles: weakref.WeakSet[Publisher[Any] | Subscriber[Any] | Worker[Any]] = weakref.WeakSet()
         self._letters: dict[str, Letters] = {}
         self._lock = threading.RLock()
         self._ending = self._put_off = False  # close() was called; it could not wait for a call that runs
-        self._session = Session.open(name, create=create, supervise=supervise, stall_ns=int(stall_timeout * 1e9))
+        self._session = Session.open(name, create=create, supervise=supervise, stall_ns=stall_ns)
         open_buses.add(self)
         leave_at_exit(os.getpid())
         try:
@@ -150,7 +156,7 @@ class Bus:
             me = members.open_publisher(
                 change, self._session.rings, entry, self._session.participant, name, topic.capacity
             )
-            with _or(lambda: departures.close_publisher(change, self._session.rings, me.id)):
+            with undoing(lambda: departures.close_publisher(change, self._session.rings, me.id)):
                 return Publisher(self._session, topic, codec, entry, me, on_full, timeout, self._forget)
 
         return self._keep(self._session.enter(enter, topic.name, lock_timeout))
@@ -188,7 +194,7 @@ class Bus:
             me = members.open_subscriber(
                 change, self._session.rings, entry, self._session.participant, name, mode, start
             )
-            with _or(lambda: departures.close_subscriber(change, self._session.rings, me.id)):
+            with undoing(lambda: departures.close_subscriber(change, self._session.rings, me.id)):
                 return Subscriber(self._session, topic, entry, me, on_gap, waits, self._forget)
 
         return self._keep(self._session.enter(enter, topic.name))
@@ -264,9 +270,9 @@ class Bus:
             entry = topics.ensure_topic(change, topic, codec_of(topic), "reader")
             known, rings = {c.id for c in change.document.consumers}, self._session.rings
             owner = members.open_group(change, rings, entry, group, expires_ns)
-            with _or(lambda: None if owner.id in known else departures.undo_group(change, rings, owner.id)):
+            with undoing(lambda: None if owner.id in known else departures.undo_group(change, rings, owner.id)):
                 me = members.open_worker(change, owner, self._session.participant, name, ack_within_ns)
-                with _or(lambda: departures.close_worker(change, rings, me.id)):
+                with undoing(lambda: departures.close_worker(change, rings, me.id)):
                     return Worker(
                         self._session,
                         topic,
@@ -388,13 +394,3 @@ class Bus:
 
 def _reopen(name: str, idle: Idle, supervise: bool) -> Bus:
     return Bus(name, idle=idle, supervise=supervise)
-
-
-@contextmanager
-def _or(undo: Callable[[], object]) -> Iterator[None]:
-    """What is entered without a handle to close it, for want of descriptors say, is undone."""
-    try:
-        yield
-    except BaseException:
-        undo()
-        raise

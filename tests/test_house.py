@@ -29,6 +29,7 @@ FLOORS = {
     "shmbus.topic": 3,
     "shmbus.message": 3,
     "shmbus.stats": 3,
+    "shmbus.policy": 3,
     "shmbus._ledger": 4,
     "shmbus._handles": 5,
     "shmbus.publisher": 6,

@@ -258,6 +258,9 @@ class Head(msgspec.Struct):
 
     next_id: Count = 1
     stall_ns: Natural = 10_000_000_000
+    policy: Literal["report", "kill"] = "report"
+    """What is done about consumers without progress for `policy_ns`."""
+    policy_ns: Natural = 10_000_000_000
     participants: list[Participant] = []
     losses: list[LossEntry] = []
     losses_forgotten: Count = 0

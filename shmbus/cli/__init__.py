@@ -46,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     # Here, so that the processes that other modules of this package start do not load all of it.
-    from shmbus.cli import bench, demo, doctor, events, listing, losses, serve, stat, supervise
+    from shmbus.cli import bench, demo, doctor, events, listing, losses, policy, serve, stat, supervise
 
     root = argparse.ArgumentParser(
         prog="shmbus", description="Look at and work with shared-memory event buses on this host."
     )
     root.add_argument("--version", action="version", version=f"%(prog)s {shmbus.__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for family in (listing, stat, losses, events, serve, supervise, doctor, demo, bench):
+    for family in (listing, stat, losses, policy, events, serve, supervise, doctor, demo, bench):
         family.register(commands)
     return root
