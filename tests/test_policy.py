@@ -84,7 +84,7 @@ def join_all(bus_name: str) -> None:
     handles = bus.subscriber(topic, name="sleeper"), bus.worker(topic, group="billing", name="one")
     publisher = bus.publisher(topic, name="child")
     print("ready", flush=True)
-    while handles and publisher:
+    while handles and publisher is not None:
         signal.pause()
 
 

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ def main() -> int:
             server.wait()
         from shmbus import inspect
 
-        inspect.remove(BUS, force=True)
+        with suppress(shmbus.BusNotFoundError):
+            inspect.remove(BUS, force=True)
     return 0
 
 
@@ -143,7 +145,7 @@ def take(chromium: str, url: str, into: Path) -> None:
                 context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
                 page = context.new_page()
                 for what, fragment in (("", ""), ("-own", f"#/{BUS}/subscriber/orders/export")):
-                    if what and scheme == "dark":
+                    if what and (name, scheme) != ("desk", "light"):
                         continue
                     page.goto("about:blank")
                     page.goto(url + fragment)
