@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     )
     from shmbus.journal import Journal
     from shmbus.message import ClaimedMessage, Gap, Message
+    from shmbus.policy import Policy
     from shmbus.publisher import Publisher
     from shmbus.router import Router
     from shmbus.server import Call, Server
@@ -114,6 +115,7 @@ __all__ = [
     "MissingPackageError",
     "NameTakenError",
     "NoSpaceError",
+    "Policy",
     "Publisher",
     "PublisherStats",
     "ReclaimedError",
@@ -169,6 +171,7 @@ _HOMES = {
     ),
     "message": ("ClaimedMessage", "Gap", "Message"),
     "middleware": (),
+    "policy": ("Policy",),
     "publisher": ("Publisher",),
     "router": ("Router",),
     "server": ("Call", "Server"),

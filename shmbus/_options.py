@@ -26,6 +26,13 @@ def check_range(option: str, value: object, most: int) -> None:
         raise ConfigError(f"{option} is a whole number from 1 to {most}: {option}={value!r}")
 
 
+def check_stall(seconds: object) -> int:
+    """The stall timeout in nanoseconds."""
+    if not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
+        raise ConfigError(f"stall_timeout is a positive number of seconds: stall_timeout={seconds!r}")
+    return int(seconds * 1e9)
+
+
 def nanoseconds(option: str, seconds: float | None) -> int:
     """A positive number of seconds; 0 for None."""
     if seconds is None:

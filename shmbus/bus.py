@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 from shmbus import _core
 from shmbus._handles import naming
 from shmbus._handles.exit import leave_at_exit, open_buses
-from shmbus._handles.handle import or_undone
 from shmbus._handles.session import Session
+from shmbus._handles.handle import or_undone
 from shmbus._handles.waiting import IDLE_MODES
-from shmbus._ledger import departures, groups, members, topics
+from shmbus._ledger import departures, groups, members, policies, topics
 from shmbus._ledger.registry import LOCK_TIMEOUT
 from shmbus._offers import Offers
-from shmbus._options import check_choice, check_range, check_topic, expiry_ns, nanoseconds
+from shmbus._options import check_choice, check_range, check_stall, check_topic, expiry_ns, nanoseconds
 from shmbus.errors import ConfigError, CorruptSegmentError
 from shmbus.letters import PATIENCE, Letters
 from shmbus.pooled import publisher_class
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from shmbus._ledger.registry import Change
     from shmbus._schema.codec import Codec
+    from shmbus.policy import Policy
     from shmbus.publisher import OnFull
     from shmbus.stats import BusStats, Loss
     from shmbus.subscriber import History, Mode, OnGap, Start
@@ -60,7 +61,8 @@ class Bus(Offers):
     `idle` says how its subscribers and workers wait for events: "adaptive" spins briefly where that pays, then
     sleeps; "park" sleeps at once; "spin" never sleeps and takes a core. `supervise=False` starts no supervisor; the
     participants then look after the dead themselves, about once a second. `stall_timeout` (seconds) is fixed by the
-    creator: who makes no progress for that long with work to do is reported as stalled.
+    creator: who makes no progress for that long with work to do is reported as stalled. `policy`, of whoever gives one
+    last, says what more becomes of it: see Policy.
 
     Raises ConfigError, NoSpaceError, AccessError, LayoutMismatchError, CorruptSegmentError, CapacityError,
     LockTimeoutError.
@@ -76,8 +78,12 @@ class Bus(Offers):
         idle: Idle = "adaptive",
         supervise: bool = True,
         stall_timeout: float = _DEFAULT_STALL,
+        policy: Policy | None = None,
     ) -> None:
         self._open(name, idle, supervise, stall_timeout, create=True)
+        if policy is not None:
+            with or_undone(self.close):
+                policies.change(self._session.registry, policy)
 
     @classmethod
     def attach(cls, name: str, *, idle: Idle = "adaptive", supervise: bool = True) -> Self:
@@ -89,15 +95,14 @@ class Bus(Offers):
     def _open(self, name: str, idle: Idle, supervise: bool, stall_timeout: float, *, create: bool) -> None:
         check_name("bus", name)
         check_choice("idle", idle, IDLE_MODES)
-        if not isinstance(stall_timeout, (int, float)) or not 0 < stall_timeout < 1e9:
-            raise ConfigError(f"stall_timeout is a positive number of seconds: stall_timeout={stall_timeout!r}")
+        stall_ns = check_stall(stall_timeout)
         self._idle: Idle = idle
         self._supervise = supervise
         self._handles: weakref.WeakSet[Publisher[Any] | Subscriber[Any] | Worker[Any]] = weakref.WeakSet()
         self._letters: dict[str, Letters] = {}
         self._lock = threading.RLock()
         self._ending = self._put_off = False  # close() was called; it could not wait for a call that runs
-        self._session = Session.open(name, create=create, supervise=supervise, stall_ns=int(stall_timeout * 1e9))
+        self._session = Session.open(name, create=create, supervise=supervise, stall_ns=stall_ns)
         open_buses.add(self)
         leave_at_exit(os.getpid())
         try:

@@ -13,7 +13,7 @@ import msgspec
 
 from shmbus import _core
 from shmbus._handles.session import Session
-from shmbus._ledger import books, groups, reclaim
+from shmbus._ledger import books, groups, policies, reclaim
 from shmbus._ledger.registry import Registry, mark_removed
 from shmbus._schema import compare
 from shmbus._schema.codec import Codec
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from shmbus._ledger.document import Document, TopicEntry
     from shmbus._shm.lives import Lives
+    from shmbus.policy import Policy
     from shmbus.stats import BusStats, Loss
 
 
@@ -96,6 +97,24 @@ def losses_of(bus: str, *, uid: int | None = None) -> list[Loss]:
         return books.losses(registry, _rings(registry))
     except ClosedError:  # removed meanwhile
         raise BusNotFoundError(bus) from None
+    finally:
+        registry.close()
+
+
+def policy_of(bus: str, *, uid: int | None = None) -> Policy:
+    """What becomes of the stalled on a bus; raises as `stats_of` does."""
+    registry = Registry.peek(bus, _owner(bus, uid))
+    try:
+        return policies.read(registry.read())
+    finally:
+        registry.close()
+
+
+def set_policy(bus: str, policy: Policy, *, uid: int | None = None) -> None:
+    """Change that, while the bus runs; raises as opening a bus does."""
+    registry = Registry.open(bus, create=False, uid=_owner(bus, uid))
+    try:
+        policies.change(registry, policy)
     finally:
         registry.close()
 

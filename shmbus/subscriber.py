@@ -16,7 +16,7 @@ from shmbus import _core
 from shmbus._handles.handle import Handle
 from shmbus._handles.messages import Messages
 from shmbus._handles.waiting import Parking, Receiver
-from shmbus._ledger import departures
+from shmbus._ledger import departures, past
 from shmbus._log import logger
 from shmbus._options import check_choice
 from shmbus.errors import ConfigError, DecodeError, GapError, ReclaimedError
@@ -171,7 +171,7 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
             forgotten = one.total - one.count - self._told
             if forgotten > 0:
                 self._told += forgotten
-                self._gap(departures.DEPARTED, 0, 0, forgotten)
+                self._gap(past.DEPARTED, 0, 0, forgotten)
             if one.total > self._told:
                 self._told = one.total
                 self._gap(one.publisher, one.first, one.last)

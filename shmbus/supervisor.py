@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from shmbus import _core
 from shmbus._handles.session import Session
-from shmbus._ledger import books, departures, overdue, pools, reclaim, retired
+from shmbus._ledger import audit, books, departures, overdue, policies, pools, reclaim, retired
 from shmbus._ledger.registry import Registry, mark_removed
 from shmbus._shm import descriptors, place, processes, segment
 from shmbus._shm.failpoint import reach
@@ -339,15 +339,24 @@ class _Supervisor:
             self.progress[entry.id] = (done, since)
             somebody = entry.kind == "subscriber" or entry.id in groups
             stalled = now - since > document.stall_ns and somebody
+            if somebody and depth and now - since >= document.policy_ns:
+                for pid in policies.act(self.registry, self.rings, entry, now - since):
+                    _log.warning("killed process %d: %s %s is stalled", pid, entry.kind, entry.name)
             at = _core.CONSUMER_LINES + entry.line * _core.LINE + _core.CONSUMER_STALLED
             if stalled != bool(_core.load(self.registry.map, at)):
                 _core.store(self.registry.map, at, since if stalled else 0)
-                if stalled:
+                topic = document.topic_at(entry.topic).name
+                said = f"bus {self.registry.bus}: {entry.kind} {entry.name} of topic {topic}"
+                fields = {"bus": self.registry.bus, "role": entry.kind, "topic": topic, "name": entry.name}
+                if not stalled:
+                    audit.tell("recovered", f"{said} goes on", **fields)
+                else:
+                    audit.tell("stalled", f"{said} is stalled: {depth} events wait", **fields, depth=depth)
                     _log.warning(
                         "%s %s of topic %s is stalled: %d events wait, none received for %.1f s",
                         entry.kind,
                         entry.name,
-                        document.topic_at(entry.topic).name,
+                        topic,
                         depth,
                         document.stall_ns / 1e9,
                     )

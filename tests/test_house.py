@@ -29,6 +29,7 @@ FLOORS = {
     "shmbus.topic": 3,
     "shmbus.message": 3,
     "shmbus.stats": 3,
+    "shmbus.policy": 3,
     "shmbus._ledger": 4,
     "shmbus._handles": 5,
     "shmbus.publisher": 6,
@@ -59,6 +60,8 @@ FLOORS = {
     "shmbus._conformance": 11,
     "shmbus.testing": 11,
     "shmbus.bridge": 10,
+    "shmbus.observe": 10,
+    "shmbus.pytest_plugin": 10,
     "shmbus.cli": 11,
     "shmbus.__main__": 12,
 }

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import msgspec
 
 from shmbus import _core
-from shmbus._ledger import views
+from shmbus._ledger import past, views
 from shmbus._ledger.departures import with_pending
 from shmbus._ledger.look import Look
 from shmbus._shm import processes
@@ -111,6 +111,8 @@ class _Books(Look):
             participants=tuple(map(self.participant, document.participants)),
             publishers=tuple(self.publisher(p) for p in document.publishers),
             consumers=tuple(self.consumers()),
+            departed=tuple(past.told(document)),
+            deaths=document.died,
         )
 
     def health(self, participant: int) -> Health:
@@ -217,6 +219,8 @@ class _Books(Look):
             shrunk=publisher.shrunk,
             blocked_by=tuple(sorted(self.blocked_by[publisher.id])),
             **views.pool_of(self, self.pools, publisher),
+            before=publisher.before[0],
+            unrouted_before=publisher.before[1],
         )
 
     # -- consumers
@@ -245,12 +249,13 @@ class _Books(Look):
             state="dead" if closed.dead else "closed",
             pid=0,
             lag_ns=0,
-            blocks=(),
+            latencies=past.dense(closed.sampled),
             latency=None
             if closed.latency is None
             else Latency(**dict(zip(Latency.__struct_fields__, closed.latency, strict=True))),
             workers=(),
             publishers=(),
+            blocks=(),
             **_sums(closed, ()),
         )
 
@@ -274,6 +279,7 @@ class _Books(Look):
             claimed=sum(w.held for w in workers),
             blocks=tuple(sorted(self.blocks[consumer.id])),
             latency=self.latency(consumer),
+            latencies=past.dense(past.sampled(self.registry.map, consumer)),
             workers=workers,
             publishers=tuple(sources.values()),
             **sums,

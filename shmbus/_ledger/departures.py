@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from shmbus import _core
-from shmbus._ledger import pools, retired, topics
+from shmbus._ledger import past, pools, retired, topics
 from shmbus._ledger.document import Cause, ClosedEntry, GivenUp, LossEntry, Totals
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._ledger.slots import MAX_GIVEN_UP, MAX_LOSSES
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 MAX_CLOSED: Final = 32
 """Closed subscribers that a topic keeps by name, and as many removed groups; past it the oldest are merged into one."""
-DEPARTED: Final = "(departed)"
 
 _CAUSES: Final[tuple[Cause, ...]] = ("overrun", "refused", "undecodable", "rejected", "abandoned")
 
@@ -97,6 +96,7 @@ def keep_totals(change: Change, consumer: ConsumerEntry) -> None:
             totals=consumer.totals,
             kind=consumer.kind,
             latency=latency and (latency["count"], latency["p50_ns"], latency["p99_ns"], latency["max_ns"]),
+            sampled=past.sampled(change.registry.map, consumer),
         )
     )
     merge_closed(document, consumer.topic, MAX_CLOSED)
@@ -207,6 +207,7 @@ def settle_ring(document: Document, rings: Rings, entry: RingEntry) -> None:
         ring = rings.broadcast(entry)
         for consumer in _members(document, entry, ring):
             _settle_slot(document, consumer, entry, ring, abandoned=False)  # what is left was given up
+        past.settle_publisher(document, entry, ring.info())
         return
     work = rings.work(entry)
     group = document.consumer(entry.group)
@@ -316,10 +317,11 @@ def _merge(document: Document, topic: int, kind: str, most: int) -> bool:
     closed = [c for c in document.closed if c.topic == topic and c.kind == kind]
     if len(closed) <= most:
         return False
-    into = next((c for c in closed if c.name == DEPARTED), closed[0])
-    into.name, into.latency = DEPARTED, None
+    into = next((c for c in closed if c.name == past.DEPARTED), closed[0])
+    into.name, into.latency = past.DEPARTED, None
     for victim in [c for c in closed if c is not into][: len(closed) - most]:
         for field in Totals.__struct_fields__:
             setattr(into.totals, field, getattr(into.totals, field) + getattr(victim.totals, field))
+        into.sampled = past.added(into.sampled, victim.sampled)
         document.closed.remove(victim)
     return True

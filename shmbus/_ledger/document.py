@@ -38,6 +38,8 @@ Mode = Literal["reliable", "lossy", "latest"]
 Cause = Literal["overrun", "refused", "abandoned", "undecodable", "rejected"]
 
 
+SAMPLED: Final = 26
+"""Octaves of latency that outlive a consumer: up to 1,024 ns, 24 that double, above 17.2 s."""
 COMMAND: Final = 80
 """Characters of a command line that the document keeps."""
 HOW: Final = 100
@@ -56,6 +58,27 @@ class Totals(msgspec.Struct):
     abandoned: Count = 0
     undecodable: Count = 0
     rejected: Count = 0
+
+
+Sampled = dict[Annotated[int, msgspec.Meta(ge=0, lt=SAMPLED)], Count]
+"""Events, estimated, by the octave of their latency; what nobody fell into is left out."""
+
+
+class Past(msgspec.Struct):
+    """What is on the books of a topic and of nobody's name any more."""
+
+    published: Count = 0
+    unrouted: Count = 0
+    totals: Totals = msgspec.field(default_factory=Totals)
+    sampled: Sampled = {}
+
+
+class Departed(msgspec.Struct, array_like=True):
+    """What publishers of one name had published that are gone with their rings."""
+
+    name: Name
+    published: Count
+    unrouted: Count
 
 
 class Participant(msgspec.Struct):
@@ -89,6 +112,8 @@ class TopicEntry(msgspec.Struct):
     """False: what publishers that are gone have left goes once nobody is owed anything of it (`topics.end_history`)."""
     max_capacity: Natural = 0
     """What its rings may grow to; 0: they are fixed."""
+    past: Past | None = None
+    """Of topics of its name that were forgotten."""
 
 
 class PublisherEntry(msgspec.Struct):
@@ -111,6 +136,8 @@ class PublisherEntry(msgspec.Struct):
     refused: Count = 0
     unrouted: Count = 0
     """What its rings counted that it has grown out of, and that are gone."""
+    before: tuple[Count, Count] = (0, 0)
+    """Published and unrouted by those of its name before it, as Departed has them."""
 
 
 class GivenUp(msgspec.Struct, frozen=True, array_like=True):
@@ -149,6 +176,8 @@ class ConsumerEntry(msgspec.Struct):
     """Group: CLOCK_MONOTONIC since when it has no worker; 0: it has one."""
     given_up: list[GivenUp] = []
     """Not reliable: the last of them."""
+    sampled: Sampled = {}
+    """Of those of its name before it."""
 
 
 class ClosedEntry(msgspec.Struct):
@@ -163,6 +192,8 @@ class ClosedEntry(msgspec.Struct):
     kind: Literal["subscriber", "group"] = "subscriber"
     latency: tuple[Natural, Natural, Natural, Natural] | None = None
     """What its latency line said at last: count, median, 99th percentile and maximum in ns. Its name's, not merged."""
+    sampled: Sampled = {}
+    """All that was sampled under its name."""
 
 
 class WorkerEntry(msgspec.Struct):
@@ -262,6 +293,7 @@ class Section(Membership):
     """All that the document has of one topic. Who is gone is for the books alone: handles do not decode it."""
 
     closed: list[ClosedEntry] = []
+    departed: list[Departed] = []
 
 
 class Head(msgspec.Struct):
@@ -269,12 +301,19 @@ class Head(msgspec.Struct):
 
     next_id: Count = 1
     stall_ns: Natural = 10_000_000_000
+    policy: Literal["report", "kill"] = "report"
+    """What is done about consumers without progress for `policy_ns`."""
+    policy_ns: Natural = 10_000_000_000
     participants: list[Participant] = []
     losses: list[LossEntry] = []
     losses_forgotten: Count = 0
     """Entries that no longer fit into `losses`; their counts are in the totals all the same."""
     deaths: list[Death] = []
     """The last of them."""
+    died: Count = 0
+    """Participants that were reclaimed as dead."""
+    forgotten: dict[Name, Past] = {}
+    """By topic, the one that was forgotten last at the end."""
 
 
 class Document(Head, _Lookups):
@@ -286,6 +325,7 @@ class Document(Head, _Lookups):
     workers: list[WorkerEntry] = []
     rings: list[RingEntry] = []
     closed: list[ClosedEntry] = []
+    departed: dict[TopicIndex, list[Departed]] = {}
 
     def new_id(self) -> int:
         self.next_id += 1

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from shmbus import _core
-from shmbus._ledger import departures, slots
+from shmbus._ledger import departures, past, slots
 from shmbus._ledger.document import COMMAND, ConsumerEntry, Participant, PublisherEntry, RingEntry, WorkerEntry
 from shmbus._shm.failpoint import reach
 from shmbus.errors import CapacityError, NameTakenError
@@ -66,6 +66,7 @@ def open_publisher(
         participant=participant,
     )
     publisher.name = name or f"pub-{publisher.id}"
+    past.take_publisher(document, publisher)
     groups = [c for c in document.consumers if c.topic == topic.index and c.kind == "group" and c.state == "active"]
     entries = [_new_ring(document, publisher, group, capacity) for group in (0, *(g.id for g in groups))]
     created: list[RingEntry] = []
@@ -163,7 +164,7 @@ def _take_totals(document: Document, consumer: ConsumerEntry) -> None:
     """One that comes back under its name goes on with its totals."""
     for closed in document.closed:
         if (closed.kind, closed.topic, closed.name) == (consumer.kind, consumer.topic, consumer.name):
-            consumer.totals = closed.totals
+            consumer.totals, consumer.sampled = closed.totals, closed.sampled
             document.closed.remove(closed)
             return
 

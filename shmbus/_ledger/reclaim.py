@@ -63,6 +63,7 @@ def reclaim(change: Change, rings: Rings, id: int, *, dead: bool, code: int | No
         departures.close_publisher(change, rings, publisher.id, dead=dead)
     reach("reclaim.publishers")
     document.participants = [p for p in document.participants if p.id != id]
+    document.died += dead
     change.commit()
     reach("reclaim.done")
 

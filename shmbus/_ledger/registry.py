@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from shmbus import _core
 from shmbus._ledger import slots
+from shmbus._ledger.audit import Audit
 from shmbus._ledger.document import Document
 from shmbus._shm import processes, waker
 from shmbus._shm.failpoint import reach
@@ -217,6 +218,7 @@ class Registry:
         Raises ClosedError when the bus was removed, LockTimeoutError when its holder does not let go, and
         CorruptSegmentError.
         """
+        whole, change = True, None
         try:
             with self.lives.locked(timeout, lambda: describe_holder(self.lives)):
                 if not self.linked():
@@ -224,7 +226,6 @@ class Registry:
                 died_inside = _core.load(self.map, _core.BUS_HOLDER) != 0
                 _core.store(self.map, _core.BUS_HOLDER, os.getpid())
                 reach("lock.taken")
-                whole, change = True, None
                 try:
                     change = Change(self, died_inside=died_inside)
                     yield change
@@ -241,6 +242,9 @@ class Registry:
             if self.linked():
                 raise CorruptSegmentError(f"bus {self.bus!r} names what is not there: {error.filename}") from error
             raise ClosedError(f"bus {self.bus!r} was removed") from None
+        finally:
+            if change is not None:
+                change.audit.tell(self.bus)
 
     def linked(self) -> bool:
         """Whether the names of this bus still lead to it: nobody has removed its files, by whatever means."""
@@ -274,6 +278,7 @@ class Change:
         self.bus: Final = registry.bus
         self.document: Document
         self.revert()
+        self.audit: Final = Audit(self.document)
         if died_inside:
             self._bump()
 
@@ -313,6 +318,7 @@ class Change:
         _core.store(memory, _core.BUS_PROCESSES, len({p.life for p in self.document.participants}))
         for topic in topics:
             _core.fetch_add(memory, _epoch_at(topic), 1)
+        self.audit.committed(self.document)
 
     def _bump(self) -> None:
         """Let the participants of every topic notice what a dead holder may have committed."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 
 from shmbus import _core
-from shmbus._ledger.document import Document, Head, Membership, Section, check_document, check_membership
+from shmbus._ledger.document import SAMPLED, Document, Head, Membership, Section, check_document, check_membership
 
 if TYPE_CHECKING:
     from shmbus._shm.segment import Segment
@@ -47,6 +47,7 @@ _LOSS: Final = 384  # bytes of a loss entry at most: three names of 64, six numb
 _GIVEN_UP: Final = 112  # bytes of what is told of one ring at most: a name of 64, four numbers of nine
 _DEATH: Final = 140 + MAX_HELD * 28  # bytes of a death at most: four numbers, `how`, and three numbers a run
 _TOTALS: Final = 7 * 8  # bytes by which seven numbers can grow
+_SAMPLED: Final = SAMPLED * 10  # bytes of what was sampled, which enters the document when a consumer leaves
 _IDLE: Final = 8  # bytes by which a group grows when its last worker leaves, and a count of a publisher
 _STATE: Final = 8  # bytes by which a state, or a name that becomes `(departed)`, can grow
 
@@ -63,9 +64,10 @@ def reserve(document: Document) -> int:
     told = MAX_GIVEN_UP * sum(c.mode != "reliable" for c in document.consumers)
     groups = sum(c.kind == "group" for c in document.consumers)
     counting = 2 * sum(p.state == "active" for p in document.publishers)
+    sampled = len(document.consumers) * _SAMPLED
     fixed = MAX_LOSSES * _LOSS + MAX_DEATHS * _DEATH
     idle = (groups + counting) * _IDLE
-    return fixed + told * _GIVEN_UP + growing * _TOTALS + changing * _STATE + idle
+    return fixed + told * _GIVEN_UP + growing * _TOTALS + changing * _STATE + idle + sampled
 
 
 def encode(document: Document) -> bytes:
@@ -83,6 +85,8 @@ def encode(document: Document) -> bytes:
         sections[groups[worker.group]].workers.append(worker)
     for closed in document.closed:
         sections[closed.topic].closed.append(closed)
+    for index, departed in document.departed.items():
+        sections[index].departed = departed
     head = Head(**{name: getattr(document, name) for name in Head.__struct_fields__})
     parts = {0: _encode(head)} | {1 + index: _encode(section) for index, section in sections.items()}
     count = 1 + max(parts)
@@ -125,6 +129,8 @@ def decode(body: bytes, known: dict[int, tuple[bytes, Section]] | None = None) -
         document.workers += section.workers
         document.rings += section.rings
         document.closed += section.closed
+        if section.departed:
+            document.departed[index] = section.departed
     check_document(document)
     return document
 

@@ -5,7 +5,7 @@ May touch: the registry document, schema segments.
 Must stay true:
 - A topic's schema exists before the document names the topic, and goes after the document has forgotten it.
 - A topic without publishers, consumers and rings is forgotten at once: its name, index and type are free. What it lost
-  stays in the table of losses.
+  stays in the table of losses, and its totals under its name (`_ledger/past.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shmbus import _core
+from shmbus._ledger import past
 from shmbus._ledger.document import TYPE_NAME, TopicEntry
 from shmbus._schema import compare
 from shmbus._schema import description as _description
@@ -51,6 +52,7 @@ def ensure_topic(change: Change, topic: Topic[Any], codec: Codec, role: Literal[
             max_capacity=topic.max_capacity or 0,
         )
         schemas.create(change.registry.prefix, entry.id, codec.description)
+        past.recall(document, entry)
         document.topics.append(entry)
         return entry
     if entry.codec != topic.codec:
@@ -88,6 +90,8 @@ def forget_unused(change: Change) -> None:
     if not unused:
         return
     gone = {t.index for t in unused}
+    for topic in unused:
+        past.remember(document, topic)
     document.topics = [t for t in document.topics if t.index not in gone]
     document.closed = [c for c in document.closed if c.topic not in gone]
     change.commit(*gone)

@@ -394,6 +394,11 @@ RARE static PyObject *decode_whole(Claimer *self, Ring *ring, const record *r, u
 /* Decodes the claim at `held[handed]`. */
 PyObject *claims_decode(Claimer *self) {
     const record *r = &self->held[self->handed].claim.record;
+    if (self->base.seen) {
+        source *s = claims_source(self, self->held[self->handed].ring->id);
+        receiver_tell(&self->base, r, s ? s->publisher : NULL);
+        r = &self->held[self->handed].claim.record; /* the table may have moved */
+    }
     uint64_t padded = (r->headers + 7u) & ~(uint64_t)7;
     Ring *ring = self->held[self->handed].ring;
     unsigned char **copy = self->expires ? &self->copy : NULL;

@@ -250,6 +250,8 @@ PyObject *consumer_undecodable(Consumer *self, found *f) {
 
 /* Decodes what was found. The decoder may run Python code, but no other call of this handle: the sources stay. */
 static PyObject *decode(Consumer *self, found *f) {
+    if (self->base.seen)
+        receiver_tell(&self->base, &f->record, f->source->publisher);
     uint64_t padded = (f->record.headers + 7u) & ~(uint64_t)7;
     unsigned char **copied = f->source->reader.lossy ? &self->copy : NULL;
     const unsigned char *payload = f->record.body + padded;

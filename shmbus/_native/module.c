@@ -52,6 +52,7 @@ static int add_constants(PyObject *module) {
         {"LATENCY_LINES", offsetof(bus_segment, latencies)},
         {"LATENCY_BYTES", sizeof(latency_line)},
         {"LATENCY_SINCE", offsetof(latency_line, since_ns)},
+        {"LATENCY_WEIGHTS", offsetof(latency_line, weights)},
         {"LATENCY_BUCKETS", LATENCY_BUCKETS},
         {"LATENCY_WEIGHT", LATENCY_WEIGHT},
         {"BEAT_FRESH_NS", (long long)BEAT_FRESH_NS},

@@ -37,6 +37,7 @@ int receiver_traverse(PyObject *object, visitproc visit, void *arg) {
     Py_VISIT(self->decode);
     Py_VISIT(self->held_error);
     Py_VISIT(self->buffers);
+    Py_VISIT(self->seen);
     return 0;
 }
 
@@ -48,6 +49,7 @@ int receiver_clear(PyObject *object) {
     Py_CLEAR(self->window);
     Py_CLEAR(self->held_error);
     Py_CLEAR(self->buffers);
+    Py_CLEAR(self->seen);
     return 0;
 }
 
@@ -66,6 +68,29 @@ int receiver_check(Receiver *self) { return guard_check(&self->guard, name_of(se
 
 bool receiver_stale(const Receiver *self) {
     return LOAD_SEQ(&self->lines.topic->epoch) != self->lines.epoch; /* SYNC epoch; seq_cst for who parks: SYNC park */
+}
+
+/* Tells what `_tell_headers` was given of an event that is about to be decoded. As a decoder it may run any code but
+ * another call of this handle; what it raises is no reason to keep the event back. */
+void receiver_tell(Receiver *self, const record *r, PyObject *publisher) {
+    PyObject *seen = Py_NewRef(self->seen), *name = Py_NewRef(publisher ? publisher : Py_None);
+    PyObject *result = PyObject_CallFunction(seen, "y#KOK", (const char *)r->body, (Py_ssize_t)r->headers,
+                                             (unsigned long long)r->sequence, name, (unsigned long long)r->time_ns);
+    if (!result)
+        PyErr_WriteUnraisable(seen);
+    Py_XDECREF(result);
+    Py_DECREF(name);
+    Py_DECREF(seen);
+}
+
+/* _tell_headers(callable): from now on it is called with headers, sequence, publisher and stamp of each event, but of rows
+ * that arrays take; None: no more. */
+static PyObject *receiver_tell_to(PyObject *object, PyObject *seen) {
+    Receiver *self = (Receiver *)object;
+    if (receiver_check(self) < 0)
+        return NULL;
+    Py_XSETREF(self->seen, seen == Py_None ? NULL : Py_NewRef(seen));
+    Py_RETURN_NONE;
 }
 
 int receiver_refresh(Receiver *self) {
@@ -436,6 +461,7 @@ static PyMethodDef methods[] = {
     {"_sample_into", receiver_sample_into, METH_O, NULL},
     {"_buffers_into", receiver_buffers_into, METH_O, NULL},
     {"_seen_epoch", receiver_seen_epoch, METH_NOARGS, NULL},
+    {"_tell_headers", receiver_tell_to, METH_O, NULL},
     {"_cancel", receiver_cancel, METH_NOARGS, NULL},
     {"_finish", receiver_finish, METH_O, NULL},
     {"_within", METHOD(receiver_within), METH_FASTCALL, NULL},

@@ -68,6 +68,7 @@ struct Receiver {
     waiting waiting;
     latency_line *latency; /* NULL: nothing is sampled */
     bool waited;           /* the last look came back with nothing, after its spin */
+    PyObject *seen;        /* callable, NULL: nobody wants to know of events before they are decoded */
 };
 
 int receiver_traverse(PyObject *object, visitproc visit, void *arg);
@@ -83,6 +84,7 @@ int receiver_wake_publisher(Receiver *self, Ring *ring, uint64_t waiting);
 bool receiver_stale(const Receiver *self);
 void receiver_sample(Receiver *self, const record *record);
 PyObject *receiver_sample_into(PyObject *self, PyObject *line);
+void receiver_tell(Receiver *self, const record *record, PyObject *publisher);
 
 /* An event is about to be handed out for the first time. What follows a wait is always sampled, so that a slow topic is
  * seen whole; of a fast one it is one event in LATENCY_WEIGHT. */

@@ -46,13 +46,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     # Here, so that the processes that other modules of this package start do not load all of it.
-    from shmbus.cli import bench, bridge, demo, doctor, events, journal, listing, run, stat, supervise
+    from shmbus.cli import (
+        bench,
+        bridge,
+        demo,
+        doctor,
+        events,
+        journal,
+        listing,
+        losses,
+        policy,
+        run,
+        serve,
+        stat,
+        supervise,
+    )
 
     root = argparse.ArgumentParser(
         prog="shmbus", description="Look at and work with shared-memory event buses on this host."
     )
     root.add_argument("--version", action="version", version=f"%(prog)s {shmbus.__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for family in (listing, stat, events, run, journal, bridge, supervise, doctor, demo, bench):
+    families = (listing, stat, losses, policy, events, run, serve, journal, bridge, supervise, doctor, demo, bench)
+    for family in families:
         family.register(commands)
     return root

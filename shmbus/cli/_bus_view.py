@@ -65,7 +65,7 @@ class BusView:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Render into the width at hand."""
         stats = self.stats
-        yield _headline(stats)
+        yield headline(stats)
         if stats.publishers:
             yield ""
             yield Rows(_PUBLISHER_COLUMNS, sorted(stats.publishers, key=lambda p: (p.topic, p.name)))
@@ -85,20 +85,21 @@ class BusView:
             yield Rows(_LATENCY_COLUMNS, latencies)
 
 
-def _headline(stats: BusStats) -> Text:
-    headline = line("")
-    headline.append(printable(stats.bus), style="bold")
-    headline.append(f"{SEPARATOR}{plural(len(stats.participants), 'process')}{SEPARATOR}")
+def headline(stats: BusStats) -> Text:
+    """A bus in one line."""
+    found = line("")
+    found.append(printable(stats.bus), style="bold")
+    found.append(f"{SEPARATOR}{plural(len(stats.participants), 'process')}{SEPARATOR}")
     supervisor = stats.supervisor
     if supervisor.state == "none":
-        headline.append("no supervisor", style="bold red")
+        found.append("no supervisor", style="bold red")
     elif supervisor.state == "stalled":
-        headline.append(f"supervisor {supervisor.pid}{_where(supervisor.namespace)} stalled", style="bold red")
+        found.append(f"supervisor {supervisor.pid}{_where(supervisor.namespace)} stalled", style="bold red")
     else:
-        headline.append(f"supervisor {supervisor.pid}{_where(supervisor.namespace)}")
+        found.append(f"supervisor {supervisor.pid}{_where(supervisor.namespace)}")
     age = duration(max(1, stats.time_ns - stats.created_ns))
-    headline.append(SEPARATOR.join(["", plural(len(stats.topics), "topic"), size(stats.bytes), f"up {age}"]))
-    return headline
+    found.append(SEPARATOR.join(["", plural(len(stats.topics), "topic"), size(stats.bytes), f"up {age}"]))
+    return found
 
 
 def _name(text: str) -> Clipped:

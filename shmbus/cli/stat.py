@@ -47,10 +47,11 @@ def register(commands: _arguments.Commands) -> None:
         help=f"look again and again, every {_INTERVAL:g} s by default",
     )
     stat.set_defaults(run=run)
-    top = commands.add_parser("top", help="the live view of one bus: stat BUS --watch")
+    top = commands.add_parser("top", help="a bus on the full screen (extra `top`), or stat BUS --watch")
     top.add_argument("bus", metavar="BUS", type=_arguments.bus)
     top.add_argument("-i", "--interval", dest="watch", metavar="SECONDS", default=_INTERVAL, type=_arguments.seconds)
-    top.set_defaults(run=run, json=False)
+    top.add_argument("--plain", action="store_true", help="the tables of `stat` where the full screen could be")
+    top.set_defaults(run=run_top, json=False)
 
 
 def _seconds_or_bus(text: str) -> float | str:
@@ -79,6 +80,28 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json or not sys.stdout.isatty() or console().is_dumb_terminal:
             return watch_lines(looker, arguments.watch, as_json=arguments.json)
         return watch_screen(looker, arguments.watch)
+
+
+def run_top(arguments: argparse.Namespace) -> int:
+    """`top`: on the full screen where there is one, and the extra `top`; else as `stat --watch`."""
+    if arguments.plain or not sys.stdout.isatty() or not sys.stdin.isatty() or console().is_dumb_terminal:
+        return run(arguments)
+    try:
+        from shmbus.cli._top_app import TopApp
+    except ImportError:
+        return run(arguments)
+    looker = Looker(arguments.bus)
+    looker.look()
+
+    def look() -> BusStats:
+        looker.look()
+        return looker.found[arguments.bus]
+
+    app = TopApp(look, arguments.watch)
+    said = app.run()
+    if said:
+        print(said)
+    return app.return_code or OK
 
 
 class Looker:

@@ -1,0 +1,115 @@
+"""Audit: who joined, left or died, as records of the logger `shmbus.audit`, by whoever changed the document.
+
+May touch: nothing; it is given documents. Nothing is kept or told where nobody listens: `logging` is not loaded for it.
+
+Must stay true: told after the bus lock is free; what was committed, and nothing else; each act once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from logging import Logger
+
+    from shmbus._ledger.document import Document
+
+NAME: Final = "shmbus.audit"
+
+
+class _Entry(NamedTuple):
+    role: str
+    topic: str
+    name: str
+    pid: int
+    dead: bool = False
+
+
+_Present = dict[tuple[str, int], _Entry]
+
+
+def listener() -> Logger | None:
+    """The logger, if anybody may hear it."""
+    logging = sys.modules.get("logging")
+    if logging is None:
+        return None
+    logger: Logger = logging.getLogger(NAME)
+    return logger if logger.isEnabledFor(logging.INFO) and logger.hasHandlers() else None
+
+
+def tell(act: str, message: str, **fields: Any) -> None:
+    """One record: `act` and the other fields are its attribute `audit`, with the process that acts as `by`."""
+    logger = listener()
+    if logger is not None:
+        level = 20 if act in ("join", "leave", "policy") else 30
+        logger.log(level, "%s", message, extra={"audit": {"act": act, **fields, "by": os.getpid()}})
+
+
+class Audit:
+    """What one holder of the bus lock has changed; nothing where nobody listens when it begins."""
+
+    def __init__(self, document: Document) -> None:
+        self._heard = listener() is not None
+        self._before: _Present = dict(_present(document)) if self._heard else {}
+        self._after = self._before
+        self._deaths = document.died
+
+    def committed(self, document: Document) -> None:
+        """The document is valid now."""
+        if not self._heard:
+            return
+        now = dict(_present(document))
+        gone = {key: entry for key, entry in self._after.items() if entry.dead}
+        if document.died > self._deaths:  # whose process went in this commit
+            self._deaths = document.died
+            left = {key: entry for key, entry in self._after.items() if key[0] == "process" and key not in now}
+            gone |= {key: entry._replace(dead=True) for key, entry in left.items()}
+        self._after = gone | now
+
+    def tell(self, bus: str) -> None:
+        """Of all that has come and gone, once the lock is free."""
+        for key, entry in self._after.items():
+            if key not in self._before:
+                _tell("join", bus, entry)
+        dead = {entry.pid for key, entry in self._after.items() if key[0] == "process" and entry.dead}
+        for key, entry in self._before.items():
+            now = self._after.get(key)
+            if now is None or (now.dead and not entry.dead):
+                died = now is not None or entry.pid in dead  # a worker goes before its process
+                _tell("death" if died else "leave", bus, entry)
+
+
+def _tell(act: str, bus: str, entry: _Entry) -> None:
+    verb = {"join": "joined", "leave": "left", "death": "died"}[act]
+    where = f" of topic {entry.topic}" if entry.topic else ""
+    pid = f" (pid {entry.pid})" if entry.pid else ""
+    message = f"bus {bus}: {entry.role} {entry.name}{where}{pid} {verb}"
+    tell(act, message, bus=bus, role=entry.role, topic=entry.topic, name=entry.name, pid=entry.pid)
+
+
+def _present(document: Document) -> Iterator[tuple[tuple[str, int], _Entry]]:
+    topics = {t.index: t.name for t in document.topics}
+    pids = {p.id: p.pid for p in document.participants}
+    groups = {c.id: c for c in document.consumers if c.kind == "group"}
+    for p in document.participants:
+        yield ("process", p.id), _Entry("process", "", p.command, p.pid)
+    for publisher in document.publishers:
+        if publisher.state == "active" or publisher.dead:
+            pid = pids.get(publisher.participant, 0)
+            entry = _Entry("publisher", topics[publisher.topic], publisher.name, pid, publisher.dead)
+            yield ("publisher", publisher.id), entry
+    for consumer in document.consumers:
+        if consumer.state != "joining":
+            pid = pids.get(consumer.participant, 0)
+            dead = consumer.dead and consumer.state == "leaving"
+            yield (
+                ("consumer", consumer.id),
+                _Entry(consumer.kind, topics[consumer.topic], consumer.name, pid, dead),
+            )
+    for worker in document.workers:
+        group = groups.get(worker.group)
+        topic = topics[group.topic] if group else ""
+        yield ("worker", worker.id), _Entry("worker", topic, worker.name, pids.get(worker.participant, 0))

@@ -1,0 +1,70 @@
+"""`losses`: what was lost on a bus, of whom, by whom and why; once, or as it happens."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from shmbus import inspect
+from shmbus.cli import _arguments
+from shmbus.cli._exit import OK
+from shmbus.cli._render import plural, printable, whole
+from shmbus.cli._streams import abandoned, ascii_json
+from shmbus.cli._terminate import ending_in_order
+from shmbus.errors import BusNotFoundError
+from shmbus.stats import new_losses
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from shmbus.stats import Loss
+
+_INTERVAL: Final = 0.5  # seconds between two looks of --follow
+
+
+def register(commands: _arguments.Commands) -> None:
+    """Add `losses`."""
+    losses = commands.add_parser(
+        "losses",
+        help="what was lost: whose, of which publisher, and why",
+        description="Print the log of losses, the oldest first. With --follow also what is lost from now on, until the"
+        " bus is removed or Ctrl-C: then a count is what has come since the line before.",
+    )
+    losses.add_argument("bus", metavar="BUS", type=_arguments.bus)
+    losses.add_argument("--json", action="store_true", help="one JSON document, with --follow one object a line")
+    losses.add_argument("--follow", "-f", action="store_true", help="go on")
+    losses.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the losses that there are, and with --follow those that come."""
+    found = inspect.losses_of(arguments.bus)
+    if arguments.json and not arguments.follow:
+        print(ascii_json(found))
+        return OK
+    show: Callable[[Loss], str] = ascii_json if arguments.json else as_text
+    _print(found, show)
+    if not arguments.follow:
+        return OK
+    with ending_in_order(), suppress(BusNotFoundError, KeyboardInterrupt):
+        while not abandoned():
+            time.sleep(_INTERVAL)
+            before, found = found, inspect.losses_of(arguments.bus)
+            _print(new_losses(before, found), show)
+    return OK
+
+
+def as_text(loss: Loss) -> str:
+    """`13:25:54 orders/audit lost 3 events of web: abandoned, #97 to #99`."""
+    when = time.strftime("%H:%M:%S", time.localtime(loss.last_ns / 1e9))
+    where = f"#{loss.first}" if loss.first == loss.last else f"#{loss.first} to #{loss.last}"
+    count = plural(loss.count, "event") if loss.count < 10**10 else f"{whole(loss.count)} events"
+    said = f"{when} {loss.topic}/{loss.consumer} lost {count} of {loss.publisher}: {loss.cause}, {where}"
+    return printable(said)
+
+
+def _print(losses: Sequence[Loss], show: Callable[[Loss], str]) -> None:
+    for loss in losses:
+        print(show(loss), flush=True)

@@ -1,0 +1,286 @@
+"""Traced subscribers and workers: receive, process, settle and drop spans. See `tracing`.
+
+May touch: nothing of its own; it overrides methods and hooks of the handles, and has `_core` tell of the headers of
+each event before it is decoded.
+
+Must stay true: an event is delivered exactly as without it, whatever tracing meets; a context that is attached is
+detached by the thread or task that it was attached in, or by nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from opentelemetry import context, trace
+from opentelemetry.trace import SpanKind
+
+from shmbus.message import ACK, NACK, REJECT, UNDECODABLE, ClaimedMessage, Message
+from shmbus.observe.telemetry import PREFIX, Seen, Telemetry, link_to
+from shmbus.subscriber import Subscriber
+from shmbus.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from opentelemetry.trace import Link, Span
+
+M = TypeVar("M", bound=Message[Any])
+
+MAX_LINKS: Final = 128
+"""Of a span: an SDK drops those beyond, unless it is configured otherwise."""
+
+_SETTLES: Final = {ACK: "ack", NACK: "nack", REJECT: "reject", UNDECODABLE: "reject"}
+
+
+def _link(seen: Seen) -> list[Link]:
+    return link_to(seen.headers, **{f"{PREFIX}publisher": seen.publisher, f"{PREFIX}sequence": seen.sequence})
+
+
+class TracedReceiver:
+    """What traced subscribers and workers have in common."""
+
+    __slots__ = ()
+
+    _telemetry: Telemetry
+    _seen: list[Seen]
+    _turns: dict[object, tuple[Span, object, float]]
+    """By thread or task: the span of the event that it works on, its token, and when it began."""
+
+    if TYPE_CHECKING:
+
+        def _tell_headers(self, seen: Callable[[bytes, int, str | None, int], object] | None, /) -> None: ...
+
+    def _begin_tracing(self) -> None:
+        self._seen, self._turns = [], {}  # type: ignore[misc]
+        seen = self._seen
+        self._tell_headers(lambda *told: seen.append(Seen(*told)))
+
+    @property
+    def _topic(self) -> str:
+        return str(cast("Any", self).topic.name)
+
+    def _about(self) -> dict[str, Any]:
+        """What spans say of the consumer."""
+        return {"messaging.consumer.group.name": self._consumer(), f"{PREFIX}consumer": self._consumer()}
+
+    def _consumer(self) -> str:
+        return str(cast("Any", self).name)
+
+    def _take_seen(self) -> list[Seen]:
+        found = list(self._seen)
+        self._seen.clear()
+        return found
+
+    # -- received by a call
+
+    def _received(self, begun: int, count: int) -> None:
+        """A receive span of what a call has returned, from its beginning to now; more where one has no room for all."""
+        seen = self._take_seen()
+        telemetry = self._telemetry
+        attributes = telemetry.attributes(self._topic, "receive", "receive")
+        more = {**attributes, **self._about()}
+        if count != 1:
+            more["messaging.batch.message_count"] = count
+        links = [link for one in seen for link in _link(one)]
+        for at in range(0, max(1, len(links)), MAX_LINKS):
+            telemetry.tracer.start_span(
+                f"receive {self._topic}",
+                kind=SpanKind.CLIENT,
+                attributes=more,
+                links=links[at : at + MAX_LINKS],
+                start_time=begun,
+            ).end()
+        telemetry.operation.record((time.time_ns() - begun) / 1e9, attributes)
+        telemetry.consumed.add(count, attributes)
+
+    # -- a turn of a loop
+
+    def _turn(self) -> None:
+        """A loop has been handed an event: it is processed until the next one is asked for."""
+        telemetry = self._telemetry
+        attributes = telemetry.attributes(self._topic, "process", "process")
+        seen = self._take_seen()
+        last = seen[-1:]
+        more = {**attributes, **self._about()}
+        for one in last:
+            more |= {f"{PREFIX}publisher": one.publisher, f"{PREFIX}sequence": one.sequence}
+        span = telemetry.tracer.start_span(
+            f"process {self._topic}",
+            kind=SpanKind.CONSUMER,
+            attributes=more,
+            links=[link for one in last for link in _link(one)],
+        )
+        telemetry.consumed.add(1, attributes)
+        token = context.attach(trace.set_span_in_context(span))
+        self._turns[_who()] = span, token, time.perf_counter()
+
+    def _turn_over(self) -> None:
+        """This thread or task asks for the next event, or for no more."""
+        found = self._turns.pop(_who(), None)
+        if found is not None:
+            span, token, begun = found
+            context.detach(token)  # type: ignore[arg-type]
+            self._end(span, begun)
+
+    def _end(self, span: Span, begun: float) -> None:
+        span.end()
+        attributes = self._telemetry.attributes(self._topic, "process", "process")
+        self._telemetry.processing.record(time.perf_counter() - begun, attributes)
+
+    def _end_all(self) -> None:
+        """The handle closes: what others work on ends here, and stays attached where it is."""
+        self._turn_over()
+        while self._turns:
+            with suppress(KeyError):  # another thread has just ended its own
+                _, (span, _, begun) = self._turns.popitem()
+                self._end(span, begun)
+
+    # -- what hands out events, around that of the handle
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """As the handle has it: a receive span."""
+        return self._call(super().receive, timeout)  # type: ignore[misc]
+
+    def try_receive(self) -> Any:
+        """The same."""
+        return self._call(super().try_receive)  # type: ignore[misc]
+
+    def receive_many(self, maximum: int, timeout: float | None = None) -> Any:
+        """The same, of all that is returned."""
+        return self._call(super().receive_many, maximum, timeout)  # type: ignore[misc]
+
+    def _call(self, receive: Callable[..., Any], *arguments: Any) -> Any:
+        self._turn_over()
+        begun = time.time_ns()
+        found = receive(*arguments)
+        count = len(found) if isinstance(found, list) and self._seen and len(found) == len(self._seen) else 1
+        if self._seen:
+            self._received(begun, count)
+        return found
+
+    def areceive(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
+        """The same, in an event loop."""
+        self._turn_over()
+        return self._areceive(super().areceive(timeout), time.time_ns())  # type: ignore[misc]
+
+    async def _areceive(self, receiving: Coroutine[Any, Any, Any], begun: int) -> Any:
+        found = await receiving
+        self._received(begun, 1)
+        return found
+
+    def __next__(self) -> Any:
+        self._turn_over()
+        event = super().__next__()  # type: ignore[misc]
+        self._turn()
+        return event
+
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
+        self._turn_over()
+        return self._aturn(super().__anext__())  # type: ignore[misc]
+
+    async def _aturn(self, asking: Coroutine[Any, Any, Any]) -> Any:
+        event = await asking
+        self._turn()
+        return event
+
+    def messages(self) -> Any:
+        """As the handle has it: each turn of a loop is a process span."""
+        return TracedMessages(self, super().messages())  # type: ignore[misc]
+
+    def close(self) -> None:
+        """As the handle has it: what is worked on is over."""
+        self._end_all()
+        super().close()  # type: ignore[misc]
+
+
+def _who() -> object:
+    """The task that runs, or else the thread."""
+    try:
+        return asyncio.current_task() or threading.get_ident()
+    except RuntimeError:
+        return threading.get_ident()
+
+
+class TracedMessages(Iterator[M], AsyncIterator[M]):
+    """`messages()` of a traced handle: each turn of the loop is a process span."""
+
+    def __init__(self, receiver: TracedReceiver, messages: Any) -> None:
+        self._receiver = receiver
+        self._messages = messages
+
+    def __next__(self) -> M:
+        self._receiver._turn_over()
+        message: M = next(self._messages)
+        self._receiver._turn()
+        return message
+
+    def __anext__(self) -> Coroutine[Any, Any, M]:
+        self._receiver._turn_over()
+        return self._aturn(self._messages.__anext__())
+
+    async def _aturn(self, asking: Coroutine[Any, Any, M]) -> M:
+        message = await asking
+        self._receiver._turn()
+        return message
+
+
+class TracedSubscriber(TracedReceiver, Subscriber[Any]):
+    """A subscriber that is traced."""
+
+    __slots__ = ()
+
+    def _gap(self, publisher: str, first: int, last: int, count: int | None = None) -> None:
+        lost = last - first + 1 if count is None else count
+        more = {
+            **self._about(),
+            f"{PREFIX}publisher": publisher,
+            f"{PREFIX}dropped": "overrun",
+            f"{PREFIX}first": first,
+            f"{PREFIX}last": last,
+            "messaging.batch.message_count": lost,
+        }
+        with self._telemetry.client(self._topic, "drop", "receive", [], more):
+            pass
+        super()._gap(publisher, first, last, count)
+
+
+class TracedWorker(TracedReceiver, Worker[Any]):
+    """A worker that is traced; what it settles, and what is dead-lettered under it, is linked to who sent it."""
+
+    __slots__ = ()
+
+    def _consumer(self) -> str:
+        return str(self.group)
+
+    @contextmanager
+    def _settling_span(self, how: int, headers: bytes | None, sequence: int, publisher: str) -> Iterator[Span]:
+        link = link_to(headers, **{f"{PREFIX}publisher": publisher, f"{PREFIX}sequence": sequence})
+        more = {**self._about(), f"{PREFIX}publisher": publisher, f"{PREFIX}sequence": sequence}
+        with self._telemetry.client(self._topic, _SETTLES[how], "settle", link, more) as span:
+            yield span
+
+    def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "", delay_ns: int = 0) -> bool:
+        """As `Worker.settle`; a rejection is told of where the letter is written."""
+        if how == REJECT or message.settled:
+            return bool(super().settle(message, how, reason, delay_ns))
+        with self._settling_span(how, message._headers, message.sequence, message.publisher):
+            return bool(super().settle(message, how, reason, delay_ns))
+
+    def _bury(self, event: Any, reason: str, how: int, *, unseen: bool = False) -> bool:
+        with self._settling_span(how, self._headers(*event.claim), event.sequence, event.publisher) as span:
+            span.set_attributes({f"{PREFIX}dropped": _cause(how), f"{PREFIX}reason": reason})
+            return bool(super()._bury(event, reason, how, unseen=unseen))
+
+    async def _abury(self, event: Any, reason: str) -> bool:
+        with self._settling_span(REJECT, self._headers(*event.claim), event.sequence, event.publisher) as span:
+            span.set_attributes({f"{PREFIX}dropped": "rejected", f"{PREFIX}reason": reason})
+            return bool(await super()._abury(event, reason))
+
+
+def _cause(how: int) -> str:
+    return "undecodable" if how == UNDECODABLE else "rejected"
