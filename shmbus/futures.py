@@ -116,7 +116,7 @@ class Executor(_Executor):
 
     @property
     def _processes(self) -> dict[int, BaseProcess]:
-        return self._foreman.crew.processes() if self._foreman.crew is not None else {}
+        return self._foreman.crew.by_pid() if self._foreman.crew is not None else {}
 
     @property
     def _broken(self) -> str | bool:

@@ -293,9 +293,8 @@ class Call(Generic[Req, Rep]):
 class Server(Generic[Req, Rep]):
     """Iterate over it for calls. Made by `Bus.server`.
 
-    Any number of calls may be open at once, and be answered in any order, by any thread: asking for the next one leaves
-    the last one open. What is open when the server closes goes to another one. One thread at a time iterates, or any
-    number of tasks of an event loop; ends on close() and cancel().
+    Any number of calls may be open at once, to be answered in any order, by any thread; what is open when the server
+    closes goes to another one. One thread at a time iterates, or any number of tasks; ends on close() and cancel().
     """
 
     def __init__(

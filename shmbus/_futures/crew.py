@@ -12,18 +12,29 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from shmbus._futures import process
 from shmbus._futures.wire import NUMBERS
+from shmbus._shm import processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.context import BaseContext
     from multiprocessing.process import BaseProcess
 
+_NOTED: Final = 1.0  # seconds; between two lines of `multiprocessing`
 _REAP: Final = 10.0  # seconds until a process whose pidfd says that it ended can be waited for; milliseconds, mostly
+
+
+def _exit_code(process: BaseProcess) -> int | None:
+    """What `multiprocessing` knows; another thread that starts a process may have waited for this one a moment ago."""
+    deadline = time.monotonic() + _NOTED
+    while process.exitcode is None and time.monotonic() < deadline:
+        time.sleep(0.001)  # until that thread has written it down, which nobody tells
+    return process.exitcode
 
 
 class Hand:
@@ -61,7 +72,7 @@ class Crew:
         """Workers that take tasks, or will once they have started."""
         return sum(not hand.leaving for hand in list(self.hands.values()))
 
-    def processes(self) -> dict[int, BaseProcess]:
+    def by_pid(self) -> dict[int, BaseProcess]:
         """Those by pid."""
         found = [hand.process for hand in list(self.hands.values()) if not hand.leaving]
         return {one.pid: one for one in found if one.pid is not None}
@@ -95,9 +106,10 @@ class Crew:
                 with self._lock:
                     hand = self._by_descriptor.pop(descriptor)
                     self._poll.unregister(descriptor)
+                code = processes.exit_code_of(descriptor)  # before anybody waits for it, whoever that will be
                 os.close(descriptor)
                 hand.process.join(_REAP)
-                self._told(hand.number, hand.process.exitcode)
+                self._told(hand.number, _exit_code(hand.process) if code is None else code)
         os.close(self._wake)
 
     def dismiss(self) -> None:
