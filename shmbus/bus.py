@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 from shmbus import _core
 from shmbus._handles import naming
 from shmbus._handles.exit import leave_at_exit, open_buses
-from shmbus._handles.session import Session
 from shmbus._handles.handle import or_undone
+from shmbus._handles.session import Session
 from shmbus._handles.waiting import IDLE_MODES
 from shmbus._ledger import departures, groups, members, policies, topics
 from shmbus._ledger.registry import LOCK_TIMEOUT
