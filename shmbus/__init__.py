@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         SchemaMismatchError,
         ShmbusError,
     )
+    from shmbus.gauge import Gauge
     from shmbus.journal import Journal
     from shmbus.message import ClaimedMessage, Gap, Message
     from shmbus.publisher import Publisher
@@ -104,6 +105,7 @@ __all__ = [
     "Full",
     "Gap",
     "GapError",
+    "Gauge",
     "Journal",
     "JournalError",
     "LayoutMismatchError",
@@ -168,9 +170,11 @@ _HOMES = {
         "SchemaMismatchError",
         "ShmbusError",
     ),
+    "gauge": ("Gauge",),
     "message": ("ClaimedMessage", "Gap", "Message"),
     "middleware": (),
     "publisher": ("Publisher",),
+    "queues": (),
     "router": ("Router",),
     "server": ("Call", "Server"),
     "service": ("Service",),

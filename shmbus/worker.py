@@ -146,6 +146,17 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             Raises ReclaimedError if any of it has been given to another worker.
             """
 
+        def oldest_first(self) -> None:
+            """From now on take, of all publishers' events, the one that was published first.
+
+            What was out before another event was begun comes before it, whoever published the two. Without this the
+            publishers have their turns, those that are gone first. Each publisher's own order holds in any case.
+            """
+
+    def receive_message(self, timeout: float | None = None) -> ClaimedMessage[T]:
+        """One message, as `messages` gives them, held until it is settled. Raises Empty after `timeout` seconds."""
+        return self._hold(self._take_message(timeout))
+
     def messages(self) -> Messages[ClaimedMessage[T]]:
         """Iterate over messages, each of which is held until its `ack`, `nack` or `reject` is called, by any thread.
 

@@ -441,6 +441,25 @@ static PyObject *work_terms_(PyObject *object, PyObject *unused) {
                          work_room(&((Ring *)object)->view));
 }
 
+/* depth(): (events that are not done, how many of them somebody holds); a part of terms(), for who asks often. */
+static PyObject *work_depth(PyObject *object, PyObject *unused) {
+    (void)unused;
+    work_terms t;
+    if (work_terms_of(&((Ring *)object)->view, &t) != RING_OK) {
+        corrupt((Ring *)object, "gate and tail cannot be");
+        return NULL;
+    }
+    return Py_BuildValue("(KK)", (unsigned long long)t.depth, (unsigned long long)t.claimed);
+}
+
+/* span(): events from the first that is not done on: never fewer than depth(), and read off two words. */
+static PyObject *work_span(PyObject *object, PyObject *unused) {
+    (void)unused;
+    const ring_header *h = ((Ring *)object)->view.header;
+    uint64_t tail = LOAD_SEQ(&h->tail), gate = LOAD_SEQ(&h->gate);
+    return PyLong_FromUnsignedLongLong(gate < tail ? tail - gate : 0);
+}
+
 static PyObject *work_losses(PyObject *object, PyObject *unused) {
     (void)unused;
     const ring_header *h = ((Ring *)object)->view.header;
@@ -467,6 +486,8 @@ static PyMethodDef work_methods[] = {
      "take_back(sequence, word): give a claim to others, if it still stands."},
     {"abandon", work_abandon_, METH_NOARGS, "Make an end of what is left, and count it as abandoned; how many."},
     {"terms", work_terms_, METH_NOARGS, "The group's books on this ring."},
+    {"depth", work_depth, METH_NOARGS, "(events that are not done, those of them that are claimed)."},
+    {"span", work_span, METH_NOARGS, "Events from the first that is not done on."},
     {"losses", work_losses, METH_NOARGS, "(count, first, last, first_ns, last_ns) by cause."},
     {"bounds", work_bounds, METH_NOARGS,
      "(gate, tail): the first sequence that is not done, and the one that comes next."},
