@@ -176,10 +176,10 @@ class Queue(Generic[T]):
     def task_done(self) -> None:
         """With `redeliver`: what this thread got first, or else this process, need not come again.
 
-        Raises ValueError where nothing is open.
+        Raises ValueError where nothing is open. Without, what was got is done, and this does nothing.
         """
         if self._home.kind.tasks == _words.NONE:
-            raise ValueError("task_done() is for a JoinableQueue, or redeliver=True")
+            return
         with self._open() as link:
             link.task_done()
 

@@ -43,7 +43,7 @@ def _test_queue_file() -> str | None:
     """The test_queue.py of a Python that has `shutdown`: this one, or another one that is here."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     others = [shutil.which("python3.13"), shutil.which("python3.14"), *sorted(pyenv.glob("3.1[3-9]*/bin/python3"))]
-    for python in [sys.executable, *filter(None, others)]:
+    for python in [sys.executable, *(str(other) for other in others if other)]:
         found = subprocess.run(
             [python, "-c", "import queue, test.test_queue as t; queue.ShutDown; print(t.__file__)"],
             capture_output=True,
@@ -51,5 +51,5 @@ def _test_queue_file() -> str | None:
             check=False,
         )
         if found.returncode == 0:
-            return found.stdout.strip()
+            return str(found.stdout).strip()
     return None
