@@ -10,9 +10,11 @@ import copyreg
 import io
 import pickle
 import sys
-from typing import Any, Final
+import threading
+from typing import Any, ClassVar, Final
 
 PROTOCOL: Final = 5
+_KEPT: Final = 1 << 20  # bytes of a buffer that is used again
 _STACK_GLOBAL: Final = b"\x93"
 
 loads = pickle.loads
@@ -21,8 +23,12 @@ _registered: dict[Any, Any] = copyreg._extension_registry  # type: ignore[attr-d
 _slow: set[type] = set()
 """Classes of the objects that name a global whatever is in them."""
 
-_table: dict[Any, Any] = {}
-_sizes = (-1, -1)
+
+class _Known:
+    """What `ForkingPickler` would find, in one dict; made anew once somebody has registered more."""
+
+    table: ClassVar[dict[Any, Any]] = {}
+    sizes: ClassVar[tuple[int, int]] = (-1, -1)
 
 
 def dumps(value: Any) -> bytes | memoryview:
@@ -40,20 +46,53 @@ def dumps(value: Any) -> bytes | memoryview:
     return _by_reducers(value)
 
 
-def _by_reducers(value: Any) -> memoryview:
-    buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, PROTOCOL)
-    pickler.dispatch_table = _reducers()
-    pickler.dump(value)
-    return buffer.getbuffer()
+class _Own(threading.local):
+    """A pickler of this thread: to make one takes longer than to use it."""
+
+    sizes = (-1, -1)
+    busy = False
+
+    def renew(self) -> None:
+        """Take over what is registered now."""
+        self.buffer = io.BytesIO()
+        self.pickler = pickle.Pickler(self.buffer, PROTOCOL)
+        self.pickler.dispatch_table = _reducers()
+        self.sizes = _Known.sizes
+
+
+_own = _Own()
+
+
+def _by_reducers(value: Any) -> bytes:
+    own = _own
+    if own.busy:  # a reducer puts into a queue itself
+        own = _Own()
+    if own.sizes != _Known.sizes or _registered_since():
+        own.renew()
+    own.busy = True
+    try:
+        own.buffer.seek(0)
+        own.buffer.truncate()
+        own.pickler.clear_memo()
+        own.pickler.dump(value)
+        return own.buffer.getvalue()
+    finally:
+        own.busy = False
+        if own.buffer.tell() > _KEPT:
+            own.sizes = (-1, -1)
 
 
 def _reducers() -> dict[Any, Any]:
-    """What `ForkingPickler` would find, in one dict; made anew once somebody has registered more."""
-    global _table, _sizes
+    if _registered_since():
+        _Known.sizes = len(_extra()), len(copyreg.dispatch_table)
+        _Known.table = {**copyreg.dispatch_table, **_extra()}
+    return _Known.table
+
+
+def _registered_since() -> bool:
+    return _Known.sizes != (len(_extra()), len(copyreg.dispatch_table))
+
+
+def _extra() -> dict[Any, Any]:
     reduction = sys.modules.get("multiprocessing.reduction")  # without it there is nobody who could have
-    extra = {} if reduction is None else reduction.ForkingPickler._extra_reducers
-    sizes = len(extra), len(copyreg.dispatch_table)
-    if sizes != _sizes:
-        _table, _sizes = {**copyreg.dispatch_table, **extra}, sizes
-    return _table
+    return {} if reduction is None else reduction.ForkingPickler._extra_reducers

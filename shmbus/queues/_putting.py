@@ -31,6 +31,9 @@ _SHARE: Final = 4  # of what /dev/shm has left a new ring may take one part in s
 _NAP: Final = 0.005  # seconds: the longest wait for others of whom each found no room because of the other
 _YIELDS: Final = 100  # of the processor, before such a wait naps: the other one is in within microseconds, or dead
 _NAPS: Final = 200  # before who does not want to wait is told that it is full: the other one is stopped
+_DOZE: Final = 0.0001  # seconds; those who get take less than a ring, or half of a long queue, meanwhile
+_DOZES: Final = 3  # in a row in which nobody got anything: then a larger ring, or a sleep until somebody does
+_MANY: Final = 64  # places, from which on that pays
 
 _IN, _FULL, _CONTENDED = range(3)
 
@@ -51,6 +54,7 @@ class Putting:
         self._quick: Final = ground.quick
         self._pickles: Final = ground.kind.pickles
         self._bounded: Final = ground.kind.maxsize > 0
+        self._dozes: Final = not self._bounded or ground.kind.maxsize >= _MANY
 
     def put(self, value: Any, block: bool, timeout: float | None) -> None:
         """Put one. Raises Full, ShutDown, and what the encoder raises."""
@@ -60,7 +64,7 @@ class Putting:
         payload = dumps(value) if self._pickles else value
         publisher = self._publisher
         if self._bounded or publisher is None:
-            if self._try_put(payload) != _IN:
+            if self._try_put(payload, False) != _IN:
                 self._put_slowly(payload, block, timeout)
         else:
             try:  # what all of this comes to as a rule
@@ -71,80 +75,80 @@ class Putting:
             raise ShutDown("the queue was shut down meanwhile: nobody may get what was put")
 
     def _put_slowly(self, payload: Any, block: bool, timeout: float | None) -> None:
+        """Put once there is room. While others get, doze: who is woken for each free place puts one at a time."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        words, naps = self._ground.words, 0
+        ground, words, naps, asked = self._ground, self._ground.words, 0, False
+        idle = 0 if block and self._dozes else _DOZES
         while True:
-            seen = words.awaiting(_words.ROOM) if naps else 0
-            found = self._try_put(payload)
+            seen = words.awaiting(_words.ROOM) if asked else 0
+            before = ground.gauge.at_most()
+            found = self._try_put(payload, idle >= _DOZES)
             if found == _IN:
                 return
             left = BOUND if deadline is None else deadline - time.monotonic()
             if not block or left <= 0:
                 if found == _FULL or naps > _NAPS:
-                    raise QueueFull(f"no room in the queue: maxsize={self._ground.kind.maxsize}")
+                    raise QueueFull(f"no room in the queue: maxsize={ground.kind.maxsize}")
                 left = _NAP
-            if words.quick[SHUT]:
+            if self._quick[SHUT]:
                 raise ShutDown("the queue was shut down: nothing more can be put")
-            naps += 1
             if found == _CONTENDED:
+                naps += 1
                 time.sleep(0 if naps < _YIELDS else min(_NAP, left))
                 if naps > _YIELDS:
                     words.bury()
-            elif naps > 1:  # the first time nobody had been asked to tell
+            elif idle < _DOZES:
+                time.sleep(min(_DOZE, left))
+                idle = idle + 1 if ground.gauge.at_most() >= before else 0
+            elif asked:
                 words.wait(_words.ROOM, seen, min(left, LOOK))
-                self._ground.require_open()
+                ground.require_open()
+            asked = idle >= _DOZES
 
-    def _try_put(self, payload: Any) -> int:
+    def _try_put(self, payload: Any, grow: bool) -> int:
         if not self._bounded:
-            return self._publish(payload)
-        maxsize = self._ground.kind.maxsize
-        words = self._ground.words
+            return self._publish(payload, grow)
+        maxsize, words, gauge = self._ground.kind.maxsize, self._ground.words, self._ground.gauge
         with self._lock:  # one of this process at a time: its bit is one
             try:
                 others = words.begin_put()
-                if self._ground.gauge.at_most() + others >= maxsize:
-                    there, claimed = self._ground.gauge.look()
+                if gauge.at_most() + others >= maxsize:
+                    there, claimed = gauge.look()
                     if self._ground.kind.tasks == _words.CLAIMED:
                         there -= claimed
                     if there + others >= maxsize:
                         return _CONTENDED if others and there < maxsize else _FULL
-                if self._publisher is None:
-                    return self._publish(payload)
-                try:
-                    self._publisher.publish(payload)
-                except (Full, EventTooLargeError, ClosedError):
-                    return self._publish(payload)
-                return _IN
+                return self._publish(payload, grow)
             finally:
                 words.end_put()
 
-    def _publish(self, payload: Any) -> int:
-        """Publish; in a larger ring, or beside it, what the ring does not take."""
+    def _publish(self, payload: Any, grow: bool) -> int:
+        """Publish; beside the ring, or in a larger one, what it does not take."""
         while True:
             publisher = self._publisher or self._open_publisher()
             try:
                 publisher.publish(payload)
                 return _IN
             except Full:
-                if not self._grow(publisher):
+                if not grow or not self._grow(publisher):
                     return _FULL
             except ClosedError:
                 if self._publisher is publisher:  # or another thread has a larger one meanwhile
                     raise
             except EventTooLargeError as error:
                 if self._pickles:
-                    return self._publish_beside(payload)
+                    return self._publish_beside(payload, grow)
                 if not self._grow(publisher, error.size):
                     raise
 
-    def _publish_beside(self, payload: bytes | memoryview) -> int:
+    def _publish_beside(self, payload: bytes | memoryview, grow: bool) -> int:
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + BOUND
             if not self._ground.gauge.look()[0]:
                 sweep(self._ground.prefix, lambda: self._ground.gauge.look()[0])
         try:
             with written(self._ground.prefix, payload) as note:
-                if self._publish(note) == _FULL:
+                if self._publish(note, grow) == _FULL:
                     raise _NoRoom
         except _NoRoom:
             return _FULL
