@@ -11,6 +11,7 @@ from typing import Any
 
 from support import entries, eventually
 
+from shmbus._shm import failpoint
 from shmbus.queues import JoinableQueue, Queue, ShutDown
 
 
@@ -39,6 +40,29 @@ def get_forever(queue: Queue[Any]) -> None:
 def get_and_stay(queue: Queue[Any], told: Queue[Any], count: int) -> None:
     told.put([queue.get() for _ in range(count)])
     signal.pause()
+
+
+def dies_at(queue: Queue[Any], point: str) -> None:
+    """Puts or gets a large object, and dies at a failpoint."""
+    failpoint.arm(point)
+    if point in ("queue.counted", "queue.acked"):
+        queue.get()
+    else:
+        queue.put(b"x" * 200_000)
+    os._exit(0)
+
+
+def returns(queue: Queue[Any], size: int, count: int) -> None:
+    """Puts its results, and ends."""
+    for _ in range(count):
+        queue.put(b"x" * size)
+
+
+def put_large_forever(queue: Queue[Any], name: int) -> None:
+    count = 0
+    while True:
+        queue.put((name, count, b"x" * 150_000))
+        count += 1
 
 
 def wait_for_put(queue: Queue[Any], told: Queue[Any]) -> None:

@@ -7,9 +7,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from queue_workers import nothing_left
 from support import child_environment, eventually
@@ -88,16 +90,26 @@ def test_websockets(server: str) -> None:
     process = subprocess.Popen([sys.executable, "-m", *commands[server].split()], cwd=ROADS, env=_with_roads())
     try:
         eventually(lambda: _listens(port))
-        clients = [connect(f"ws://127.0.0.1:{port}/", proxy=None) for _ in range(6)]
-        try:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(connect(f"ws://127.0.0.1:{port}/", proxy=None)) for _ in range(6)]
             eventually(_everybody_is_told(clients))
-        finally:
-            for client in clients:
-                client.close()
     finally:
-        process.terminate()
-        process.wait(60)
+        _ended(process)
     nothing_left("roads-chat")
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    """The server and its workers, which go when it is asked to."""
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(30)
+    finally:
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        process.kill()
+        process.wait()
 
 
 def _with_roads() -> dict[str, str]:
@@ -111,7 +123,7 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _everybody_is_told(clients: list[object]) -> Callable[[], bool]:
+def _everybody_is_told(clients: Sequence[object]) -> Callable[[], bool]:
     """Sends a line, and looks whether all got one; a worker that has just started may have missed the first."""
     told: set[int] = set()
 

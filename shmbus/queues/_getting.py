@@ -15,6 +15,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from shmbus._shm.failpoint import reach
 from shmbus.bus import MAX_DELIVER
 from shmbus.errors import Empty, ReclaimedError, ShutDown
 from shmbus.queues import _words
@@ -135,6 +136,7 @@ class Getting:
             self._count(worker)
         else:
             worker.ack()
+        reach("queue.acked")
         if large is not None:
             large.forget()
         return event, large
@@ -145,6 +147,7 @@ class Getting:
         with self._settling:
             self._tasks.append(task)
             self._ground.words.set_open(len(self._tasks))
+        reach("queue.counted")
         try:
             worker.ack()
         except BaseException:

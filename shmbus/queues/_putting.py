@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from shmbus._shm import place
+from shmbus._shm.failpoint import reach
 from shmbus.errors import ClosedError, EventTooLargeError, Full, NoSpaceError, QueueFull, ShutDown
 from shmbus.queues import _words
 from shmbus.queues._ground import BOUND, CAPACITY, LOOK, SHUT
@@ -118,6 +119,7 @@ class Putting:
                         there -= claimed
                     if there + others >= maxsize:
                         return _CONTENDED if others and there < maxsize else _FULL
+                reach("queue.putting")
                 return self._publish(payload, grow)
             finally:
                 words.end_put()

@@ -16,7 +16,8 @@ import pytest
 import queue_workers as workers
 from support import child_environment, entries, eventually, line
 
-from shmbus.queues import JoinableQueue, Queue
+from shmbus._shm import failpoint
+from shmbus.queues import Full, JoinableQueue, Queue
 
 fork = multiprocessing.get_context("fork")
 
@@ -220,3 +221,53 @@ def test_all_are_killed() -> None:
     for name, _ in made:
         workers.nothing_left(name)
     gone(names)
+
+
+@pytest.mark.parametrize("point", failpoint.QUEUE_POINTS)
+def test_a_death_at_each_point(point: str) -> None:
+    """Wherever somebody dies, a queue holds as many as before or one more, keeps its bound, and is joined."""
+    queue: JoinableQueue[Any] = JoinableQueue(2)
+    gets = point in ("queue.counted", "queue.acked")
+    if gets:
+        queue.put(b"x" * 200_000)
+    process = started(workers.dies_at, queue, point)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    there = {"queue.counted": 1, "large.put": 1}.get(point, 0)
+    eventually(lambda: queue.qsize() == there)
+    for number in range(2 - there):
+        queue.put(number, timeout=30)
+    with pytest.raises(Full):
+        queue.put_nowait("one too many")
+    for _ in range(2):
+        queue.get(timeout=30)
+        queue.task_done()
+    queue.join()
+    gone(queue)
+
+
+def test_killed_putters_of_large_objects() -> None:
+    """Whoever is killed while it puts an object of many pages leaves no part of one, and nobody waits for the rest."""
+    queue: Queue[Any] = Queue(4)
+    last: dict[int, int] = {}
+    for name in range(6):
+        putter = started(workers.put_large_forever, queue, name)
+        for _ in range(5 + name):
+            owner, number, data = queue.get(timeout=30)
+            assert number == last.get(owner, -1) + 1
+            assert len(data) == 150_000
+            last[owner] = number
+        killed(putter)
+    gone(queue)
+
+
+@pytest.mark.parametrize(("size", "count"), [(8_000, 300), (262_000, 3)])
+def test_join_before_get(size: int, count: int) -> None:
+    """A child ends though nobody has got what it put, however much that is."""
+    queue: Queue[Any] = Queue()
+    child = started(workers.returns, queue, size, count)
+    child.join(60)
+    assert child.exitcode == 0
+    assert queue.qsize() == count
+    assert {len(queue.get_nowait()) for _ in range(count)} == {size}
+    gone(queue)
