@@ -6,7 +6,6 @@ import logging
 import logging.handlers
 import os
 import signal
-import time
 from typing import Any
 
 from support import entries, eventually
@@ -100,7 +99,7 @@ def own_queue(names: Queue[Any]) -> None:
     queue: Queue[Any] = Queue()
     queue.put(b"x" * 200_000)
     names.put((queue.name, os.getpid()))
-    time.sleep(600)
+    signal.pause()
 
 
 def leaves(queue: Queue[Any], after: Any) -> None:

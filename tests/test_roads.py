@@ -53,6 +53,17 @@ def test_program(name: str) -> None:
     nothing_left(BUSES.get(name, "no bus of its own"))
 
 
+def test_the_page_on_queues(tmp_path: Path) -> None:
+    """The program of docs/queues.md runs as it stands."""
+    text = (ROADS.parent / "queues.md").read_text(encoding="utf-8")
+    program = tmp_path / "program.py"
+    program.write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=120, env=child_environment(), check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "328350\n"), done.stderr
+
+
 def test_all_are_run() -> None:
     """No program of the folder is without a test."""
     assert {path.name for path in ROADS.glob("*.py")} == {*SAYS, *OF_THEIR_OWN}

@@ -225,11 +225,11 @@ static PyObject *receiver_take_message(PyObject *object, PyObject *timeout) {
     call c = {0};
     if (wait_deadline(timeout, &deadline) < 0)
         return NULL;
-    PyObject *found = obtain((Receiver *)object, &c, message_taker(object), deadline);
+    PyObject *found = receiver_obtain((Receiver *)object, &c, message_taker(object), deadline);
     if (found != Nothing)
         return found;
     Py_DECREF(found);
-    return nothing(object, timeout);
+    return receiver_nothing(object, timeout);
 }
 
 /* _finish(ask): the handle was cancelled: what the asker was handed is done, and nothing more is asked for. */

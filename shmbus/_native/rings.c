@@ -441,25 +441,6 @@ static PyObject *work_terms_(PyObject *object, PyObject *unused) {
                          work_room(&((Ring *)object)->view));
 }
 
-/* depth(): (events that are not done, how many of them somebody holds); a part of terms(), for who asks often. */
-static PyObject *work_depth(PyObject *object, PyObject *unused) {
-    (void)unused;
-    work_terms t;
-    if (work_terms_of(&((Ring *)object)->view, &t) != RING_OK) {
-        corrupt((Ring *)object, "gate and tail cannot be");
-        return NULL;
-    }
-    return Py_BuildValue("(KK)", (unsigned long long)t.depth, (unsigned long long)t.claimed);
-}
-
-/* span(): events from the first that is not done on: never fewer than depth(), and read off two words. */
-static PyObject *work_span(PyObject *object, PyObject *unused) {
-    (void)unused;
-    const ring_header *h = ((Ring *)object)->view.header;
-    uint64_t tail = LOAD_SEQ(&h->tail), gate = LOAD_SEQ(&h->gate);
-    return PyLong_FromUnsignedLongLong(gate < tail ? tail - gate : 0);
-}
-
 static PyObject *work_losses(PyObject *object, PyObject *unused) {
     (void)unused;
     const ring_header *h = ((Ring *)object)->view.header;
