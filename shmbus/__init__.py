@@ -180,7 +180,6 @@ _HOMES = {
     "service": ("Service",),
     "stats": ("BusStats", "ConsumerStats", "Loss", "PublisherStats"),
     "subscriber": ("Subscriber",),
-    "testing": (),
     "topic": ("DeadLetter", "Topic", "dead_letter_topic"),
     "worker": ("Worker",),
 }
