@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed  # type: ignore[import-untyped,unused-ignore]
 
 from shmbus.queues import Queue
 

@@ -7,7 +7,7 @@ What follows is a notebook, a cell between two lines of `# %%`.
 import shmbus
 
 if "bus" in globals():
-    bus.close()  # noqa: F821  # type: ignore[has-type,used-before-def]
+    bus.close()  # type: ignore[has-type,used-before-def]  # noqa: F821
 bus = shmbus.Bus("roads-notebook")
 PRICES = shmbus.Topic("prices", float)
 prices = bus.subscriber(PRICES)

@@ -1,6 +1,7 @@
 """multiprocessing: a bus goes to children by name, under every start method. In a fork, open it again."""
 
 import multiprocessing
+from typing import Any
 
 import shmbus
 
@@ -19,7 +20,7 @@ def work(name: str) -> None:
 
 def main() -> None:
     for method in ("fork", "spawn", "forkserver"):
-        context = multiprocessing.get_context(method)
+        context: Any = multiprocessing.get_context(method)
         with shmbus.Bus(f"roads-{method}") as bus, bus.subscriber(SQUARES) as squares:
             bus.group(NUMBERS, "square")
             worker = context.Process(target=work, args=(bus.name,))
