@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         SchemaMismatchError,
         ShmbusError,
     )
+    from shmbus.gauge import Gauge
     from shmbus.journal import Journal
     from shmbus.message import ClaimedMessage, Gap, Message
     from shmbus.policy import Policy
@@ -105,6 +106,7 @@ __all__ = [
     "Full",
     "Gap",
     "GapError",
+    "Gauge",
     "Journal",
     "JournalError",
     "LayoutMismatchError",
@@ -169,16 +171,17 @@ _HOMES = {
         "SchemaMismatchError",
         "ShmbusError",
     ),
+    "gauge": ("Gauge",),
     "message": ("ClaimedMessage", "Gap", "Message"),
     "middleware": (),
     "policy": ("Policy",),
     "publisher": ("Publisher",),
+    "queues": (),
     "router": ("Router",),
     "server": ("Call", "Server"),
     "service": ("Service",),
     "stats": ("BusStats", "ConsumerStats", "Loss", "PublisherStats"),
     "subscriber": ("Subscriber",),
-    "testing": (),
     "topic": ("DeadLetter", "Topic", "dead_letter_topic"),
     "worker": ("Worker",),
 }

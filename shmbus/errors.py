@@ -18,6 +18,7 @@
     ├── LockTimeoutError (TimeoutError)   the bus lock is held by a live process that does not let go
     ├── FlushTimeoutError (TimeoutError)  not all is received within the timeout; .blocked_by names who is missing
     ├── ClosedError                       the handle or its bus is closed
+    │   └── QueueClosedError (ValueError, OSError)  this process has closed the queue, or it is gone
     ├── ForkedError                       the handle was inherited through fork(); open the bus again here
     ├── ReclaimedError                    this participant was taken for dead and what it held given to others
     ├── GapError                          events were lost to this subscriber; .gap says which
@@ -30,7 +31,9 @@
     ├── BridgeError                       a broker that refuses us, or that carries another schema
     ├── JournalError (OSError)            a file that is no journal of this version, or that another process writes
     ├── Full (queue.Full)                 no room within the timeout; .blocked_by names who holds it
-    └── Empty (queue.Empty)               nothing to receive within the timeout
+    │   └── QueueFull                     a queue has as many as it may, or /dev/shm no room for more
+    ├── Empty (queue.Empty)               nothing to receive within the timeout
+    └── ShutDown (queue.ShutDown)         the queue was shut down: nothing can be put, or is left to be got
 
 Messages carry the values; the values are attributes too.
 """
@@ -38,6 +41,7 @@ Messages carry the values; the values are attributes too.
 from __future__ import annotations
 
 import queue
+import sys
 from errno import EFBIG
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +223,10 @@ class ClosedError(ShmbusError):
     """The handle or its bus is closed."""
 
 
+class QueueClosedError(ClosedError, ValueError, OSError):
+    """This process has closed the queue, or the queue is gone; as `multiprocessing` says it, in one word for both."""
+
+
 class ForkedError(ShmbusError):
     """The handle was inherited through fork(); `Bus(name)` in the child opens the bus anew."""
 
@@ -302,3 +310,24 @@ class Full(ShmbusError, queue.Full):
 
 class Empty(ShmbusError, queue.Empty):
     """Nothing to receive within the timeout."""
+
+
+class QueueFull(Full):
+    """A queue took no more within the timeout."""
+
+    def __init__(self, message: str) -> None:
+        ShmbusError.__init__(self, message)
+        self.topic = ""
+        self.blocked_by = ()
+        self.published = 0
+
+
+if sys.version_info >= (3, 13):
+
+    class ShutDown(ShmbusError, queue.ShutDown):
+        """The queue was shut down."""
+
+else:
+
+    class ShutDown(ShmbusError):
+        """The queue was shut down. From 3.13 on it is a `queue.ShutDown` too."""

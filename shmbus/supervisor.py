@@ -26,7 +26,7 @@ from shmbus import _core
 from shmbus._handles.session import Session
 from shmbus._ledger import audit, books, departures, overdue, policies, pools, reclaim, retired
 from shmbus._ledger.registry import Registry, mark_removed
-from shmbus._shm import descriptors, place, processes, segment
+from shmbus._shm import descriptors, hold, place, processes, segment
 from shmbus._shm.failpoint import reach
 from shmbus._shm.rings import Rings
 from shmbus._shm.waker import Sleeper
@@ -249,7 +249,8 @@ class _Supervisor:
                     self.session.wake_everybody(change.document)
                 if reclaim.remove_if_unused(change, self.rings):
                     return False
-                stays = self.foreground or bool(change.document.participants)
+                held = bool(hold.held(self.registry.prefix))  # and may be opened at any time
+                stays = self.foreground or held or bool(change.document.participants)
                 if not stays:  # said under the lock, so that whoever enters next starts another one
                     _core.store(self.registry.map, _core.BUS_SUPERVISOR_LIFE, 0)
                 return stays

@@ -41,6 +41,8 @@ T = TypeVar("T")
 
 MAX_PREFETCH: Final = 1024
 MAX_REASON: Final = 1000  # characters; the smallest dead-letter ring holds them beside the payload
+MANY_RINGS: Final = 1024
+"""Retired rings that are compared with each other and with those of the living; each is a mapping of this process."""
 RETRY_NS: Final = 1_000_000_000
 """After so long an event is tried again whose dead letter could not be written."""
 LOG_INTERVAL: Final = 10.0  # seconds between two lines of a worker that say so
@@ -145,6 +147,20 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
 
             Raises ReclaimedError if any of it has been given to another worker.
             """
+
+    def oldest_first(self) -> None:
+        """From now on take, of all publishers' events, the one that was published first.
+
+        What was out before another event was begun comes before it, whoever published the two; beyond 1,024 publishers
+        that are gone and have left some, those come in the order in which they began. Without this the publishers have
+        their turns, those that are gone first. Each publisher's own order holds in any case.
+        """
+        self._window = MANY_RINGS
+        super().oldest_first()
+
+    def receive_message(self, timeout: float | None = None) -> ClaimedMessage[T]:
+        """One message, as `messages` gives them, held until it is settled. Raises Empty after `timeout` seconds."""
+        return self._hold(self._take_message(timeout))
 
     def messages(self) -> Messages[ClaimedMessage[T]]:
         """Iterate over messages, each of which is held until its `ack`, `nack` or `reject` is called, by any thread.

@@ -120,6 +120,7 @@ class Receiver(Generic[T]):
     _sources: dict[int, str]
     """Rings that were looked at, and the state they were in then."""
     _run = 0
+    _window = WINDOW
 
     def receive_many(self, maximum: int, timeout: float | None = None) -> list[T]:
         """Up to `maximum` events in one call: waits up to `timeout` seconds for the first, and takes what is there.
@@ -252,7 +253,7 @@ class Receiver(Generic[T]):
                 core._retire_source(id)
                 self._sources[id] = wanted[id].state
         new = sorted(wanted.keys() - self._sources.keys(), key=lambda id: (wanted[id].state == "active", id))
-        room = WINDOW - core._retired_left()
+        room = self._window - core._retired_left()
         more = False
         for id in new:
             entry = wanted[id]

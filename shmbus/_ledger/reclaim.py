@@ -7,7 +7,7 @@ Must stay true:
   the second time. Claims go back first, since live workers wait for them; then cursors and views, which hold up
   live publishers; then the rings.
 - Only what is proven dead is reclaimed: its byte of the lives file is free.
-- A bus with events that a group is owed is not removed.
+- A bus with events that a group is owed is not removed; where there are holds, they decide in place of that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shmbus._ledger import deaths, departures, groups, pools, topics
 from shmbus._ledger.registry import mark_removed, unlink_objects
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._log import logger
-from shmbus._shm import schemas, segment
+from shmbus._shm import hold, schemas, segment
 from shmbus._shm.failpoint import reach
 from shmbus._shm.names import object_prefix, segment_name
 
@@ -134,7 +134,10 @@ def clear_away(registry: Registry) -> None:
 def remove_if_unused(change: Change, rings: Rings) -> bool:
     """Remove the bus if nobody takes part in it and nothing is owed to a group. Says what goes with it."""
     document = change.document
-    if document.participants or owed(document, rings):
+    if document.participants:
+        return False
+    held = hold.held(change.registry.prefix)
+    if held or (held is None and owed(document, rings)):
         return False
     for entry in document.rings:
         if entry.group:

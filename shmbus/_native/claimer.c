@@ -198,6 +198,13 @@ static PyObject *claimer_ack(PyObject *object, PyObject *unused) {
     return guard_leave(&self->base.guard, object, status < 0 ? NULL : Py_NewRef(Py_None));
 }
 
+/* oldest_first(): from now on. */
+static PyObject *claimer_oldest_first(PyObject *object, PyObject *unused) {
+    (void)unused;
+    ((Claimer *)object)->oldest_first = true;
+    Py_RETURN_NONE;
+}
+
 /* _ask(): who asks, and when: for _poll. */
 static PyObject *claimer_ask(PyObject *object, PyObject *unused) {
     (void)unused;
@@ -298,6 +305,7 @@ static int claimer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
 
 static PyMethodDef methods[] = {
     {"ack", claimer_ack, METH_NOARGS, "ack(): acks what this thread or task was handed, without asking for more."},
+    {"oldest_first", claimer_oldest_first, METH_NOARGS, "oldest_first(): of several rings, the oldest event."},
     {"_settle", claimer_settle, METH_VARARGS, NULL},
     {"_ask", claimer_ask, METH_NOARGS, NULL},
     {"_give_back", claimer_give_back, METH_VARARGS, NULL},

@@ -29,6 +29,7 @@ typedef struct Claimer {
     Py_ssize_t retired; /* of them, at the front and in the order of their ids: claimed from first */
     Py_ssize_t more;    /* true: there are retired rings that are not among them yet */
     unsigned owner, generation, max_deliver, prefetch;
+    bool oldest_first;   /* of all rings, not of each alone */
     bool expires;        /* others may take a claim that is held for too long: nothing is decoded in place */
     unsigned char *copy; /* of the record at `held[handed]`, then */
     uint64_t copy_size;

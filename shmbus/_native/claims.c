@@ -273,6 +273,43 @@ static int claim_retired(Claimer *self) {
     return 2;
 }
 
+/* The source whose first READY record is the oldest, and when that was published; NULL when nothing is READY. */
+static source *oldest(const Claimer *self, uint64_t *time_ns) {
+    source *found = NULL;
+    uint64_t at;
+    *time_ns = UINT64_MAX;
+    for (Py_ssize_t i = 0; i < self->count; i++) {
+        const ring_view *view = &self->sources[i].ring->view;
+        if (work_delayed(view))
+            work_promote(view, host_ns()); /* one that cannot be is told by the claim */
+        if (work_ready(view) && work_peek(view, &at) == RING_OK && at < *time_ns) {
+            found = &self->sources[i];
+            *time_ns = at;
+        }
+    }
+    return found;
+}
+
+#define LOOKS 8 /* siblings may take the oldest from under us for ever */
+
+/* Claims the oldest of all rings: as claim_some. What was out before another one was begun is there for the look after the
+ * one that found that: so two looks must agree. */
+static int claim_oldest(Claimer *self) {
+    uint64_t at, before = 0;
+    source *s = self->sources;
+    for (int look = 0; self->count == 1 ? look == 0 : (s = oldest(self, &at)) != NULL; look++) {
+        if (self->count > 1 && at != before && look % LOOKS != LOOKS - 1) {
+            before = at;
+            continue;
+        }
+        int got = claim_from(self, s);
+        if (got)
+            return got < 0 || claims_pass_on(self) < 0 ? -1 : 1;
+        before = 0;
+    }
+    return 0;
+}
+
 /* Makes sure that something is prefetched: 1, 0 when there is nothing, -1. Each call begins with the next source. */
 static int claim_some(Claimer *self) {
     if (self->held_count > self->handed)
@@ -281,6 +318,11 @@ static int claim_some(Claimer *self) {
 restart:
     if (receiver_refresh(&self->base) < 0)
         return -1;
+    if (self->oldest_first && self->count) {
+        int status = claim_oldest(self);
+        if (status)
+            return status;
+    }
     if (self->retired | self->more) {
         int status = claim_retired(self);
         if (status == 2)
@@ -292,7 +334,7 @@ restart:
     for (Py_ssize_t looked = 0; looked < active; looked++) {
         self->current = (self->current + 1) % active;
         source *s = &self->sources[first + self->current];
-        int got = claim_from(self, s);
+        int got = self->oldest_first ? 0 : claim_from(self, s);
         if (got)
             return got < 0 || claims_pass_on(self) < 0 ? -1 : 1;
         if (s->ring->acked && claims_settle(self, s->ring, true) < 0)

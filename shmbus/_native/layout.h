@@ -128,6 +128,7 @@ typedef struct bus_segment {
  * `length` counts headers and payload, `headers` the first of the two. `sequence` stands first because the publisher
  * writes the next one ahead of its tail (the frontier), so that every boundary in [oldest, tail] tells its sequence. */
 #define RECORD_HEADER 24
+#define RECORD_TIME 16
 #define RECORD_ALIGN 8
 #define RECORD_EVENT 1u
 #define RECORD_PAD 2u    /* fills the ring up to its end; carries the sequence of the record that follows */

@@ -123,6 +123,8 @@ void error_hold(PyObject **slot);
 bool error_raise_held(PyObject **slot);
 PyObject *timeout_argument(PyObject *const *args, Py_ssize_t count, PyObject *names);
 int corrupt(const Ring *ring, const char *what);
+PyObject *work_depth(PyObject *ring, PyObject *unused); /* depth.c */
+PyObject *work_span(PyObject *ring, PyObject *unused);
 uint64_t realtime_ns(void);
 uint64_t monotonic_ns(void);
 uint64_t host_ns(void);

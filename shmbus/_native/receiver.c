@@ -244,6 +244,19 @@ static PyObject *receiver_next_message(PyObject *object, PyObject *unused) {
     return receiver_obtain((Receiver *)object, &c, message_taker(object), UINT64_MAX);
 }
 
+/* _take_message(timeout): raises what `_nothing` does. */
+static PyObject *receiver_take_message(PyObject *object, PyObject *timeout) {
+    uint64_t deadline;
+    call c = {0};
+    if (wait_deadline(timeout, &deadline) < 0)
+        return NULL;
+    PyObject *found = receiver_obtain((Receiver *)object, &c, message_taker(object), deadline);
+    if (found != Nothing)
+        return found;
+    Py_DECREF(found);
+    return receiver_nothing(object, timeout);
+}
+
 /* _finish(ask): the handle was cancelled: what the asker was handed is done, and nothing more is asked for. */
 static PyObject *receiver_finish(PyObject *object, PyObject *ask) {
     call c = {.ask = ask == Py_None ? NULL : ask};
@@ -454,6 +467,7 @@ static PyMethodDef methods[] = {
     {"_poll_message", METHOD(receiver_poll_message), METH_FASTCALL, NULL},
     {"_next_message", receiver_next_message, METH_NOARGS, NULL},
     {"_take_messages", receiver_take_messages, METH_VARARGS, NULL},
+    {"_take_message", receiver_take_message, METH_O, NULL},
     {"_bind", wait_bind, METH_VARARGS, NULL},
     {"_pass_on", receiver_pass_on, METH_NOARGS, NULL},
     {"_ready", receiver_ready, METH_NOARGS, NULL},

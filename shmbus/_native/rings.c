@@ -467,6 +467,8 @@ static PyMethodDef work_methods[] = {
      "take_back(sequence, word): give a claim to others, if it still stands."},
     {"abandon", work_abandon_, METH_NOARGS, "Make an end of what is left, and count it as abandoned; how many."},
     {"terms", work_terms_, METH_NOARGS, "The group's books on this ring."},
+    {"depth", work_depth, METH_NOARGS, "(events that are not done, those of them that are claimed)."},
+    {"span", work_span, METH_NOARGS, "Events from the first that is not done on."},
     {"losses", work_losses, METH_NOARGS, "(count, first, last, first_ns, last_ns) by cause."},
     {"bounds", work_bounds, METH_NOARGS,
      "(gate, tail): the first sequence that is not done, and the one that comes next."},

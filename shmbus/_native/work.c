@@ -225,6 +225,28 @@ static int claim_one(const ring_view *view, uint64_t sequence, uint64_t hint, un
     return RING_EMPTY;
 }
 
+/* When the first READY record was published: RING_OK, or RING_EMPTY; for who compares rings, and claims then. It may be
+ * somebody else's meanwhile: the claim word tells, which is looked at again behind the time (acquire, as in work_copy). The
+ * position is masked, for nobody has checked it. */
+int work_peek(const ring_view *view, uint64_t *time_ns) {
+    uint64_t hint = LOAD_SEQ(&view->header->next);
+    uint64_t tail = LOAD_SEQ(&view->header->tail); /* SYNC tail */
+    uint64_t back = behind(hint, tail), from = tail - (back < view->slots ? back : view->slots);
+    for (uint64_t sequence = from; sequence < tail; sequence++) {
+        descriptor *d = descriptor_of(view, sequence);
+        uint64_t seen = LOAD_ACQUIRE(&d->claim); /* SYNC claim */
+        if (STATE_OF(seen) != CLAIM_READY || LAP_OF(seen) != lap_of(view, sequence))
+            continue;
+        uint64_t position = LOAD_ACQUIRE(&d->position);
+        *time_ns = LOAD_ACQUIRE(word_at(view, (position + RECORD_TIME) & ~(uint64_t)7));
+        if (LOAD_RELAXED(&d->claim) == seen)
+            return RING_OK;
+    }
+    if (from < tail) /* as in work_claim */
+        CAS_SEQ(&view->header->next, &hint, (hint & ~SEQUENCE_MASK) | (tail & SEQUENCE_MASK));
+    return RING_EMPTY;
+}
+
 /* Claims the first READY record, and counts the attempt. The claim holds until done, given back or reclaimed. The caller
  * asks work_ready afterwards (SYNC chain). */
 int work_claim(const ring_view *view, unsigned owner, unsigned generation, claim *out) {

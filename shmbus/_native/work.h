@@ -60,6 +60,7 @@ int work_peak(work_writer *w, uint64_t *peak);
 bool work_ready(const ring_view *view);
 bool work_fresh(const ring_view *view, uint64_t first);
 int work_claim(const ring_view *view, unsigned owner, unsigned generation, claim *out);
+int work_peek(const ring_view *view, uint64_t *time_ns);
 int work_read(const ring_view *view, claim *claim);
 int work_copy(const ring_view *view, const claim *claim, void *into);
 int work_done(const ring_view *view, const claim *claim);

@@ -71,6 +71,16 @@ POINTS: Final = (
     "journal.mending",
 )
 
+QUEUE_POINTS: Final = (
+    "queue.putting",
+    "queue.counted",
+    "queue.acked",
+    "large.begun",
+    "large.written",
+    "large.put",
+)
+"""Those of queues, which tests/queues/test_kills.py has somebody die at."""
+
 _armed: str = ""
 _left: int = 0
 
@@ -78,7 +88,7 @@ _left: int = 0
 def arm(point: str, visits: int = 1) -> None:
     """Let this process die at its `visits`-th visit to a point. Raises ValueError for an unknown one."""
     global _armed, _left
-    if point not in POINTS:
+    if point not in POINTS + QUEUE_POINTS:
         raise ValueError(f"no failpoint {point!r}")
     _armed, _left = point, visits
 

@@ -1,0 +1,184 @@
+"""Putting: the half of a link that has the publisher.
+
+May touch: the publisher of its bus, the bit of this process in the queue's words, files of large pickles.
+
+Must stay true:
+- Bound: whoever puts has first said so, then counted who else had, then what is in. So of two that race for the last
+  place each sees the other, and the later one both; docs/queues.md has the proof. Nobody waits for anybody's lock.
+- What is in a ring stays there when its publisher goes on in a larger one: it is older, and comes first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from shmbus._shm import place
+from shmbus._shm.failpoint import reach
+from shmbus.errors import ClosedError, EventTooLargeError, Full, NoSpaceError, QueueFull, ShutDown
+from shmbus.queues import _words
+from shmbus.queues._ground import BOUND, CAPACITY, LOOK, SHUT
+from shmbus.queues._large import sweep, written
+from shmbus.queues._pickling import dumps
+from shmbus.topic import MAX_CAPACITY
+
+if TYPE_CHECKING:
+    from shmbus.publisher import Publisher
+    from shmbus.queues._ground import Ground
+
+_GROWS: Final = 1 << 30  # bytes of the last ring
+_SHARE: Final = 4  # of what /dev/shm has left a new ring may take one part in so many; each is two and a half rings
+_NAP: Final = 0.005  # seconds: the longest wait for others of whom each found no room because of the other
+_YIELDS: Final = 100  # of the processor, before such a wait naps: the other one is in within microseconds, or dead
+_NAPS: Final = 200  # before who does not want to wait is told that it is full: the other one is stopped
+_DOZE: Final = 0.0001  # seconds; those who get take less than a ring, or half of a long queue, meanwhile
+_DOZES: Final = 3  # in a row in which nobody got anything: then a larger ring, or a sleep until somebody does
+_MANY: Final = 64  # places, from which on that pays
+
+_IN, _FULL, _CONTENDED = range(3)
+
+
+class _NoRoom(Exception):
+    """The note of a large pickle found no room, so that its file goes."""
+
+
+class Putting:
+    """Puts, from any thread of this process."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground: Final = ground
+        self._publisher: Publisher[Any] | None = None
+        self._opening: Final = threading.RLock()
+        self._lock: Final = threading.Lock()
+        self._next_sweep = 0.0
+        self._quick: Final = ground.quick
+        self._pickles: Final = ground.kind.pickles
+        self._bounded: Final = ground.kind.maxsize > 0
+        self._dozes: Final = not self._bounded or ground.kind.maxsize >= _MANY
+
+    def put(self, value: Any, block: bool, timeout: float | None) -> None:
+        """Put one. Raises Full, ShutDown, and what the encoder raises."""
+        quick = self._quick
+        if quick[SHUT]:
+            raise ShutDown("the queue was shut down: nothing more can be put")
+        payload = dumps(value) if self._pickles else value
+        publisher = self._publisher
+        if self._bounded or publisher is None:
+            if self._try_put(payload, False) != _IN:
+                self._put_slowly(payload, block, timeout)
+        else:
+            try:  # what all of this comes to as a rule
+                publisher.publish(payload)
+            except (Full, EventTooLargeError, ClosedError):
+                self._put_slowly(payload, block, timeout)
+        if quick[SHUT] & (_words.ENDING | _words.DISCARDED):
+            raise ShutDown("the queue was shut down meanwhile: nobody may get what was put")
+
+    def _put_slowly(self, payload: Any, block: bool, timeout: float | None) -> None:
+        """Put once there is room. While others get, doze: who is woken for each free place puts one at a time."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        ground, words, naps, asked = self._ground, self._ground.words, 0, False
+        idle = 0 if block and self._dozes else _DOZES
+        while True:
+            seen = words.awaiting(_words.ROOM) if asked else 0
+            before = ground.gauge.at_most()
+            found = self._try_put(payload, idle >= _DOZES)
+            if found == _IN:
+                return
+            left = BOUND if deadline is None else deadline - time.monotonic()
+            if not block or left <= 0:
+                if found == _FULL or naps > _NAPS:
+                    raise QueueFull(f"no room in the queue: maxsize={ground.kind.maxsize}")
+                left = _NAP
+            if self._quick[SHUT]:
+                raise ShutDown("the queue was shut down: nothing more can be put")
+            if found == _CONTENDED:
+                naps += 1
+                time.sleep(0 if naps < _YIELDS else min(_NAP, left))
+                if naps > _YIELDS:
+                    words.bury()
+            elif idle < _DOZES:
+                time.sleep(min(_DOZE, left))
+                idle = idle + 1 if ground.gauge.at_most() >= before else 0
+            elif asked:
+                words.wait(_words.ROOM, seen, min(left, LOOK))
+                ground.require_open()
+            asked = idle >= _DOZES
+
+    def _try_put(self, payload: Any, grow: bool) -> int:
+        if not self._bounded:
+            return self._publish(payload, grow)
+        maxsize, words, gauge = self._ground.kind.maxsize, self._ground.words, self._ground.gauge
+        with self._lock:  # one of this process at a time: its bit is one
+            try:
+                others = words.begin_put()
+                if gauge.at_most() + others >= maxsize:
+                    there, claimed = gauge.look()
+                    if self._ground.kind.tasks == _words.CLAIMED:
+                        there -= claimed
+                    if there + others >= maxsize:
+                        return _CONTENDED if others and there < maxsize else _FULL
+                reach("queue.putting")
+                return self._publish(payload, grow)
+            finally:
+                words.end_put()
+
+    def _publish(self, payload: Any, grow: bool) -> int:
+        """Publish; beside the ring, or in a larger one, what it does not take."""
+        while True:
+            publisher = self._publisher or self._open_publisher()
+            try:
+                publisher.publish(payload)
+                return _IN
+            except Full:
+                if not grow or not self._grow(publisher):
+                    return _FULL
+            except ClosedError:
+                if self._publisher is publisher:  # or another thread has a larger one meanwhile
+                    raise
+            except EventTooLargeError as error:
+                if self._pickles:
+                    return self._publish_beside(payload, grow)
+                if not self._grow(publisher, error.size):
+                    raise
+
+    def _publish_beside(self, payload: bytes | memoryview, grow: bool) -> int:
+        if time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + BOUND
+            if not self._ground.gauge.look()[0]:
+                sweep(self._ground.prefix, lambda: self._ground.gauge.look()[0])
+        try:
+            with written(self._ground.prefix, payload) as note:
+                if self._publish(note, grow) == _FULL:
+                    raise _NoRoom
+        except _NoRoom:
+            return _FULL
+        return _IN
+
+    def _open_publisher(self, capacity: int = CAPACITY) -> Publisher[Any]:
+        with self._opening:
+            if self._publisher is None:
+                self._publisher = self._ground.bus.publisher(self._ground.kind.topic(capacity), on_full="raise")
+            return self._publisher
+
+    def _grow(self, full: Publisher[Any], size: int = 0) -> bool:
+        """Go on in a larger ring; the old one is drained first, for it is older. False: it is as large as it may be."""
+        with self._opening:
+            if self._publisher is not full:
+                return True  # another thread has done it
+            capacity = 2 * full.topic.capacity
+            while capacity // 4 < size + 64:
+                capacity *= 2
+            if capacity > (MAX_CAPACITY if size else _GROWS) or 5 * capacity // 2 > place.free_bytes() // _SHARE:
+                return False
+            topic = self._ground.kind.topic(capacity)
+            try:
+                larger = self._ground.bus.publisher(topic, on_full="raise")
+            except NoSpaceError:
+                if size:
+                    raise
+                return False
+            self._publisher = larger
+            full.close()
+            return True
