@@ -84,7 +84,7 @@ class Answers(Protocol[T, R]):
     @overload
     def __call__(self, handler: Callable[[Call[T, R]], R], /) -> Callable[[Call[T, R]], R]: ...
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self, handler: Callable[[Call[T, R]], Coroutine[Any, Any, R]], /
     ) -> Callable[[Call[T, R]], Coroutine[Any, Any, R]]: ...
     @overload

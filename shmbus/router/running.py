@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from shmbus._log import logger
 from shmbus.errors import ClosedError, DecodeError, GapError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from shmbus.subscriber import Subscriber
     from shmbus.worker import Worker
 
-    Opened = Worker[Any] | Subscriber[Any] | Served
+    Opened: TypeAlias = Worker[Any] | Subscriber[Any] | Served
 
 GRACE: Final = 1.0
 """Seconds that closing waits for threads whose handles are closed; one that is in a handler still is left behind."""
