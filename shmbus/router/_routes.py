@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from shmbus.message import ClaimedMessage, Message
     from shmbus.middleware.protocol import Kind, Middleware
     from shmbus.router._handlers import Handler
+    from shmbus.server import Call, Server
+    from shmbus.service import Service
     from shmbus.subscriber import Subscriber
     from shmbus.topic import Topic
     from shmbus.worker import Worker
@@ -82,10 +84,81 @@ class SubscriberRoute(NamedTuple):
         return f"{self.handler.name} for subscriber {self.name or '(unnamed)'} of topic {self.topic.name!r}"
 
 
-Route = WorkerRoute | SubscriberRoute
+class Served:
+    """A server as the runs see the other handles: what it hands out are calls."""
+
+    def __init__(self, server: Server[Any, Any]) -> None:
+        self._server = server
+        self.cancelled = False
+
+    @property
+    def closed(self) -> bool:
+        """True after close(), of the server or its bus."""
+        return self._server.closed
+
+    def messages(self) -> Server[Any, Any]:
+        """Its calls, in a thread or an event loop."""
+        return self._server
+
+    def cancel(self) -> None:
+        """Hand out no more."""
+        self.cancelled = True
+        self._server.cancel()
+
+    def close(self) -> None:
+        """Leave; calls that are open go to other servers."""
+        self._server.close()
 
 
-def _delivery(route: Route, message: Message[Any], consumer: str, attempt: int, max_deliver: int) -> Delivery[Any]:
+class ServiceRoute(NamedTuple):
+    """A handler that answers the calls of a service."""
+
+    handler: Handler
+    service: Service[Any, Any]
+    middleware: tuple[Middleware, ...]
+    max_deliver: int
+    concurrency: int
+    options: dict[str, Any]
+    kind: Kind = "service"
+    ack_within: float | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Any number of processes share the calls."""
+        return True
+
+    def open(self, bus: Bus) -> Served:
+        """Its handle."""
+        return Served(bus.server(self.service, max_deliver=self.max_deliver, **self.options))
+
+    def delivery(self, call: Call[Any, Any]) -> Delivery[Any]:
+        """A call as the chain takes it."""
+        requests: Topic[Any] = self.service.requests
+        return Delivery(
+            event=call.event,
+            message=call,
+            kind=self.kind,
+            handler=self.handler.name,
+            topic=self.service.name,
+            consumer="servers",
+            id=call.message.id,
+            time_ns=call.message.time_ns,
+            attempt=call.attempt,
+            max_deliver=self.max_deliver,
+            type=requests.type,
+            encode=codec_of(requests).encode or bytes,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.handler.name} for service {self.service.name!r}"
+
+
+Route = WorkerRoute | SubscriberRoute | ServiceRoute
+
+
+def _delivery(
+    route: WorkerRoute | SubscriberRoute, message: Message[Any], consumer: str, attempt: int, max_deliver: int
+) -> Delivery[Any]:
     return Delivery(
         event=message.event,
         message=message,

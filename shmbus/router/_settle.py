@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from shmbus._log import logger
 from shmbus._shm.failpoint import reach
-from shmbus.errors import ClosedError, ReclaimedError
+from shmbus.errors import ClosedError, EventTooLargeError, EventTypeError, ReclaimedError
 from shmbus.middleware.protocol import Redeliver, Reject, described
 
 if TYPE_CHECKING:
@@ -82,6 +82,53 @@ def settle(delivery: Delivery[Any], verdict: Verdict) -> None:
             message.nack(verdict.delay, counts=verdict.counts)
     except (ReclaimedError, ClosedError) as error:
         _taken(delivery, error)
+
+
+def answer(delivery: Delivery[Any], value: Any, error: BaseException | None) -> None:
+    """Reply to a call, in a thread: with what its handler returned, or that it failed; or it goes to another server."""
+    call = delivery.message
+    if call.message.settled:
+        return
+    try:
+        if error is None:
+            call.reply(value)
+        elif isinstance(error, Redeliver):
+            call.message.nack(error.delay, counts=error.counts)
+        elif isinstance(error, Exception):
+            call.fail(_reason(delivery, error))
+        else:
+            call.message.nack()
+    except (EventTypeError, EventTooLargeError) as refused:
+        call.fail(_reason(delivery, refused))
+    except (ReclaimedError, ClosedError) as taken:
+        _taken(delivery, taken)
+
+
+async def aanswer(delivery: Delivery[Any], value: Any, error: BaseException | None) -> None:
+    """The same in an event loop."""
+    call = delivery.message
+    if call.message.settled:
+        return
+    try:
+        if error is None:
+            await call.areply(value)
+        elif isinstance(error, Redeliver):
+            call.message.nack(error.delay, counts=error.counts)
+        elif isinstance(error, Exception):
+            await call.afail(_reason(delivery, error))
+        else:
+            call.message.nack()
+    except (EventTypeError, EventTooLargeError) as refused:
+        await call.afail(_reason(delivery, refused))
+    except (ReclaimedError, ClosedError) as taken:
+        _taken(delivery, taken)
+
+
+def _reason(delivery: Delivery[Any], error: Exception) -> str:
+    if isinstance(error, Reject):
+        return error.reason
+    _tell(delivery, error, "a call")
+    return described(error)
 
 
 async def asettle(delivery: Delivery[Any], verdict: Verdict) -> None:

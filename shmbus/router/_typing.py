@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar, overload
 
 from shmbus.message import ClaimedMessage, Message
+from shmbus.server import Call
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -77,4 +78,19 @@ class Consumes(Protocol[T, M]):
     ) -> Callable[[T], Coroutine[Any, Any, None]]: ...
 
 
-__all__ = ["ClaimedMessage", "Consumes", "Message", "Produces"]
+class Answers(Protocol[T, R]):
+    """Decorates a handler that answers calls."""
+
+    @overload
+    def __call__(self, handler: Callable[[Call[T, R]], R], /) -> Callable[[Call[T, R]], R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, handler: Callable[[Call[T, R]], Coroutine[Any, Any, R]], /
+    ) -> Callable[[Call[T, R]], Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, handler: Callable[[T], R], /) -> Callable[[T], R]: ...
+    @overload
+    def __call__(self, handler: Callable[[T], Coroutine[Any, Any, R]], /) -> Callable[[T], Coroutine[Any, Any, R]]: ...
+
+
+__all__ = ["Answers", "ClaimedMessage", "Consumes", "Message", "Produces"]

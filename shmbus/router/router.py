@@ -15,7 +15,7 @@ from shmbus.errors import ClosedError, ConfigError
 from shmbus.middleware import Retry
 from shmbus.middleware.protocol import check_middleware
 from shmbus.router._handlers import describe
-from shmbus.router._routes import MAX_CONCURRENCY, Route, SubscriberRoute, WorkerRoute
+from shmbus.router._routes import MAX_CONCURRENCY, Route, ServiceRoute, SubscriberRoute, WorkerRoute
 from shmbus.router.running import Running
 from shmbus.subscriber import MODES, STARTS
 from shmbus.topic import DEAD_SUFFIX, check_label, dead_letter_topic
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from shmbus.bus import Bus, Idle
     from shmbus.message import ClaimedMessage, Message
     from shmbus.middleware.protocol import Middleware
-    from shmbus.router._typing import Consumes, Produces
+    from shmbus.router._typing import Answers, Consumes, Produces
+    from shmbus.service import Service
     from shmbus.subscriber import Mode, Start
     from shmbus.topic import Topic
 
@@ -204,6 +205,41 @@ class Router:
             return function
 
         return cast("Consumes[T, Message[T]]", register)
+
+    def service(
+        self,
+        service: Service[T, R],
+        *,
+        middleware: Iterable[Middleware] = (),
+        concurrency: int = 1,
+        max_deliver: int = _MAX_DELIVER,
+        idle: Idle | None = None,
+    ) -> Answers[T, R]:
+        """Decorates a handler that answers the calls of a service: what it returns is the reply.
+
+        What it raises is CallFailed at the caller, with the error as the reason. Annotated `Call[...]` it takes the
+        call, with attempt, deadline and headers. `concurrency` is as for workers. Raises ConfigError.
+        """
+        from shmbus.server import Call
+        from shmbus.service import check_service
+
+        check_service(service)
+        around = check_middleware(middleware)
+        check_range("max_deliver", max_deliver, MAX_DELIVER)
+        check_range("concurrency", concurrency, MAX_CONCURRENCY)
+
+        def register(function: Any) -> Any:
+            handler = describe(function, (Call,))
+            if concurrency > 1 and not handler.asynchronous:
+                raise ConfigError(f"a sync handler has one call in hand: {handler.name}, concurrency={concurrency}")
+            for other in self.routes:
+                if isinstance(other, ServiceRoute) and other.service.name == service.name:
+                    what = f"service {service.name!r}"
+                    raise ConfigError(f"{what} has a handler already: {other.handler.name}, then {handler.name}")
+            self.routes.append(ServiceRoute(handler, service, around, max_deliver, concurrency, {"idle": idle}))
+            return function
+
+        return cast("Answers[T, R]", register)
 
     # -- in this process
 

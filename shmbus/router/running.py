@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from shmbus._log import logger
 from shmbus.errors import ClosedError, DecodeError, GapError
@@ -23,7 +23,7 @@ from shmbus.router._chain import achain, chain
 from shmbus.router._hands import Bell, LoopHands, ThreadHands
 from shmbus.router._outbox import Outbox
 from shmbus.router._routes import WorkerRoute
-from shmbus.router._settle import asettle, judge, settle
+from shmbus.router._settle import aanswer, answer, asettle, judge, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from shmbus.bus import Bus
     from shmbus.middleware.protocol import Delivery, Middleware
     from shmbus.router._chain import AsyncCall, Call
-    from shmbus.router._routes import Route
+    from shmbus.router._routes import Route, Served
     from shmbus.subscriber import Subscriber
     from shmbus.worker import Worker
+
+    Opened: TypeAlias = Worker[Any] | Subscriber[Any] | Served
 
 GRACE: Final = 1.0
 """Seconds that closing waits for threads whose handles are closed; one that is in a handler still is left behind."""
@@ -54,7 +56,7 @@ class Running:
         self.outbox: Final = Outbox(bus)
         self._thread_hands = ThreadHands(self.outbox, self._bell, self._is_stuck)
         self._loop_hands = LoopHands(self.outbox, self._bell)
-        self._handles: list[Worker[Any] | Subscriber[Any]] = []
+        self._handles: list[Opened] = []
         self._threads: list[threading.Thread] = []
         self._news: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._going = 0
@@ -116,7 +118,7 @@ class Running:
 
     # -- one handler
 
-    def _begin_thread(self, route: Route, handle: Worker[Any] | Subscriber[Any]) -> None:
+    def _begin_thread(self, route: Route, handle: Opened) -> None:
         hands = self._thread_hands.emitter(route.to) if isinstance(route, WorkerRoute) else self._thread_hands
         function, whole = route.handler.function, route.handler.takes_message
 
@@ -131,7 +133,7 @@ class Running:
         self._threads.append(thread)
         thread.start()
 
-    def _in_thread(self, route: Route, handle: Worker[Any] | Subscriber[Any], run: Call) -> None:
+    def _in_thread(self, route: Route, handle: Opened, run: Call) -> None:
         try:
             while not (handle.cancelled or handle.closed):
                 with _told(route):
@@ -143,17 +145,21 @@ class Running:
 
     def _handle(self, route: Route, message: Any, run: Call) -> None:
         delivery, token = self._began(route, message)
+        value: Any = None
+        error: BaseException | None = None
         try:
-            run(delivery)
-            error = None
+            value = run(delivery)
         except BaseException as raised:
             error = raised
         try:
-            settle(delivery, judge(delivery, error))
+            if route.kind == "service":
+                answer(delivery, value, error)
+            else:
+                settle(delivery, judge(delivery, error))
         finally:
             self._ended(delivery, token, error)
 
-    def _begin_tasks(self, route: Route, handle: Worker[Any] | Subscriber[Any]) -> None:
+    def _begin_tasks(self, route: Route, handle: Opened) -> None:
         hands = self._loop_hands.emitter(route.to) if isinstance(route, WorkerRoute) else self._loop_hands
         function, whole = route.handler.function, route.handler.takes_message
 
@@ -168,7 +174,7 @@ class Running:
             self._going += 1
             self._loop.start(lambda: self._in_loop(route, handle, run))
 
-    async def _in_loop(self, route: Route, handle: Worker[Any] | Subscriber[Any], run: AsyncCall) -> None:
+    async def _in_loop(self, route: Route, handle: Opened, run: AsyncCall) -> None:
         try:
             while not (handle.cancelled or handle.closed):
                 with _told(route):
@@ -180,13 +186,17 @@ class Running:
 
     async def _ahandle(self, route: Route, message: Any, run: AsyncCall) -> None:
         delivery, token = self._began(route, message)
+        value: Any = None
+        error: BaseException | None = None
         try:
-            await run(delivery)
-            error = None
+            value = await run(delivery)
         except BaseException as raised:
             error = raised
         try:
-            await asettle(delivery, judge(delivery, error))
+            if route.kind == "service":
+                await aanswer(delivery, value, error)
+            else:
+                await asettle(delivery, judge(delivery, error))
         finally:
             self._ended(delivery, token, error)
 
@@ -235,7 +245,7 @@ class _told:
         return True
 
 
-def _unless_ended(handle: Worker[Any] | Subscriber[Any], error: BaseException) -> BaseException | None:
+def _unless_ended(handle: Opened, error: BaseException) -> BaseException | None:
     """What a handler's end is to be told as: that its handle was closed, or its loop, is no failure."""
     if isinstance(error, (ClosedError, asyncio.CancelledError)) and (handle.closed or handle.cancelled):
         return None
