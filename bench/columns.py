@@ -51,7 +51,7 @@ def rows_of(topic: shmbus.Topic[Any], size: int) -> Any:
 
 def ceiling(topic: shmbus.Topic[Any], size: int) -> float:
     """Ns that msgpack takes for an event of the same fields, the slower of its two sides."""
-    event = topic.type(1, 2, 3.0, 4, True, b"n" * (size - 29))  # type: ignore[operator]
+    event = topic.type(1, 2, 3.0, 4, True, b"n" * (size - 29))
     encode, decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(topic.type).decode
     payload = encode(event)
     return max(_each(lambda: encode(event)), _each(lambda: decode(payload)))
