@@ -31,7 +31,7 @@ KINDS: dict[str, type[Broker]] = {"nats": Nats, "redis": Redis, "kafka": Kafka, 
 async def bare_nats(broker: Any, payloads: list[bytes]) -> float:
     import nats
 
-    client = await nats.connect(broker.url)
+    client = await nats.connect(f"nats://127.0.0.1:{broker.port}")
     js = client.jetstream()
     await js.add_stream(name="bare", subjects=["bare"])
     began = time.perf_counter()
