@@ -134,7 +134,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             broker = KINDS[kind](Path(folder))
             broker.start()
-            bare, ours = [], []
+            bare: list[float] = []
+            ours: list[float] = []
             try:
                 for turn in range(arguments.rounds):
                     bare.append(asyncio.run(BARE[kind](broker, payloads)))  # type: ignore[arg-type]
