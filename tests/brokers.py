@@ -97,6 +97,10 @@ class Broker:
 class Nats(Broker):
     scheme, client = "nats", "nats"
 
+    @property
+    def url(self) -> str:
+        return f"{super().url}?ack_wait=2"  # what was in the hands of the dead comes again soon
+
     @classmethod
     def program(cls) -> str | None:
         beside = Path(sys.executable).with_name("nats-server")

@@ -31,7 +31,7 @@ KINDS: dict[str, type[Broker]] = {"nats": Nats, "redis": Redis, "kafka": Kafka, 
 async def bare_nats(broker: Any, payloads: list[bytes]) -> float:
     import nats
 
-    client = await nats.connect(broker.url)
+    client = await nats.connect(f"nats://127.0.0.1:{broker.port}")
     js = client.jetstream()
     await js.add_stream(name="bare", subjects=["bare"])
     began = time.perf_counter()
@@ -134,7 +134,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             broker = KINDS[kind](Path(folder))
             broker.start()
-            bare, ours = [], []
+            bare: list[float] = []
+            ours: list[float] = []
             try:
                 for turn in range(arguments.rounds):
                     bare.append(asyncio.run(BARE[kind](broker, payloads)))  # type: ignore[arg-type]

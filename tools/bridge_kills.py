@@ -163,7 +163,8 @@ def wait(condition: Callable[[], Any], what: str) -> None:
 
 def main() -> int:
     if sys.argv[1:2] == ["--as"]:
-        {"publish": publish, "sink": sink}[sys.argv[2]](*sys.argv[3:])
+        roles: dict[str, Callable[..., None]] = {"publish": publish, "sink": sink}
+        roles[sys.argv[2]](*sys.argv[3:])
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=KINDS, default="nats")

@@ -1,6 +1,7 @@
 """NATS JetStream: a stream a topic, deduplicated by `Nats-Msg-Id`; a durable pull consumer a bridge.
 
-Options of the URL: `prefix`, `window` (seconds in which the stream drops what it has already, 600).
+Options of the URL: `prefix`, `window` (seconds in which the stream drops what it has already, 600), `ack_wait` (seconds
+after which what was fetched and not acked comes again, 30).
 """
 
 # pyright: reportMissingImports=false
@@ -18,6 +19,7 @@ try:
     import nats
     import nats.errors
     import nats.js.errors
+    from nats.aio.client import Client
     from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
 except ImportError as error:
     raise ImportError("nats:// needs nats-py: pip install 'shmbus[nats]'") from error
@@ -47,7 +49,7 @@ class NatsDriver:
         secrets = self._setup.secrets
         host, port = self._setup.host(4222)
         tls = self._setup.tls("tls")
-        options = {key: secrets[key] for key in ("user", "password", "token") if key in secrets}
+        options: dict[str, Any] = {key: secrets[key] for key in ("user", "password", "token") if key in secrets}
         if "creds" in secrets:
             options["user_credentials"] = secrets["creds"]
         told: list[Exception] = []
@@ -56,7 +58,7 @@ class NatsDriver:
             told.append(error)
 
         try:
-            self._client = nats.NATS()  # ours to close where it does not connect, too
+            self._client = Client()  # ours to close where it does not connect, too
             await asyncio.wait_for(
                 self._client.connect(
                     f"{'tls' if tls else 'nats'}://{host}:{port}",
@@ -95,8 +97,9 @@ class NatsDriver:
         """Make the stream, and our consumer of it."""
         await self.open_out(topic)
         durable = f"{self._setup.name}-{self._stream}".translate(_NAMES)
+        wait = float(self._setup.options.get("ack_wait", _ACK_WAIT))
         config = ConsumerConfig(
-            ack_policy=AckPolicy.EXPLICIT, ack_wait=_ACK_WAIT, deliver_policy=DeliverPolicy.ALL, max_ack_pending=8192
+            ack_policy=AckPolicy.EXPLICIT, ack_wait=wait, deliver_policy=DeliverPolicy.ALL, max_ack_pending=8192
         )
         self._subscription = await self._asked(
             self._js.pull_subscribe(self._subject, durable, stream=self._stream, config=config)
@@ -142,8 +145,10 @@ class NatsDriver:
         """Disconnect."""
         client, self._client = self._client, None
         if client is not None:
-            with suppress(Exception):  # it may be gone
-                await client.close()
+            with suppress(Exception):  # it may be gone; after a failed handshake it waits for ever
+                await asyncio.wait_for(client.close(), 2)
+            with suppress(Exception):
+                client._transport.close()
 
     def _name(self, topic: str) -> None:
         prefix = self._setup.prefix

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from bridges import arriving, bridging, group_is_there, topic_of
@@ -22,7 +23,7 @@ from shmbus import _plugins
 from shmbus.bridge import Bridge
 from shmbus.testing import bridge_conformance
 
-Factory = pytest.TempPathFactory
+Factory: TypeAlias = pytest.TempPathFactory
 Factory = pytest.TempPathFactory
 KINDS: dict[str, type[Broker]] = {"nats": Nats, "redis": Redis, "kafka": Kafka, "amqp": Rabbit}
 
