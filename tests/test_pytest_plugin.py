@@ -85,21 +85,21 @@ def test_deaths(run: pytest.Pytester) -> None:
     found = outcome(
         run,
         """
-        import multiprocessing, time, pytest, shmbus
+        import multiprocessing, signal, pytest, shmbus
         NUMBERS = shmbus.Topic("numbers", int)
         def publish(name, count):
             with shmbus.Bus(name) as bus, bus.publisher(NUMBERS) as publisher:
                 publisher.publish_many(range(count))
-        def sleep(name):
+        def idle(name):
             with shmbus.Bus(name) as bus, bus.subscriber(NUMBERS, name="sleeper"):
-                time.sleep(600)
+                signal.pause()
         def test_at_a_line(shmbus_bus, shmbus_kill, shmbus_books):
             audit = shmbus_bus.subscriber(NUMBERS, name="audit")
             assert shmbus_kill(publish, shmbus_bus.name, 5, at="close.shrunk") == -9
             assert len(audit.receive_many(5)) == 5
             shmbus_books()
         def test_where_it_is(shmbus_bus, shmbus_kill):
-            child = multiprocessing.get_context("spawn").Process(target=sleep, args=(shmbus_bus.name,))
+            child = multiprocessing.get_context("spawn").Process(target=idle, args=(shmbus_bus.name,))
             child.start()
             while not shmbus_bus.stats().consumers:
                 pass

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -150,6 +151,12 @@ def compare(scraper: Scraper, bus: str) -> list[str]:
     return wrong
 
 
+def run(target: Any, *arguments: Any) -> None:
+    """A job; whose name another one has just then is none."""
+    with suppress(shmbus.NameTakenError):
+        target(*arguments)
+
+
 def campaign(bus: str, seconds: float, seed: int) -> int:
     draw = random.Random(seed)
     context = multiprocessing.get_context("spawn")
@@ -165,7 +172,7 @@ def campaign(bus: str, seconds: float, seed: int) -> int:
             running = [process for process in running if process.is_alive()]
             if len(running) < 10:
                 target, *arguments = job(draw)
-                running.append(context.Process(target=target, args=(bus, *arguments)))
+                running.append(context.Process(target=run, args=(target, bus, *arguments)))
                 running[-1].start()
             elif draw.random() < 0.3:
                 victim = draw.choice(running)
