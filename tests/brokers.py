@@ -152,6 +152,7 @@ class Rabbit(Broker):
             "RABBITMQ_DIST_PORT": str(self.dist),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none",
             "HOME": str(self.folder),
+            "ERL_EPMD_RELAXED_COMMAND_CHECK": "1",  # or it does not end while it knows of a node, though a dead one
             "ERL_EPMD_PORT": str(self.options.setdefault("epmd", free_port())),
         }
         return {**os.environ, **own}

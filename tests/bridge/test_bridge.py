@@ -24,7 +24,6 @@ from shmbus.bridge import Bridge
 from shmbus.testing import bridge_conformance
 
 Factory: TypeAlias = pytest.TempPathFactory
-Factory = pytest.TempPathFactory
 KINDS: dict[str, type[Broker]] = {"nats": Nats, "redis": Redis, "kafka": Kafka, "amqp": Rabbit}
 
 
