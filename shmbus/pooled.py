@@ -99,9 +99,8 @@ class PooledPublisher(Publisher[T]):
             again = True
         sealed = self._sealed.pop(me, [])  # other tasks of this thread publish meanwhile
         length = len(payload) + (len(encoded or b"") + 7) // 8 * 8
-        drop = self._on_full == "drop"
         try:
-            return cast("int | None", await self._in_room(lambda: self._put(record, drop), lambda: length))
+            return cast("int | None", await self._in_room(lambda drop: self._put(record, drop), lambda: length))
         except BaseException:
             for one in sealed:
                 one.undo()
@@ -158,8 +157,8 @@ class PooledPublisher(Publisher[T]):
                 return
             left = NAP if self._timeout is None else min(NAP, since / 1e9 + self._timeout - time.monotonic())
             if self._on_full == "raise" or left <= 0:
-                raise Full(self.topic.name, self._holding())
-            self._tell(since, "room in its pool", self._holding)
+                raise Full(self.topic.name, self._holders())
+            self._tell(since, "room in its pool", self._holders)
             self._sleeper.sleep(left)
             self._session.care()
             self._require_open()
@@ -177,8 +176,8 @@ class PooledPublisher(Publisher[T]):
             if self._pool.wanted(True):
                 return
             if self._on_full == "raise" or left <= 0:
-                raise Full(self.topic.name, self._holding())
-            self._tell(since, "room in its pool", self._holding)
+                raise Full(self.topic.name, self._holders())
+            self._tell(since, "room in its pool", self._holders)
             await self._tasks.wait(self._has_pool, lambda: min(NAP, left), again=again)
             if self.closed and _core.exiting():
                 await interpreter_ends()
@@ -199,7 +198,7 @@ class PooledPublisher(Publisher[T]):
 
     # -- who holds it
 
-    def _holding(self) -> list[str]:
+    def _holders(self) -> list[str]:
         """Names of the consumers that are owed what is in the pool, or look at it."""
         membership = self._session.membership(self._entry.index)
         slots, ring_ids = self._pool.debtors()
@@ -240,7 +239,7 @@ class PooledPublisher(Publisher[T]):
         try:
             return cast("_core.Lease", self._in_pool(lambda: self._pool.lease(size), ""))
         except _NoRoomError:  # in a task's thread that encodes: not here
-            raise Full(self.topic.name, self._holding()) from None
+            raise Full(self.topic.name, self._holders()) from None
 
     # -- the end
 

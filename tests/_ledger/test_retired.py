@@ -16,7 +16,7 @@ from support import SHM, Processes, entries, eventually, line
 
 import shmbus
 from shmbus import Bus, _core, inspect
-from shmbus._ledger import departures, retired, slots
+from shmbus._ledger import past, retired, slots
 from shmbus._ledger.document import RingEntry
 from shmbus._shm.names import object_prefix
 from shmbus._shm.rings import Rings
@@ -150,7 +150,7 @@ def test_lossy_backlog_is_bounded(bus: Bus) -> None:
         assert drain(sub) == list(range(missing, count))
         assert sum(gap.count for gap in gaps) == missing
         assert gaps[-1] == shmbus.Gap(f"p{missing - 1}", 1, 1, 1, "overrun")
-        assert (gaps[0].publisher, gaps[0].count) == (departures.DEPARTED, missing - slots.MAX_GIVEN_UP)
+        assert (gaps[0].publisher, gaps[0].count) == (past.DEPARTED, missing - slots.MAX_GIVEN_UP)
         assert books(bus, "s") == {"offered": count, "delivered": retired.BACKLOG, "overrun": missing}
         assert len(list(losses(bus, "s"))) == missing
         one_shot(bus, range(3))
