@@ -272,3 +272,30 @@ def test_what_a_maximum_may_be(most: Any) -> None:
     topic = shmbus.Topic("t", bytes, capacity=1 << 14, max_capacity=1 << 16)
     assert eval(repr(topic), {"Topic": shmbus.Topic}) == topic != shmbus.Topic("t", bytes, capacity=1 << 14)
     assert shmbus.dead_letter_topic(topic).max_capacity == 1 << 17
+
+
+def published_in_all(bus: Bus) -> int:
+    """What the topic's publishers have published, those that are gone included."""
+    stats = bus.stats()
+    return sum(p.published + p.before for p in stats.publishers) + sum(d.published for d in stats.departed)
+
+
+def test_counted_once_though_it_grew(bus: Bus) -> None:
+    """What a publisher published in a ring that it grew out of is on the books once, at every look until both are gone."""
+    with bus.subscriber(GROWS, name="slow") as slow:
+        with bus.publisher(GROWS, name="p", on_full="raise") as pub:
+            count = fill(pub)
+            assert [state for _, _, state in rings(bus)] == ["retired"] * (len(rings(bus)) - 1) + ["active"]
+            assert published_in_all(bus) == count
+        assert published_in_all(bus) == count
+        for number in range(count):
+            assert number_of(slow.receive(timeout=PATIENT)) == number
+            if number % 16 == 0:
+                assert published_in_all(bus) == count
+        grown = {ring.id for ring in bus._session.document().rings}
+        while grown & {ring.id for ring in bus._session.document().rings}:  # they are history, until others are
+            with bus.publisher(GROWS, name="p") as pub:
+                pub.publish(event(count))
+                count += 1
+                assert number_of(slow.receive(timeout=PATIENT)) == count - 1
+            assert published_in_all(bus) == count

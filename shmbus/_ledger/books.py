@@ -201,6 +201,7 @@ class _Books(Look):
                 waiting = waiting or (going and info["need"] != 0)
                 refused += info["refused"]
                 used = max(used, entry.capacity - info["room"] if written else 0)
+        published = max(0, published - publisher.settled)
         _require_plausible((published, refused), f"the counters of publisher {publisher.name!r}")
         state: Health = "closed" if publisher.state == "retired" else self.health(publisher.participant)
         return PublisherStats(

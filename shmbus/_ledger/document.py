@@ -136,6 +136,8 @@ class PublisherEntry(msgspec.Struct):
     refused: Count = 0
     unrouted: Count = 0
     """What its rings counted that it has grown out of, and that are gone."""
+    settled: Count = 0
+    """Retired: how many of its events are on the books of the past already, with the ring that they went through."""
     before: tuple[Count, Count] = (0, 0)
     """Published and unrouted by those of its name before it, as Departed has them."""
 

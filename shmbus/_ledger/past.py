@@ -43,9 +43,11 @@ def settle_publisher(document: Document, entry: RingEntry, info: _core.RingInfo)
     if publisher is None or publisher.state != "retired":
         return
     published, unrouted = publisher.before
-    publisher.before = (0, 0)
-    published, unrouted = published + max(0, info["sequence"] - 1), unrouted + info["unrouted"]
-    if not published:
+    unrouted += publisher.unrouted + info["unrouted"]
+    last = max(publisher.settled, info["sequence"] - 1)
+    published += last - publisher.settled
+    publisher.before, publisher.unrouted, publisher.settled = (0, 0), 0, last
+    if not published + unrouted:
         return
     heir = next((p for p in document.publishers if p.state == "active" and _same_name(p, publisher)), None)
     if heir is not None:

@@ -63,7 +63,7 @@ def reserve(document: Document) -> int:
     changing = len(document.participants) + len(document.publishers) + len(document.rings) + growing
     told = MAX_GIVEN_UP * sum(c.mode != "reliable" for c in document.consumers)
     groups = sum(c.kind == "group" for c in document.consumers)
-    counting = 2 * sum(p.state == "active" for p in document.publishers)
+    counting = 3 * sum(p.state == "active" for p in document.publishers)
     sampled = len(document.consumers) * _SAMPLED
     fixed = MAX_LOSSES * _LOSS + MAX_DEATHS * _DEATH
     idle = (groups + counting) * _IDLE
