@@ -281,7 +281,7 @@ def published_in_all(bus: Bus) -> int:
 
 
 def test_counted_once_though_it_grew(bus: Bus) -> None:
-    """What a publisher published in a ring that it grew out of is on the books once, at every look until both are gone."""
+    """What was published in a ring that its publisher grew out of is on the books once, until both are gone."""
     with bus.subscriber(GROWS, name="slow") as slow:
         with bus.publisher(GROWS, name="p", on_full="raise") as pub:
             count = fill(pub)

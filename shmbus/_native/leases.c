@@ -69,7 +69,7 @@ static int lease_copy(Pool *pool, const slip *slip, Lease **out) {
     lease->owned = true;
     lease->slip = (struct slip){.length = slip->length};
     if (slip->length > pool->view.blocks * POOL_BLOCK ||
-        !(lease->memory = PyMem_RawMalloc(slip->length + !slip->length))) {
+        !(lease->memory = PyMem_Malloc(slip->length + !slip->length))) {
         Py_DECREF((PyObject *)lease);
         if (slip->length > pool->view.blocks * POOL_BLOCK)
             return RING_CORRUPT;
@@ -154,7 +154,7 @@ static void lease_dealloc(PyObject *object) {
     if (self->mapped)
         munmap(self->memory, self->mapped);
     if (self->owned)
-        PyMem_RawFree(self->memory);
+        PyMem_Free(self->memory);
     if (self->pool) {
         let_go(self);
         Py_DECREF((PyObject *)self->pool);

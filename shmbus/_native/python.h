@@ -27,6 +27,12 @@
 #define LIST_SET PyList_SetItem
 #define TUPLE_SIZE PyTuple_Size
 #define TUPLE_ITEM PyTuple_GetItem
+#define Py_XSETREF(place, value)                                                                                       \
+    do {                                                                                                               \
+        PyObject *before_ = (place);                                                                                   \
+        (place) = (value);                                                                                             \
+        Py_XDECREF(before_);                                                                                           \
+    } while (0)
 #else
 #define BYTES_DATA PyBytes_AS_STRING
 #define BYTES_SIZE PyBytes_GET_SIZE

@@ -16,7 +16,7 @@ from support import SHM, Processes, entries, eventually, line
 
 import shmbus
 from shmbus import Bus, _core, inspect
-from shmbus._ledger import past, retired, slots
+from shmbus._ledger import departures, past, retired, slots
 from shmbus._ledger.document import RingEntry
 from shmbus._shm.names import object_prefix
 from shmbus._shm.rings import Rings
