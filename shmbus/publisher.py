@@ -72,8 +72,8 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
         forget: Callable[[Any], None],
     ) -> None:
         self._session = session
-        self.topic: Final = topic
-        self.name: Final = me.name
+        self.topic = topic
+        self.name = me.name
         self._entry = entry
         self._id = me.id
         self._on_full = on_full

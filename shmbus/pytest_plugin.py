@@ -172,6 +172,7 @@ def shmbus_books(request: pytest.FixtureRequest) -> Callable[..., shmbus.BusStat
 
         if bus is None:
             bus = request.getfixturevalue("shmbus_bus")
+        assert bus is not None
         stats = inspect.stats_of(bus if isinstance(bus, str) else bus.name)
         for consumer in stats.consumers:
             _require_balanced(f"{consumer.topic}/{consumer.name}", consumer)

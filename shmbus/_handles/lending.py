@@ -23,10 +23,8 @@ class Lending:
 
     if TYPE_CHECKING:
 
-        @property
-        def topic(self) -> Topic[Any]:
-            """What is published."""
-            ...
+        topic: Topic[Any]
+        """What is published."""
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = "u1") -> npt.NDArray[Any]:
         """A writable array in the publisher's pool, whose publication costs no copy; its values are not set.

@@ -204,7 +204,7 @@ class Packer:
         sealed = []
         for number, (lease, _) in packing.loans.items():
             views = []
-            base = packing.pieces[number].source
+            base: Any = packing.pieces[number].source
             while base is not None and type(base) is not _core.Lease:
                 if isinstance(base, memoryview):
                     if not base.readonly:

@@ -109,7 +109,10 @@ def unpack(data: bytes, crc: int) -> list[Entry]:
         raise JournalError("a batch does not match its checksum")
     try:
         names, rows = _decode(data)
-        return [Entry(*names[name], *rest) for name, *rest in rows]
+        entries: list[Entry] = []
+        for name, *rest in rows:
+            entries.append(Entry._make((*names[name], *rest)))
+        return entries
     except (msgspec.MsgspecError, IndexError, UnicodeDecodeError) as error:
         raise JournalError(f"a batch that cannot be read: {error}") from error
 
