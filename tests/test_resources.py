@@ -36,7 +36,7 @@ def test_counters_that_a_year_reaches(bus_name: str, monkeypatch: pytest.MonkeyP
 
     def far(layout: Any) -> staticmethod[..., None]:
         return staticmethod(
-            lambda memory, capacity, id: layout(memory, capacity, id, sequence=first, position=start - 1600)
+            lambda memory, capacity, id, _: layout(memory, capacity, id, sequence=first, position=start - 1600)
         )
 
     monkeypatch.setattr(_core.BroadcastRing, "format", far(broadcast))
