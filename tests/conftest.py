@@ -24,6 +24,24 @@ from support import SHM, Processes, bus_processes, entries, eventually
 
 pytest_plugins = ["futures_fixtures"]
 
+ONCE = (
+    "bridge/",
+    "native/test_explore.py",
+    "native/test_fuzz.py",
+    "native/test_litmus.py",
+    "native/test_sanitize.py",
+    "observe/test_page.py",
+    "observe/test_prometheus.py",
+    "test_bench",
+    "test_crash.py::test_failpoints",
+    "test_lives.py",
+    "test_package.py::test_broken_source",
+    "test_typing.py",
+    "_ledger/test_retired.py::test_churn",
+    "_ledger/test_room.py::test_churn",
+)
+"""Brokers, browsers, namespaces, C and campaigns: what takes long and shows the same on every Python."""
+
 GRACE = 10.0
 """Seconds that an automatic supervisor has to notice the last exit, remove the bus and go."""
 
@@ -48,6 +66,13 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     if config.option.verbose > 0:
         sys.stderr.write(f"testing {core.__file__}\n")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is to run once."""
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(ONCE):
+            item.add_marker(pytest.mark.once)
 
 
 def _take_signals() -> None:

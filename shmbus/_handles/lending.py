@@ -22,7 +22,6 @@ class Lending:
     """What every publisher has, with a pool or without."""
 
     if TYPE_CHECKING:
-
         topic: Topic[Any]
         """What is published."""
 
