@@ -26,10 +26,8 @@ pytest_plugins = ["futures_fixtures"]
 
 ONCE = (
     "bridge/",
-    "native/test_explore.py",
     "native/test_fuzz.py",
     "native/test_litmus.py",
-    "native/test_sanitize.py",
     "observe/test_page.py",
     "observe/test_prometheus.py",
     "test_bench",
