@@ -330,19 +330,6 @@ class _Books(Look):
             return "stalled"
         return "slow" if self.blocks[consumer.id] or self.behind(consumer) else "ok"
 
-    def behind(self, consumer: ConsumerEntry) -> bool:
-        """True where what a consumer has not received takes a quarter of a ring or more."""
-        if consumer.mode != "reliable":
-            return False
-        for entry in self.sources(consumer):
-            quarter = entry.capacity // 4
-            if consumer.kind == "group":
-                if self.work[entry.id].terms()["room"] < entry.capacity - quarter:
-                    return True
-            elif self.broadcast[entry.id].blocking(entry.capacity - quarter) >> consumer.slot & 1:
-                return True
-        return False
-
     # -- progress
 
     def progress(self) -> list[Progress]:

@@ -99,6 +99,19 @@ class Look:
             return cast("Mapping[str, int]", self.work[entry.id].terms())
         return cast("Mapping[str, int]", self.broadcast[entry.id].terms(consumer.slot))
 
+    def behind(self, consumer: ConsumerEntry) -> bool:
+        """True where what a consumer has not received takes a quarter of a ring or more."""
+        if consumer.mode != "reliable":
+            return False
+        for entry in self.sources(consumer):
+            quarter = entry.capacity // 4
+            if consumer.kind == "group":
+                if self.work[entry.id].terms()["room"] < entry.capacity - quarter:
+                    return True
+            elif self.broadcast[entry.id].blocking(entry.capacity - quarter) >> consumer.slot & 1:
+                return True
+        return False
+
     def still_there(self, consumer: ConsumerEntry) -> bool:
         """Whether what the rings said of it is its own: a subscriber that has left since has no cursor there."""
         if consumer.kind == "group" or consumer.state != "active":

@@ -25,7 +25,7 @@ from shmbus._ledger.audit import Audit
 from shmbus._ledger.document import Document
 from shmbus._shm import processes, waker
 from shmbus._shm.failpoint import reach
-from shmbus._shm.lives import Lives
+from shmbus._shm.lives import Lives, describe_holder
 from shmbus._shm.names import object_prefix, segment_name
 from shmbus._shm.segment import Segment, names, unlink
 from shmbus.errors import (
@@ -256,14 +256,6 @@ class Registry:
             self._closed = True
             self.segment.close()
             self.lives.close()
-
-
-def describe_holder(lives: Lives) -> str:
-    """Who has the bus lock, for a message."""
-    pid = lives.lock_holder()
-    if pid is None:
-        return "a process that has just let go, or another thread of this one"
-    return f"process {pid} ({processes.describe(pid) or '?'})" if pid else "a process of another PID namespace"
 
 
 class Change:

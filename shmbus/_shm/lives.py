@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 from shmbus import _core
 from shmbus._core import leave_turn
-from shmbus._shm import place, segment, signals
+from shmbus._shm import place, processes, segment, signals
 from shmbus.errors import AccessError, ClosedError, LockTimeoutError, NoSpaceError, ReclaimedError
 
 if TYPE_CHECKING:
@@ -347,6 +347,14 @@ def _is(descriptor: int, key: tuple[int, int]) -> bool:
     except OSError:
         return False
     return (status.st_dev, status.st_ino) == key
+
+
+def describe_holder(lives: Lives) -> str:
+    """Who has the bus lock, for a message."""
+    pid = lives.lock_holder()
+    if pid is None:
+        return "a process that has just let go, or another thread of this one"
+    return f"process {pid} ({processes.describe(pid) or '?'})" if pid else "a process of another PID namespace"
 
 
 def _refused(error: OSError, name: str) -> OSError:
