@@ -296,7 +296,7 @@ typedef struct pool_header {
  *           | next run + 1  | blocks of run |      0: it is the last one
  *           +---------------+---------------+ */
 typedef struct extent {
-    word generation; /*  0  P  seq_cst: SYNC extent. Odd: in use, and no other one\'s; even: free, or still looked at */
+    word generation; /*  0  P  seq_cst: SYNC extent. Odd: in use, and no other one's; even: free, or still looked at */
     word shape;      /*  8  P  before the descriptor is out */
     word length;     /* 16  P  bytes of it that were asked for */
     word since_ns;   /* 24  P  CLOCK_REALTIME of the allocation */

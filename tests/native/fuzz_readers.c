@@ -311,7 +311,13 @@ static void healthy_broadcast(unsigned char *image, uint64_t start) {
     ring_reader_open(&r, &view, 0);
     ring_reader_open(&lossy, &view, 1);
     for (int i = 0; i < 150; i++) {
-        part part = {image, 8, image, (uint64_t)(i % 5) * 24, 9};
+        part part = {
+            .headers = image,
+            .headers_length = 8,
+            .payload = image,
+            .payload_length = (uint64_t)(i % 5) * 24,
+            .time_ns = 9,
+        };
         if (ring_reserve(&w, 8 + part.payload_length) != RING_OK)
             break;
         ring_write(&w, &part);
@@ -332,7 +338,7 @@ static void healthy_work(unsigned char *image, uint64_t first) {
     ring_open(&view, image, work_size(CAPACITY), RING_WORK);
     work_writer_open(&w, &view);
     for (int i = 0; i < 200; i++) {
-        part part = {NULL, 0, image, (uint64_t)(i % 4) * 16, 9};
+        part part = {.payload = image, .payload_length = (uint64_t)(i % 4) * 16, .time_ns = 9};
         if (work_reserve(&w, part.payload_length) != RING_OK)
             break;
         work_write(&w, &part);
