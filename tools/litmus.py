@@ -26,18 +26,36 @@ sys.path.insert(0, str(HERE))  # PYTHONSAFEPATH keeps it out
 from litmus_delay import PATTERNS as DELAY  # noqa: E402
 from litmus_model import Order, executions  # noqa: E402
 from litmus_park import PATTERNS as PARK  # noqa: E402
-from litmus_patterns import Orders, Pattern, Site  # noqa: E402
+from litmus_patterns import (  # noqa: E402
+    CLAIM_LOAD,
+    CLAIM_NEXT,
+    CLAIM_TAIL,
+    CLAIMS,
+    PEEK_LOAD,
+    PEEK_NEXT,
+    READY_ROW,
+    READY_WORD,
+    Orders,
+    Pattern,
+    Site,
+)
+from litmus_pool import EXTENT_BEGINS  # noqa: E402
+from litmus_pool import PATTERNS as POOL  # noqa: E402
 from litmus_ring import PATTERNS as RING  # noqa: E402
 from litmus_work import PATTERNS as WORK  # noqa: E402
 
 SOURCE = HERE.parent / "shmbus" / "_native"
-PATTERNS: list[Pattern] = [*PARK, *RING, *WORK, *DELAY]
+PATTERNS: list[Pattern] = [*PARK, *RING, *WORK, *DELAY, *POOL]
 
 _WORDS = "words of the Python layer are seq_cst, all of them: one rule, and none of them is on the path of an event"
 _BITS = "whoever gets here makes a system call: one rule for the words of the lines"
 _SELDOM = "joining is seldom; what is stored before gate_version comes with it"
 _ORDERED = "what is read next must not be read before it"
 _TWICE = "a claim word and the tail both release the record: whoever finds one of them needs no other"
+_COPIED = (
+    "for who copies without holding (X4): with the loads behind it, it keeps the bytes behind it on x86-64 and aarch64;"
+    " in C11 nothing does, for the bytes are written by plain stores"
+)
 _CASES = (
     "claim words, notes, `next`, `due` and the gate change by seq_cst CAS, and the CAS decides, not the look before it"
 )
@@ -59,10 +77,13 @@ SPARE: dict[Site, str] = {
         "if (LOAD_{}(&r->view.header->oldest) + r->view.capacity < intent)",
     ): "compared only: one rule for `oldest`",
     ("reader.c", "overrun = LOAD_{}(&losses->overrun.count)"): _ORDERED,
-    ("work.c", "STORE_{}(&d->claim, WORD("): _TWICE,
-    ("work.c", "uint64_t tail = LOAD_{}(&view->header->tail); uint64_t back"): _TWICE,
-    ("work.c", "seen = LOAD_{}(&d->claim)"): _TWICE,
-    ("work.c", "CAS_{}(&d->claim, &seen, mine)"): _TWICE,
+    EXTENT_BEGINS: _COPIED,
+    READY_WORD: _TWICE,
+    READY_ROW: _TWICE,
+    CLAIM_TAIL: _TWICE,
+    CLAIM_LOAD: _TWICE,
+    PEEK_LOAD: _TWICE,
+    CLAIMS: _TWICE,
     ("work.c", "CAS_{}(&descriptor_of(view, sequence)->claim, &expected, ready)"): "lower_next follows and releases it",
     ("work.c", "uint64_t gate = LOAD_{}(&view->header->gate); for (;;)"): _CASES,
     ("work.c", "hint = LOAD_{}(&view->header->next), lowered"): _CASES,
@@ -71,7 +92,8 @@ SPARE: dict[Site, str] = {
     ("delay.c", "} while (!CAS_{}(at, &seen, fresh));"): _CASES,
     ("delay.c", "hint = LOAD_{}(&view->header->due), before"): _CASES,
     ("delay.c", "CAS_{}(&view->header->due, &hint, ((hint >> SEQUENCE_BITS) + 1)"): _CASES,
-    ("work.c", "hint = LOAD_{}(&view->header->next); uint64_t tail"): _CASES,
+    CLAIM_NEXT: _CASES,
+    PEEK_NEXT: _CASES,
 }
 """Statements whose order is stronger than all the patterns need, and why it stands there."""
 

@@ -12,6 +12,8 @@ from litmus_patterns import (
     AND,
     ANY_SUBSCRIBER,
     ANY_WORKER,
+    GATE_CAS,
+    GATE_LOAD,
     LOWER,
     OR,
     PARK,
@@ -19,6 +21,7 @@ from litmus_patterns import (
     READY_TAIL,
     TAIL,
     UNPARK,
+    WAITING,
     WAKE,
     WORD_LOAD,
     WORK_TAIL,
@@ -158,5 +161,22 @@ PATTERNS = [
             ("", WAKE, ("wake.c", "(LOAD_{}(&awaiting[i]) & bit)")),
             (", Python", AND, WORD_LOAD),
         )
+    ),
+    Pattern(
+        "room, worker",
+        "room",
+        "the publisher that waits sees the old gate, the worker that moved it sees nobody waiting",
+        {"waiting": 0, "gate": 0},
+        {
+            "P waiting": ("producer.c", "STORE_{}(&self->groups[i].ring->view.header->waiting, waiting)"),
+            "P gate": GATE_LOAD,
+            "W gate": GATE_CAS,
+            "W waiting": WAITING,
+        },
+        dekker(
+            [store("waiting", "P waiting"), load("gate", "P gate")],
+            [rmw("gate", "W gate"), load("waiting", "W waiting")],
+        ),
+        neither,
     ),
 ]

@@ -9,15 +9,19 @@ from __future__ import annotations
 from litmus_model import Load, Rmw, Store, Thread
 from litmus_patterns import (
     ADVANCE,
+    ADVANCE_RUN,
     BODY_LINE,
     BODY_WORD,
     CURSOR_SCAN,
+    FRONTIER,
+    HEAD_LOAD,
     HEAD_WORD,
     INTENT,
     OLDEST,
     PLAIN,
     SEQUENCE_AT,
     TAIL,
+    VALIDATE,
     WAITING,
     Orders,
     Pattern,
@@ -29,8 +33,6 @@ from litmus_patterns import (
 
 JOIN_INTENT = ("ring.c", "if (LOAD_{}(&h->intent) <= position + view->capacity)")
 JOIN_AGAIN = ("ring.c", "break; position = LOAD_{}(start)")
-FRONTIER = ("ring.c", "STORE_{}(word_at(&w->view, w->head), w->sequence)")
-VALIDATE = ("reader.c", "return LOAD_{}(&r->view.header->intent) <= position")
 RESUME = ("reader.c", "position = LOAD_{}(&r->view.header->oldest), sequence")
 BOOKS_TAIL = ("reader.c", " tail = LOAD_{}(&view->header->tail)")
 
@@ -207,7 +209,7 @@ PATTERNS = [
                 "P head": HEAD_WORD,
                 "P body": body,
                 "P frontier": FRONTIER,
-                "R head": ("ring.c", "out->sequence = LOAD_{}(&words[0])"),
+                "R head": HEAD_LOAD,
                 "R body": ("reader.c", "value = LOAD_{}(from++)"),
                 "R sequence": SEQUENCE_AT,
                 "R intent": VALIDATE,
@@ -232,14 +234,17 @@ PATTERNS = [
         passed([("P body", "plain"), ("P frontier", "S frontier")], "P tail", "S tail"),
         stale,
     ),
-    Pattern(
-        "room used again",
-        "cursor",
-        "a reliable subscriber reads in place what the publisher writes over it",
-        {"body": 0, "cursor": 0},
-        {"S cursor": ADVANCE, "P cursor": CURSOR_SCAN, "P body": BODY_WORD},
-        _reuse,
-        lambda o: o.seen["torn"] != 0,
+    *(
+        Pattern(
+            f"room used again{how}",
+            "cursor",
+            "a reliable subscriber reads in place what the publisher writes over it",
+            {"body": 0, "cursor": 0},
+            {"S cursor": cursor, "P cursor": CURSOR_SCAN, "P body": BODY_WORD},
+            _reuse,
+            lambda o: o.seen["torn"] != 0,
+        )
+        for how, cursor in (("", ADVANCE), (", a run", ADVANCE_RUN))
     ),
     Pattern(
         "depth",
@@ -279,7 +284,7 @@ PATTERNS = [
             "P waiting": ("producer.c", "STORE_{}(&self->ring->view.header->waiting, waiting)"),
             "P cursor": CURSOR_SCAN,
             "S advances": ADVANCE,
-            "S settles": ("reader.c", "STORE_{}(&r->slot->cursor, r->position)"),
+            "S settles": ("reader.c", "r->settled = r->position; STORE_{}(&r->slot->cursor, r->position)"),
             "S waiting": WAITING,
         },
         _room,

@@ -13,6 +13,9 @@ from litmus_patterns import (
     ANY_WORKER,
     BODY_WORD,
     CLAIM_LOAD,
+    CLAIM_NEXT,
+    CLAIM_TAIL,
+    CLAIMS,
     DONE,
     FRESH_NEXT,
     GATE_CAS,
@@ -22,14 +25,18 @@ from litmus_patterns import (
     LOWER,
     OR,
     PARK,
+    PEEK_LOAD,
+    PEEK_NEXT,
     PLAIN,
     RAISE_CLAIM,
     RAISE_EMPTY,
+    RAISE_PEEK,
     READY_NEXT,
+    READY_ROW,
     READY_TAIL,
+    READY_WORD,
     RELAXED,
     SEQ,
-    WAITING,
     WORD_LOAD,
     WORD_STORE,
     WORK_TAIL,
@@ -200,7 +207,7 @@ CHAIN = [
             ),
             neither,
         )
-        for name, raises in (("claim", RAISE_CLAIM), ("empty look", RAISE_EMPTY))
+        for name, raises in (("claim", RAISE_CLAIM), ("empty look", RAISE_EMPTY), ("empty peek", RAISE_PEEK))
     ),
     *(
         Pattern(
@@ -274,33 +281,16 @@ def _notice(o: Orders) -> list[Thread]:
 PATTERNS = [
     *CHAIN,
     Pattern(
-        "room, worker",
-        "room",
-        "the publisher that waits sees the old gate, the worker that moved it sees nobody waiting",
-        {"waiting": 0, "gate": 0},
-        {
-            "P waiting": ("producer.c", "STORE_{}(&self->groups[i].ring->view.header->waiting, waiting)"),
-            "P gate": GATE_LOAD,
-            "W gate": GATE_CAS,
-            "W waiting": WAITING,
-        },
-        dekker(
-            [store("waiting", "P waiting"), load("gate", "P gate")],
-            [rmw("gate", "W gate"), load("waiting", "W waiting")],
-        ),
-        neither,
-    ),
-    Pattern(
         "gate",
         "gate",
         "two neighbours are DONE, and the gate stays below one of them",
         {"claim0": CLAIMED, "claim1": 0, "tail": 1, "gate": 0},
         {
-            "P claim": ("work.c", "STORE_{}(&d->claim, WORD("),
+            "P claim": READY_WORD,
             "P tail": WORK_TAIL,
-            "W tail": ("work.c", "uint64_t tail = LOAD_{}(&view->header->tail); uint64_t back"),
+            "W tail": CLAIM_TAIL,
             "W claim": CLAIM_LOAD,
-            "W claims": ("work.c", "CAS_{}(&d->claim, &seen, mine)"),
+            "W claims": CLAIMS,
             "done": DONE,
             "gate": ("work.c", "uint64_t gate = LOAD_{}(&view->header->gate); for (;;)"),
             "gate tail": ("work.c", "tail = LOAD_{}(&view->header->tail), to = gate"),
@@ -319,40 +309,52 @@ PATTERNS = [
         _reuse,
         lambda o: o.seen["torn"] != 0,
     ),
-    Pattern(
-        "claim",
-        "claim",
-        "a worker claims a record, and reads an old position or an old body",
-        {"body": 0, "position": 0, "claim": 0, "tail": 0},
-        {
-            "P body": BODY_WORD,
-            "P position": ("work.c", "STORE_{}(&d->position, position)"),
-            "P claim": ("work.c", "STORE_{}(&d->claim, WORD("),
-            "P tail": WORK_TAIL,
-            "W tail": ("work.c", "uint64_t tail = LOAD_{}(&view->header->tail); uint64_t back"),
-            "W claim": CLAIM_LOAD,
-            "W claims": ("work.c", "CAS_{}(&d->claim, &seen, mine)"),
-            "W position": ("work.c", "position = LOAD_{}(&descriptor_of(view, sequence)->position); if"),
-        },
-        _claim,
-        lambda o: o.seen["stale"] != 0,
-        ("P claim", "P tail"),
+    *(
+        Pattern(
+            f"claim{how}",
+            "claim",
+            "a worker claims a record, and reads an old position or an old body",
+            {"body": 0, "position": 0, "claim": 0, "tail": 0},
+            {
+                "P body": BODY_WORD,
+                "P position": ("work.c", position + "; STORE_{}(&d->position, position)"),
+                "P claim": ready,
+                "P tail": WORK_TAIL,
+                "W tail": CLAIM_TAIL,
+                "W claim": CLAIM_LOAD,
+                "W claims": CLAIMS,
+                "W position": ("work.c", "position = LOAD_{}(&descriptor_of(view, sequence)->position); if"),
+            },
+            _claim,
+            lambda o: o.seen["stale"] != 0,
+            ("P claim", "P tail"),
+        )
+        for how, position, ready in (
+            ("", "RECORD_EVENT, part)", READY_WORD),
+            (", rows", "w->sequence, &part)", READY_ROW),
+        )
     ),
-    Pattern(
-        "next",
-        "claim",
-        "a record that was given back is READY, and `next` stays above it",
-        {"claim": CLAIMED, "next": 0},
-        {
-            "N gives back": GIVE_BACK,
-            "N next": ("work.c", "hint = LOAD_{}(&view->header->next), lowered"),
-            "N lowers": LOWER,
-            "W next": ("work.c", "hint = LOAD_{}(&view->header->next); uint64_t tail"),
-            "W claim": CLAIM_LOAD,
-            "W raises": RAISE_EMPTY,
-        },
-        _next,
-        lambda o: o.memory["claim"] == READY and o.memory["next"] % _TAG == 1,
+    *(
+        Pattern(
+            f"next{how}",
+            "claim",
+            "a record that was given back is READY, and `next` stays above it",
+            {"claim": CLAIMED, "next": 0},
+            {
+                "N gives back": GIVE_BACK,
+                "N next": ("work.c", "hint = LOAD_{}(&view->header->next), lowered"),
+                "N lowers": LOWER,
+                "W next": hint,
+                "W claim": claim,
+                "W raises": raises,
+            },
+            _next,
+            lambda o: o.memory["claim"] == READY and o.memory["next"] % _TAG == 1,
+        )
+        for how, hint, claim, raises in (
+            ("", CLAIM_NEXT, CLAIM_LOAD, RAISE_EMPTY),
+            (", peek", PEEK_NEXT, PEEK_LOAD, RAISE_PEEK),
+        )
     ),
     Pattern(
         "registry document",
