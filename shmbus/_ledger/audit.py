@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 NAME: Final = "shmbus.audit"
 
+silent: Final[set[str]] = set()
+"""Buses of which this process tells nothing: what carries a log would otherwise put word of itself into it, for ever."""
+
 
 class _Entry(NamedTuple):
     role: str
@@ -71,6 +74,8 @@ class Audit:
 
     def tell(self, bus: str) -> None:
         """Of all that has come and gone, once the lock is free."""
+        if bus in silent:
+            return
         for key, entry in self._after.items():
             if key not in self._before:
                 _tell("join", bus, entry)

@@ -6,6 +6,8 @@ Must stay true:
 - A process has one Home of a queue, however many Queue objects: closing a second descriptor of the words would free the
   locks of the first.
 - A fork takes Home along and leaves the link behind: the child makes its own when it first needs one.
+- No join or leave of this process is logged: `logging.handlers.QueueHandler` would put it into the queue that is
+  being opened for it. What its supervisor sees, the deaths, is told as of any bus.
 - The hold is let go of before the bus is left, so that whoever leaves last sees that nobody holds it.
 """
 
@@ -16,6 +18,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
+from shmbus._ledger import audit
 from shmbus._shm import hold
 from shmbus._shm.names import object_prefix
 from shmbus.bus import Bus
@@ -63,14 +66,18 @@ class Home:
                 known._users += 1
                 return known
             home = cls(name or f"queue-{os.urandom(8).hex()}", kind, named=name is not None)
-            bus = Bus(home.name, stall_timeout=_STALLED)
+            audit.silent.add(home.name)
+            bus = None
             try:
+                bus = Bus(home.name, stall_timeout=_STALLED)
                 home._held = hold.take(home.prefix, hold.KEEP if home.named else hold.HOLD, create=True)
                 home._open_words(create=True)
                 home._link = Link(bus, kind, home.words, home.prefix)
             except BaseException:
                 home._let_go()
-                bus.close()
+                if bus is not None:
+                    bus.close()
+                audit.silent.discard(home.name)
                 raise
             home._users = 1
             _homes[home.name] = home
@@ -90,6 +97,7 @@ class Home:
                 known._users += 1
                 return known
             home = cls(name, kind, named=named)
+            audit.silent.add(name)
             try:
                 home._held = held
                 if held < 0:
@@ -97,9 +105,11 @@ class Home:
                 home._open_words(create=False)
             except FileNotFoundError:
                 home._let_go()
+                audit.silent.discard(name)
                 raise QueueClosedError(f"queue {name!r} is gone: nobody has it any more") from None
             except BaseException:
                 home._let_go()
+                audit.silent.discard(name)
                 raise
             home._users = 1
             _homes[name] = home
@@ -144,6 +154,9 @@ class Home:
         self._let_go()
         if link is not None:
             link.close()
+        with _Lock.now:
+            if self.name not in _homes:
+                audit.silent.discard(self.name)
 
     def _let_go(self) -> None:
         if self._held >= 0:

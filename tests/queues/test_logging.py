@@ -39,6 +39,7 @@ def test_queue_handler_and_listener(method: str) -> None:
         child.join()
     listener.stop()
     queue.close()
+    assert not [r.getMessage() for r in kept.records if r.name.startswith("shmbus")]  # no word of the queue itself
     for number in range(3):
         mine = [r.getMessage() for r in kept.records if r.name == f"worker.{number}"]
         assert mine[:50] == [f"record {count}" for count in range(50)]
