@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAME: Final = "shmbus.audit"
 
 silent: Final[set[str]] = set()
-"""Buses of which this process tells nothing: what carries a log would otherwise put word of itself into it, for ever."""
+"""Buses of which this process tells nothing: what carries a log would put word of itself into it, for ever."""
 
 
 class _Entry(NamedTuple):

@@ -20,7 +20,6 @@ from shmbus.cli import _arguments
 from shmbus.cli._exit import OK, complain
 from shmbus.cli._render import plural, printable
 from shmbus.cli._streams import abandoned, ascii_json
-from shmbus.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +36,7 @@ def register(commands: _arguments.Commands) -> None:
     tail.add_argument("--json", action="store_true", help="print one JSON object a line")
     tail.add_argument("--oldest", action="store_true", help="begin with the oldest events still there")
     tail.add_argument("-n", dest="count", metavar="COUNT", type=_arguments.positive, help="end after COUNT events")
-    tail.set_defaults(run=run_tail)
+    tail.set_defaults(run=run_tail, usage=tail.error)
     pub = commands.add_parser("pub", help="publish a JSON document as an event")
     pub.add_argument("bus", metavar="BUS", type=_arguments.bus)
     pub.add_argument("topic", metavar="TOPIC", type=_arguments.topic)
@@ -48,6 +47,8 @@ def register(commands: _arguments.Commands) -> None:
 
 def run_tail(arguments: argparse.Namespace) -> int:
     """Print events until COUNT of them were printed, or Ctrl-C, which is how it is meant to end."""
+    if arguments.topic is None and (arguments.bus or not arguments.journal):
+        arguments.usage("it needs BUS and TOPIC, or --journal FILE")
     show = as_json if arguments.json else as_text
     left = arguments.count
     try:
@@ -102,8 +103,6 @@ def _items(arguments: argparse.Namespace) -> Iterator[inspect.Tailed]:
             yield item
         if arguments.bus is None:
             return
-    if arguments.topic is None:
-        raise ConfigError("tail needs BUS and TOPIC, or --journal FILE")
     with inspect.Tail(arguments.bus, arguments.topic, oldest=arguments.oldest or bool(told)) as tail:
         for item in _follow(tail):
             if item.gap or item.time_ns > told.get(item.publisher, 0):

@@ -95,7 +95,7 @@ def test_tail_of_a_journal(bus_name: str, journal: Path) -> None:
         publish(publisher, orders(3, 6))
         done = run("tail", bus.name, "orders", "--journal", journal, "--json", "-n", 8)
         assert [json.loads(line)["event"]["id"] for line in done.stdout.splitlines()] == list(range(1, 9))
-    assert "tail needs BUS and TOPIC" in run("tail").stderr
+    assert "it needs BUS and TOPIC" in run("tail").stderr
 
 
 def test_errors_are_one_line(journal: Path, tmp_path: Path) -> None:
