@@ -48,13 +48,15 @@ def test_cancel_finishes_what_is_in_hand(bus_name: str, asynchronous: bool) -> N
 
 
 INTERRUPTED = """
-import shmbus, sys, threading, time
+import shmbus, sys
 from routes import *
+from support import eventually
 router = shmbus.Router()
 @router.worker(ORDERS, group=GROUP)
 def slow(order: Order) -> None:
     print("begun", flush=True)
     sys.stdin.readline()
+    eventually(lambda: router._runs[0]._handles[0].cancelled)  # the main thread may take the signal later
     print("done", flush=True)
 with shmbus.Bus(sys.argv[1]) as bus:
     try:
