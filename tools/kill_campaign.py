@@ -57,7 +57,7 @@ class Load(msgspec.Struct, array_like=True, frozen=True):
 TOPIC = shmbus.Topic("load", Load, capacity=1 << 14)
 
 
-class Stop(Exception):
+class Stop(BaseException):
     """SIGTERM came."""
 
 

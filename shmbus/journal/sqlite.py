@@ -17,6 +17,7 @@ import secrets
 import sqlite3
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -63,6 +64,7 @@ class SqliteStore:
             if write and not self.path.exists():
                 create(self.path)
             self._db = self._opened(write)
+            weakref.finalize(self, self._db.close)  # `start=shmbus.Journal(path)` leaves it to the collector
         except BaseException:
             self._unlock()
             raise

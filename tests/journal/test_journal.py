@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import gc
+import os
 import sqlite3
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +271,19 @@ def test_a_topic_with_a_pool_is_refused(bus_name: str, tmp_path: Path) -> None:
     with opened(bus_name) as bus, Recorder(bus, pooled, tmp_path / "frames.journal") as recorder:
         with pytest.raises(shmbus.ConfigError, match="has a pool"):
             recorder.run()
+
+
+def test_nobody_closes_it(bus_name: str, tmp_path: Path) -> None:
+    """A journal that is left to the collector lets go of its file without a warning."""
+    path = tmp_path / "orders.journal"
+    with opened(bus_name) as bus:
+        Recorder(bus, ORDERS, path).close()
+    before = len(os.listdir("/proc/self/fd"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        journal = shmbus.Journal(path)
+        assert len(os.listdir("/proc/self/fd")) > before
+        del journal
+        gc.collect()
+    assert not [str(warning.message) for warning in told]
+    assert len(os.listdir("/proc/self/fd")) == before
