@@ -56,11 +56,7 @@ router = shmbus.Router()
 def slow(order: Order) -> None:
     print("begun", flush=True)
     sys.stdin.readline()
-<<<<<<< HEAD
-    eventually(lambda: router._runs[0]._handles[0].cancelled)  # the main thread may take the signal later than this line
-=======
     eventually(lambda: router._runs[0]._handles[0].cancelled)  # the main thread may take the signal later
->>>>>>> s3-wings
     print("done", flush=True)
 with shmbus.Bus(sys.argv[1]) as bus:
     try:
