@@ -26,6 +26,7 @@ pytest_plugins = ["futures_fixtures"]
 
 ONCE = (
     "bridge/",
+    "cli/test_demo.py",
     "native/test_fuzz.py",
     "native/test_litmus.py",
     "observe/test_page.py",
@@ -33,10 +34,12 @@ ONCE = (
     "test_bench",
     "test_crash.py::test_failpoints",
     "test_lives.py",
+    "test_roads.py",
     "test_package.py::test_broken_source",
     "test_typing.py",
     "_ledger/test_retired.py::test_churn",
     "_ledger/test_room.py::test_churn",
+    "_ledger/test_topics.py::test_topics_come_and_go",
 )
 """Brokers, browsers, namespaces, C and campaigns: what takes long and shows the same on every Python."""
 

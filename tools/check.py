@@ -74,7 +74,7 @@ class Report:
         self.rows.append((title, 0.0, not problem))
 
     def _stream(self, command: Sequence[str | Path], cwd: Path) -> int:
-        workers = 2 * len(os.sched_getaffinity(0))  # of `-n auto`: tests wait for processes longer than they compute
+        workers = len(os.sched_getaffinity(0)) + 1  # of `-n auto`: tests wait for processes as long as they compute
         defaults = {"PYTEST_XDIST_AUTO_NUM_WORKERS": str(workers)}
         env = {**defaults, **os.environ, "PYTHONSAFEPATH": "1", "SHMBUS_WERROR": "1"}
         last = ""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NAME: Final = "shmbus.audit"
 
+_JOIN: Final = 20  # logging.INFO
+
 silent: Final[set[str]] = set()
 """Buses of which this process tells nothing: what carries a log would put word of itself into it, for ever."""
 
@@ -34,28 +36,36 @@ class _Entry(NamedTuple):
 _Present = dict[tuple[str, int], _Entry]
 
 
-def listener() -> Logger | None:
-    """The logger, if anybody may hear it."""
+def heard() -> bool:
+    """Whether anybody may hear of it.
+
+    Takes none of logging's locks, for it is asked under the bus lock: an interrupt may have left one locked for good.
+    """
     logging = sys.modules.get("logging")
-    if logging is None:
-        return None
-    logger: Logger = logging.getLogger(NAME)
-    return logger if logger.isEnabledFor(logging.INFO) and logger.hasHandlers() else None
+    root = getattr(logging, "root", None)
+    if logging is None or root is None:  # not loaded, or being loaded
+        return False
+    known = [root.manager.loggerDict.get(name) for name in (NAME, NAME.partition(".")[0])]
+    nearest: Logger = next((one for one in known if isinstance(one, logging.Logger)), root)
+    silenced = nearest.disabled or root.manager.disable >= _JOIN
+    return not silenced and nearest.getEffectiveLevel() <= _JOIN and nearest.hasHandlers()
 
 
 def tell(act: str, message: str, **fields: Any) -> None:
     """One record: `act` and the other fields are its attribute `audit`, with the process that acts as `by`."""
-    logger = listener()
-    if logger is not None:
-        level = 20 if act in ("join", "leave", "policy") else 30
-        logger.log(level, "%s", message, extra={"audit": {"act": act, **fields, "by": os.getpid()}})
+    if heard():
+        import logging
+
+        level = _JOIN if act in ("join", "leave", "policy") else logging.WARNING
+        record = {"audit": {"act": act, **fields, "by": os.getpid()}}
+        logging.getLogger(NAME).log(level, "%s", message, extra=record)
 
 
 class Audit:
     """What one holder of the bus lock has changed; nothing where nobody listens when it begins."""
 
     def __init__(self, document: Document) -> None:
-        self._heard = listener() is not None
+        self._heard = heard()
         self._before: _Present = dict(_present(document)) if self._heard else {}
         self._after = self._before
         self._deaths = document.died
