@@ -16,7 +16,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_ours_survives() -> None:
-    """In no round does a killed user leave the others of our queue wedged, or an object out of order."""
+    """In no round does a killed user leave the others of our queue wedged, or an object twice or out of order."""
     result = run("--rounds", "9", "--only", "ours")
     assert result.returncode == 0, result.stdout + result.stderr
 
