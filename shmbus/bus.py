@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from shmbus import _core
+from shmbus._closing import Closing
 from shmbus._handles import naming
 from shmbus._handles.exit import leave_at_exit, open_buses
 from shmbus._handles.handle import or_undone
@@ -36,7 +37,6 @@ from shmbus.worker import MAX_PREFETCH, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from shmbus._ledger.registry import Change
     from shmbus._schema.codec import Codec
@@ -55,7 +55,7 @@ MAX_DELIVER: Final = 4000
 _DEFAULT_STALL: Final = 10.0
 
 
-class Bus(Offers):
+class Bus(Closing, Offers):
     """A named namespace of topics on this host; created by the first process that opens it.
 
     `idle` says how its subscribers and workers wait for events: "adaptive" spins briefly where that pays, then
@@ -372,14 +372,6 @@ class Bus(Offers):
         if not self._put_off:
             self._session.close()
             open_buses.discard(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         session = getattr(self, "_session", None)

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 
 from shmbus import _core
+from shmbus._closing import Closing
 from shmbus._ledger import topics
 from shmbus._log import logger
 from shmbus.errors import CallFailed, CallTimeout, ClosedError, ConfigError, DecodeError, Empty, ForkedError, Full
@@ -28,9 +29,6 @@ from shmbus.service import HEADER, SERVERS, TOKEN, Answer, Failure, check_servic
 from shmbus.topic import codec_of
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from shmbus.bus import Bus
     from shmbus.service import Service
 
@@ -75,7 +73,7 @@ class _Open(Future[Rep]):
         return cancelled
 
 
-class Client(Generic[Req, Rep]):
+class Client(Closing, Generic[Req, Rep]):
     """Calls a service. Made by `Bus.client`.
 
     Any number of threads and tasks may share one, and thousands of calls may be open. A timeout is of the whole call:
@@ -343,14 +341,6 @@ class Client(Generic[Req, Rep]):
                 handle.close()
         if not forked:
             self._fail_all(ClosedError(f"{self!r} is closed"))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} belongs to its process: pickle the Bus instead")

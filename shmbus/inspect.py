@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from shmbus import _core
+from shmbus._closing import Closing
 from shmbus._handles.session import Session
 from shmbus._ledger import books, groups, policies, reclaim
 from shmbus._ledger.registry import Registry, mark_removed
@@ -34,7 +35,6 @@ from shmbus.topic import check_name, encoded_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from shmbus._ledger.document import Document, TopicEntry
     from shmbus._shm.lives import Lives
@@ -226,7 +226,7 @@ class Tailed(msgspec.Struct, frozen=True):
     """The `Message.id` of the event."""
 
 
-class Tail:
+class Tail(Closing):
     """Reads a topic without being a consumer: no slot, no books, no trace; read-only.
 
     A topic that is forgotten and comes back, with another type even, is followed.
@@ -292,14 +292,6 @@ class Tail:
         self._taps.clear()
         self._registry.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def _tailed(
     publisher: str,
@@ -344,7 +336,7 @@ def publish_json(bus: str, topic: str, text: str | bytes, *, headers: dict[str, 
         return publisher.publish(text, headers=headers)
 
 
-class JsonPublisher:
+class JsonPublisher(Closing):
     """Publishes JSON texts to a topic of a bus by the schema that the bus has for it."""
 
     def __init__(self, bus: Bus, topic: str) -> None:
@@ -377,11 +369,3 @@ class JsonPublisher:
     def close(self) -> None:
         """Retire the publisher. Idempotent."""
         self._publisher.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 import msgspec
 
 from shmbus import _core
+from shmbus._closing import Closing
 from shmbus._log import logger
 from shmbus._options import check_range
 from shmbus._shm.failpoint import reach
@@ -29,12 +30,10 @@ from shmbus.message import decode_headers
 from shmbus.publisher import Publisher
 from shmbus.service import HEADER, SERVERS, Answer, Failure, check_service
 from shmbus.topic import check_label, codec_of
-from shmbus.worker import Worker
+from shmbus.worker import ClaimedEvent, Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
-    from types import TracebackType
-    from typing import Self
 
     from shmbus.bus import Bus
     from shmbus.message import ClaimedMessage
@@ -181,26 +180,14 @@ class Desk(Worker[Req]):
         self.replies.look()
         return crowded
 
-    def _exhausted(
-        self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, origin: str
-    ) -> None:
-        reason = f"handed out {attempt - 1} times without a reply"
-        self._tell((ring_id, sequence, word), reason, self.deaths(ring_id, sequence))
-        super()._exhausted(ring_id, sequence, word, attempt, time_ns, publisher, origin)
+    def _give_up(self, event: ClaimedEvent) -> None:
+        reason = f"handed out {event.attempt} times without a reply"
+        self._tell(event.claim, reason, self.deaths(event.ring_id, event.sequence))
+        super()._give_up(event)
 
-    def _undecodable(
-        self,
-        ring_id: int,
-        sequence: int,
-        word: int,
-        attempt: int,
-        time_ns: int,
-        publisher: str,
-        origin: str,
-        error: Exception,
-    ) -> NoReturn:
-        self._tell((ring_id, sequence, word), f"the request does not decode: {error}")
-        super()._undecodable(ring_id, sequence, word, attempt, time_ns, publisher, origin, error)
+    def _spoilt(self, event: ClaimedEvent, error: Exception) -> None:
+        self._tell(event.claim, f"the request does not decode: {error}")
+        super()._spoilt(event, error)
 
     def _tell(self, claim: tuple[int, int, int], reason: str, deaths: tuple[str, ...] = ()) -> None:
         origin = origin_of(self._headers(*claim) or b"")[0]
@@ -290,7 +277,7 @@ class Call(Generic[Req, Rep]):
         return f"Call({self.event!r}, attempt={self.attempt})"
 
 
-class Server(Generic[Req, Rep]):
+class Server(Closing, Generic[Req, Rep]):
     """Iterate over it for calls. Made by `Bus.server`.
 
     Any number of calls may be open at once, to be answered in any order, by any thread; what is open when the server
@@ -370,14 +357,6 @@ class Server(Generic[Req, Rep]):
         """Leave. Open calls go to other servers. Idempotent, from any thread."""
         self._desk.close()
         self._replies.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} belongs to its process: pickle the Bus instead")

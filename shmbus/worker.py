@@ -50,7 +50,7 @@ LOG_INTERVAL: Final = 10.0  # seconds between two lines of a worker that say so
 _log = logger("shmbus.loss")
 
 
-class _Event(NamedTuple):
+class ClaimedEvent(NamedTuple):
     """A claimed event, as the hooks of the C type name it."""
 
     ring_id: int
@@ -63,6 +63,7 @@ class _Event(NamedTuple):
 
     @property
     def claim(self) -> tuple[int, int, int]:
+        """Ring, sequence, claim word."""
         return self[:3]
 
 
@@ -70,8 +71,8 @@ def _at_the_end(error: ShmbusError) -> bool:
     return isinstance(error, (ClosedError, ForkedError, ReclaimedError))
 
 
-def _event_of(message: ClaimedMessage[Any]) -> _Event:
-    return _Event(*message.claim, message.attempt, message.time_ns, message.publisher, message.origin)
+def _event_of(message: ClaimedMessage[Any]) -> ClaimedEvent:
+    return ClaimedEvent(*message.claim, message.attempt, message.time_ns, message.publisher, message.origin)
 
 
 class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
@@ -257,13 +258,11 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
     def _exhausted(
         self, ring_id: int, sequence: int, word: int, attempt: int, time_ns: int, publisher: str, origin: str
     ) -> None:
-        event = _Event(ring_id, sequence, word, attempt - 1, time_ns, publisher, origin)
+        event = ClaimedEvent(ring_id, sequence, word, attempt - 1, time_ns, publisher, origin)
         if deaths.pending(self._session.document(), ring_id, sequence):  # whoever saw it is about to say how
             self._settle(*event.claim, NACK, deaths.PATIENCE_NS // 8, True)
             return
-        died = "; ".join(self.deaths(ring_id, sequence))
-        reason = f"delivered {attempt - 1} times without an ack{f' ({died})' if died else ''}"
-        self._bury(event, reason, REJECT, unseen=True)
+        self._give_up(event)
 
     def _undecodable(
         self,
@@ -276,15 +275,24 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         origin: str,
         error: Exception,
     ) -> NoReturn:
-        event = _Event(ring_id, sequence, word, attempt, time_ns, publisher, origin)
-        self._bury(event, f"undecodable: {error}", UNDECODABLE, unseen=True)
+        self._spoilt(ClaimedEvent(ring_id, sequence, word, attempt, time_ns, publisher, origin), error)
         raise DecodeError(self.topic.name, publisher, sequence, str(error)) from error
+
+    def _give_up(self, event: ClaimedEvent) -> None:
+        """An event was handed out as often as it may be."""
+        died = "; ".join(self.deaths(event.ring_id, event.sequence))
+        reason = f"delivered {event.attempt} times without an ack{f' ({died})' if died else ''}"
+        self._bury(event, reason, REJECT, unseen=True)
+
+    def _spoilt(self, event: ClaimedEvent, error: Exception) -> None:
+        """An event does not decode."""
+        self._bury(event, f"undecodable: {error}", UNDECODABLE, unseen=True)
 
     def deaths(self, ring_id: int, sequence: int) -> tuple[str, ...]:
         """How the workers died that had this event, in order, as far as that is known; the last are remembered."""
         return deaths.of(self._session.document(), ring_id, sequence)
 
-    def _bury(self, event: _Event, reason: str, how: int, *, unseen: bool = False) -> bool:
+    def _bury(self, event: ClaimedEvent, reason: str, how: int, *, unseen: bool = False) -> bool:
         """Publish a dead letter, then mark the event done; False: it is not ours any more.
 
         Where the letter cannot be written the event goes back, delayed, so that its group goes on; `unseen` says that
@@ -300,7 +308,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             return self._refused(event, error, unseen)
         return self._buried(event, letter, how)
 
-    async def _abury(self, event: _Event, reason: str) -> bool:
+    async def _abury(self, event: ClaimedEvent, reason: str) -> bool:
         """The same in an event loop; if that is cut short the message stays with who has it."""
         letter = self._letter(event, reason)
         if letter is None:
@@ -314,7 +322,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             return self._refused(event, error, False)
         return self._buried(event, letter, REJECT)
 
-    def _letter(self, event: _Event, reason: str) -> DeadLetter | None:
+    def _letter(self, event: ClaimedEvent, reason: str) -> DeadLetter | None:
         """The dead letter of an event that this worker holds; None: it is not ours any more."""
         payload = self._payload(*event.claim)
         if payload is None:
@@ -331,7 +339,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             id=event_id(event.origin, event.time_ns),
         )
 
-    def _refused(self, event: _Event, error: BaseException, unseen: bool) -> bool:
+    def _refused(self, event: ClaimedEvent, error: BaseException, unseen: bool) -> bool:
         """The letter is not out: give the event back, for later unless this worker is at its end."""
         late = isinstance(error, ShmbusError) and not _at_the_end(error)
         reach("bury.refused")
@@ -348,7 +356,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
             )
         return done
 
-    def _buried(self, event: _Event, letter: DeadLetter, how: int) -> bool:
+    def _buried(self, event: ClaimedEvent, letter: DeadLetter, how: int) -> bool:
         """The letter is out: mark the event done."""
         reach("bury.published")
         cut = f", cut by {letter.truncated} bytes" if letter.truncated else ""
@@ -359,7 +367,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         )
         return self._settle(*event.claim, how)
 
-    def _described(self, event: _Event) -> dict[str, Any]:
+    def _described(self, event: ClaimedEvent) -> dict[str, Any]:
         return {
             "consumer": self.group,
             "topic": self.topic.name,

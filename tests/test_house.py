@@ -21,6 +21,7 @@ FOLDERS = ("shmbus", "tests", "tools", "bench", "docs", ".ci")
 FLOORS = {
     "shmbus.errors": 0,
     "shmbus._log": 0,
+    "shmbus._closing": 0,
     "shmbus._deaths": 0,
     "shmbus._core": 1,
     "shmbus._payload": 2,

@@ -12,18 +12,17 @@ import warnings
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from shmbus._closing import Closing
 from shmbus.errors import CorruptSegmentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
-    from typing import Self
 
     from shmbus._handles.session import Session
     from shmbus._ledger.registry import Change
 
 
-class Handle:
+class Handle(Closing):
     """What the three handles have in common; each brings `_interrupt`, `_let_go` and `_depart`, and a guard in C."""
 
     _session: Session
@@ -86,14 +85,6 @@ class Handle:
 
     def _close_late(self) -> None:
         """The calls that could not be waited for have ended."""
-        self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
         self.close()
 
     def __del__(self) -> None:

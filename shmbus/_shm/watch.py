@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import select
 import time
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
+from shmbus._closing import Closing
 from shmbus._shm import descriptors, processes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from shmbus._shm.lives import Lives
 
@@ -24,7 +24,7 @@ _INTERVAL: Final = 0.5  # seconds between two looks at lives that have no pidfd;
 _LONGEST: Final = 3600.0  # seconds; poll(2) counts milliseconds in an int
 
 
-class Watch:
+class Watch(Closing):
     """For one thread at a time. Every death is reported once, then forgotten."""
 
     def __init__(self, lives: Lives) -> None:
@@ -112,14 +112,6 @@ class Watch:
         """Watch nobody any longer. Idempotent."""
         for life in list(self._pidfds):
             self._remove(life)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _open_pidfd(pid: int) -> int | None:

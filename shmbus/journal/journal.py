@@ -16,6 +16,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from shmbus import raw
+from shmbus._closing import Closing
 from shmbus._schema import compare
 from shmbus.errors import ConfigError, SchemaMismatchError
 from shmbus.journal.entries import FIRST_NS, LAST_NS, merged, message_of
@@ -25,8 +26,6 @@ from shmbus.topic import Topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import TracebackType
-    from typing import Self
 
     from shmbus.raw import Form
     from shmbus.subscriber import Subscriber
@@ -43,7 +42,7 @@ class Recorded(NamedTuple):
     """Builtins; bytes for a raw or pickled topic, and for what does not decode."""
 
 
-class Journal:
+class Journal(Closing):
     """A journal on disk, to read: while it is written too, by any number of readers.
 
     `path` is what `shmbus journal BUS --path` writes. One that was cut short is opened at its last whole batch, and the
@@ -146,14 +145,6 @@ class Journal:
         elif reasons := compare.admits(ours.description, form.description):
             raise SchemaMismatchError(topic.name, [f"in journal {str(self.path)!r}", *reasons])
         return form
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Journal {str(self.path)!r}>"

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from shmbus import raw
+from shmbus._closing import Closing
 from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 from shmbus.errors import ConfigError, JournalError
@@ -24,9 +25,6 @@ from shmbus.journal.entries import group_of
 from shmbus.journal.store import Entry, Store, open_store
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from shmbus.bus import Bus
     from shmbus.topic import Topic
     from shmbus.worker import Worker
@@ -43,7 +41,7 @@ _MAX_DELIVER: Final = 4000  # a death of the recorder is no fault of the event
 _log = logger("shmbus.journal")
 
 
-class Recorder:
+class Recorder(Closing):
     """Writes one topic of a bus to a journal until it is stopped; `run` does it, in the thread that calls.
 
     `topic` is a Topic or the name of one: then it is awaited, or known from the journal. `sync` seconds may pass from
@@ -197,11 +195,3 @@ class Recorder:
             return
         if gone:
             _log.info("journal %s let go of %d events that were too old or too much", self.path, gone)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
