@@ -229,7 +229,8 @@ def _replacement(chance: random.Random, old: Any, parts: Parts) -> Any:
         return not old
     if isinstance(old, int):
         tables = [table for part in parts.values() for table in part.values() if isinstance(table, list)]
-        others = [value for table in tables for entry in table for value in entry.values() if type(value) is int]
+        entries = [entry for table in tables for entry in table if isinstance(entry, dict)]
+        others = [value for entry in entries for value in entry.values() if type(value) is int]
         return absurd(chance, old, lambda: chance.choice(others or [7]))
     if isinstance(old, str):
         states = ("active", "retired", "reclaiming", "joining", "leaving", "closed", "subscriber", "group", "lossy")
@@ -252,8 +253,11 @@ def _rearranger(table: str, kind: str) -> Callable[[random.Random, Parts], tuple
         elif kind == "duplicate":
             entries.extend([entries[at]] * chance.choice((1, 1, 600)))
         elif kind == "swap":
-            key = chance.choice(list(entries[at]))
-            entries[at][key], entries[other][key] = entries[other].get(key), entries[at][key]
+            one, two = entries[at], entries[other]
+            if not (one and isinstance(one, dict) and isinstance(two, dict)):
+                return "(nothing to swap)", _body(parts)
+            key = chance.choice(list(one))
+            one[key], two[key] = two.get(key), one[key]
         else:
             chance.shuffle(entries)
         return f"entries {at}, {other}", _body(parts)

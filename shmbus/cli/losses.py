@@ -41,19 +41,22 @@ def register(commands: _arguments.Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the losses that there are, and with --follow those that come."""
     found = inspect.losses_of(arguments.bus)
-    if arguments.json and not arguments.follow:
+    if arguments.follow:
+        _follow(arguments.bus, found, ascii_json if arguments.json else as_text)
+    elif arguments.json:
         print(ascii_json(found))
-        return OK
-    show: Callable[[Loss], str] = ascii_json if arguments.json else as_text
-    _print(found, show)
-    if not arguments.follow:
-        return OK
+    else:
+        _print(found, as_text)
+    return OK
+
+
+def _follow(bus: str, found: Sequence[Loss], show: Callable[[Loss], str]) -> None:
     with ending_in_order(), suppress(BusNotFoundError, KeyboardInterrupt):
+        _print(found, show)
         while not abandoned():
             time.sleep(_INTERVAL)
-            before, found = found, inspect.losses_of(arguments.bus)
+            before, found = found, inspect.losses_of(bus)
             _print(new_losses(before, found), show)
-    return OK
 
 
 def as_text(loss: Loss) -> str:
