@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from frames import ALBUMS, BLOBS, FRAMES, MIB, Album, Frame, frame, used, whole
@@ -103,6 +104,27 @@ def test_nested(bus_name: str) -> None:
             assert bytes(got.raw) == bytes(range(256)) * 100
             assert got.raw.readonly
             assert receiver.receive(timeout=5).cover is None
+
+
+class Mixed(msgspec.Struct):
+    any: npt.NDArray[Any]
+    bare: np.ndarray
+    real: npt.NDArray[np.float32 | np.float64]
+    number: npt.NDArray[np.number[Any]]
+
+
+def test_array_types_that_name_more_than_one_dtype(bus_name: str) -> None:
+    """`NDArray[Any]` takes every dtype, a union each of its own, an abstract one all below it; another is undecodable."""
+    mixed = shmbus.Topic("mixed", Mixed, pool=MIB)
+    texts = np.array(["a", "b"])
+    with shmbus.Bus(bus_name) as bus, bus.subscriber(mixed) as sub, bus.publisher(mixed) as pub:
+        pub.publish(Mixed(texts, texts, np.zeros(2, np.float32), np.zeros(2, np.int16)))
+        pub.publish(Mixed(np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2, complex)))
+        pub.publish(Mixed(texts, texts, np.zeros(2, np.int8), np.zeros(2)))
+        assert (sub.receive(timeout=5).any == texts).all()
+        assert sub.receive(timeout=5).number.dtype == complex
+        with pytest.raises(shmbus.DecodeError, match="Expected `ndarray` of float32 or float64, got int8"):
+            sub.receive(timeout=5)
 
 
 def test_buffers(bus_name: str) -> None:

@@ -41,7 +41,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _numbered = msgspec.msgpack.Decoder(int).decode
 _described = msgspec.msgpack.Decoder(tuple[int, Any, tuple[int, ...]]).decode
 _dtypes: dict[str | bytes, Any] = {}
-_expected: dict[Any, tuple[type[Any], type[Any]]] = {}
+_expected: dict[Any, tuple[type[Any], tuple[type[Any], ...]]] = {}
 _kinds: weakref.WeakKeyDictionary[type[Any], int] = weakref.WeakKeyDictionary()
 
 
@@ -265,19 +265,20 @@ def wants(expected: Any, value: Any) -> Any:
         found = _expect(expected)
         if len(_expected) < 1024:
             _expected[expected] = found
-    cls, scalar = found
+    cls, scalars = found
     if not isinstance(value, cls):
         raise ValueError(f"Expected `{cls.__name__}`, got `{type(value).__name__}`")
     dtype: Any = getattr(value, "dtype", None)
-    if scalar is not object and not issubclass(dtype.type, scalar):
-        raise ValueError(f"Expected `ndarray` of {scalar.__name__}, got {dtype}")
+    if scalars and not issubclass(dtype.type, scalars):
+        raise ValueError(f"Expected `ndarray` of {' or '.join(s.__name__ for s in scalars)}, got {dtype}")
     return value
 
 
-def _expect(expected: Any) -> tuple[type[Any], type[Any]]:
-    """The class of an array type, and that of its items, `object` for any."""
-    for argument in typing.get_args(expected)[1:]:
+def _expect(expected: Any) -> tuple[type[Any], tuple[type[Any], ...]]:
+    """The class of an array type, and those that its items may have, none for any."""
+    scalars: tuple[Any, ...] = ()
+    for argument in typing.get_args(expected)[1:]:  # dtype[float32], dtype[float32 | float64], dtype[Any]
         for scalar in typing.get_args(argument):
-            if isinstance(scalar, type):
-                return typing.get_origin(expected) or expected, scalar
-    return typing.get_origin(expected) or expected, object
+            scalars += typing.get_args(scalar) or (scalar,)
+    known = all(isinstance(scalar, type) and scalar is not Any for scalar in scalars)
+    return typing.get_origin(expected) or expected, scalars if known else ()

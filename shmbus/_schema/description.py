@@ -223,7 +223,8 @@ class _Describer:
             return Node("any")
         if self._hooks or (self._pooled is not None and self._pooled(cls)):
             return Node("custom", title=getattr(cls, "__qualname__", _title(cls)))
-        raise ConfigError(f"msgspec knows this type only through enc_hook and dec_hook: type={cls!r}")
+        needs = "through enc_hook and dec_hook, or if it is an array or a buffer with a pool (Topic(pool=BYTES))"
+        raise ConfigError(f"msgspec knows this type only {needs}: type={cls!r}")
 
     def _named(self, kind: str, info: Any) -> Node:
         if info.cls in self._names:
