@@ -105,6 +105,24 @@ def test_of_publishers_that_are_gone(bus: Bus) -> None:
         assert [late.receive(0).id for _ in range(3)] == [5, 15, 25]
 
 
+def test_of_publishers_whose_rings_grew(bus: Bus) -> None:
+    """The newest event is in the ring that a publisher went on in; what the ones before still hold is overrun."""
+    growing = shmbus.Topic("growing", int, capacity=4096, max_capacity=16 << 20)
+    with (
+        bus.subscriber(growing) as slow,
+        bus.subscriber(growing, name="s", mode="latest") as sub,
+        bus.publisher(growing) as pub,
+        bus.publisher(growing) as other,
+    ):
+        for turn in range(1, 4):
+            pub.publish_many(range(5000 * turn))
+            other.publish(-turn)
+            assert {sub.receive(0), sub.receive(0)} == {5000 * turn - 1, -turn}
+            assert sub.try_receive() is None
+        assert books(bus, "s") == {"offered": 30_003, "delivered": 6, "overrun": 29_997}
+        assert sum(1 for _ in iter(slow.try_receive, None)) == 30_003
+
+
 class Other(msgspec.Struct):
     id: str
 

@@ -180,13 +180,26 @@ static int peek(Consumer *self, source *s, found *out) {
     return status == RING_EMPTY ? 0 : corrupt(s->ring, "a record or its header cannot be");
 }
 
+/* Whether the publisher of the first retired ring has gone on to another one, and written there. */
+static bool superseded(const Consumer *self) {
+    for (Py_ssize_t i = 1; i < self->count; i++) {
+        const source *s = &self->sources[i];
+        if (PyUnicode_Check(s->origin) && PyUnicode_Compare(s->origin, self->sources[0].origin) == 0 &&
+            LOAD_ACQUIRE(&s->ring->view.header->tail) > s->reader.position) /* SYNC tail */
+            return true;
+    }
+    return false;
+}
+
 /* The next event in a ring whose publisher is gone, the oldest ring first: as peek, 0 when all of them are dry. What was
  * dry once stays so, and is let go of. */
 static int find_retired(Consumer *self, found *out) {
     while (self->retired) {
         source *s = &self->sources[0];
         int status = peek(self, s, out);
-        if (status)
+        if (status == 1 && s->reader.latest && superseded(self))
+            ring_supersede(&s->reader, &out->record, realtime_ns());
+        else if (status)
             return status;
         if (s->reader.position != LOAD_ACQUIRE(&s->ring->view.header->tail)) /* SYNC tail */
             return 0; /* overrun while it looked: the next call looks again */

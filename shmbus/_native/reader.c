@@ -222,6 +222,14 @@ void ring_pass(ring_reader *r, const record *record) {
     r->sequence = record->sequence + 1;
 }
 
+/* Books a peeked record, and what is before it, as passed over. */
+void ring_supersede(ring_reader *r, const record *record, uint64_t now_ns) {
+    r->lost_first = r->sequence;
+    r->lost_last = record->sequence;
+    ring_pass(r, record);
+    ring_overrun(r, now_ns);
+}
+
 /* Books what a peeked record was preferred to; before it is consumed. */
 void ring_skip(ring_reader *r, const record *record, uint64_t now_ns) {
     if (record->sequence == r->sequence)

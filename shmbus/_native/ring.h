@@ -200,6 +200,7 @@ void ring_advance(ring_reader *r, const record *record);
 int ring_run(ring_reader *r, const record *first, uint64_t most, row_run *out);
 void ring_advance_run(ring_reader *r, const row_run *run);
 void ring_pass(ring_reader *r, const record *record);
+void ring_supersede(ring_reader *r, const record *record, uint64_t now_ns);
 void ring_skip(ring_reader *r, const record *record, uint64_t now_ns);
 void ring_undecodable(ring_reader *r, const record *record, uint64_t now_ns);
 void ring_overrun(ring_reader *r, uint64_t now_ns);
