@@ -159,6 +159,11 @@ static void build_latest(void) {
     the.watchers[0].reader.latest = true;
 }
 
+static void build_latest_passing(void) {
+    build_latest();
+    the.watchers[0].passing = true;
+}
+
 static void build_latest_lapped(void) {
     build_lapped();
     the.watchers[0].reader.latest = true;
@@ -223,6 +228,13 @@ const scene ring_scenes[] = {
     {"latest",
      "a reader of the newest event skips what came before",
      build_latest,
+     verify_broadcast,
+     {PUBLISHER(publish_two), READER(watch), {'O', "observer", look, false, false}},
+     {1, 1},
+     {3, 1}},
+    {"latest-passing",
+     "a reader of the newest event passes over a ring whose publisher went on in another one",
+     build_latest_passing,
      verify_broadcast,
      {PUBLISHER(publish_two), READER(watch), {'O', "observer", look, false, false}},
      {1, 1},

@@ -30,6 +30,7 @@ typedef struct watcher { /* a subscriber of one ring, and what it saw */
     const source *source;
     unsigned slot, actor;
     bool lossy, joined;
+    bool passing;   /* its publisher has gone on to another ring */
     uint64_t first; /* on its books */
     uint64_t delivered, lost, undecodable;
 } watcher;
