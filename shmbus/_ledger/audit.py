@@ -2,7 +2,8 @@
 
 May touch: nothing; it is given documents. Nothing is kept or told where nobody listens: `logging` is not loaded for it.
 
-Must stay true: told after the bus lock is free; what was committed, and nothing else; each act once.
+Must stay true: told after the bus lock is free; what was committed, and nothing else; each act once. What a handler
+that is told of something does itself on a bus is told too, but not what it does about that (`_log`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from shmbus import _log
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from logging import Logger
@@ -18,8 +21,6 @@ if TYPE_CHECKING:
     from shmbus._ledger.document import Document
 
 NAME: Final = "shmbus.audit"
-
-_JOIN: Final = 20  # logging.INFO
 
 silent: Final[set[str]] = set()
 """Buses of which this process tells nothing: what carries a log would put word of itself into it, for ever."""
@@ -47,18 +48,16 @@ def heard() -> bool:
         return False
     known = [root.manager.loggerDict.get(name) for name in (NAME, NAME.partition(".")[0])]
     nearest: Logger = next((one for one in known if isinstance(one, logging.Logger)), root)
-    silenced = nearest.disabled or root.manager.disable >= _JOIN
-    return not silenced and nearest.getEffectiveLevel() <= _JOIN and nearest.hasHandlers()
+    silenced = nearest.disabled or root.manager.disable >= _log.INFO
+    return not silenced and nearest.getEffectiveLevel() <= _log.INFO and nearest.hasHandlers()
 
 
 def tell(act: str, message: str, **fields: Any) -> None:
     """One record: `act` and the other fields are its attribute `audit`, with the process that acts as `by`."""
     if heard():
-        import logging
-
-        level = _JOIN if act in ("join", "leave", "policy") else logging.WARNING
+        level = _log.INFO if act in ("join", "leave", "policy") else _log.WARNING
         record = {"audit": {"act": act, **fields, "by": os.getpid()}}
-        logging.getLogger(NAME).log(level, "%s", message, extra=record)
+        _log.say(NAME, level, "%s", (message,), extra=record, audit=True, depth=2)
 
 
 class Audit:

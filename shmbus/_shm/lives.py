@@ -28,7 +28,7 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from shmbus import _core
+from shmbus import _core, _log
 from shmbus._core import leave_turn
 from shmbus._shm import place, processes, segment, signals
 from shmbus.errors import AccessError, ClosedError, LockTimeoutError, NoSpaceError, ReclaimedError
@@ -236,7 +236,10 @@ class Lives:
                     # One call into C, nothing before it: with several threads, a handler may raise between any two.
                     leave_turn(self)
         finally:  # also where who was interrupted finds its handle closed
-            self._run_deferred()
+            try:
+                self._run_deferred()
+            finally:
+                _log.tell()
 
     def defer(self, departure: Callable[[], None]) -> None:
         """Have something done once this thread, which holds the lock, has let go of it."""
@@ -366,6 +369,7 @@ def _refused(error: OSError, name: str) -> OSError:
 
 
 _files: Final[dict[tuple[int, int], Lives]] = {}
+_log.silent_while(lambda: any(lives._owner == threading.get_ident() for lives in list(_files.values())))
 # Held by fork(), so that a child finds all files; re-entrant, for a signal handler may fork or open in between.
 _opening: Final = threading.RLock()
 
