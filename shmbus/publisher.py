@@ -193,13 +193,15 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
             self._unblock(True)
             self._tasks.pass_on(lambda: True)
 
-    def publish_now(self, event: T) -> None:
+    def publish_now(self, event: T, *, headers: dict[str, Any] | None = None) -> int:
         """Publish one event if there is room for it now. Raises Full, whatever `on_full` and `timeout` are."""
-        record = payload, _ = self._encode(event, None)
-        if self._put(record, False) is _core.NOTHING:
+        record = payload, _ = self._encode(event, headers)
+        found = self._put(record, False)
+        if found is _core.NOTHING:
             _, slots, lines = self._full(len(payload))
             self._unblock(False)
             raise Full(self.topic.name, self._blocking(slots, lines))
+        return cast("int", found)
 
     def _has_room(self, length: int) -> bool:
         """Raises the flag that a consumer looks at, then looks; true as well at the end."""

@@ -222,6 +222,8 @@ class Loss(msgspec.Struct, frozen=True, kw_only=True):
     first_ns: int
     """CLOCK_REALTIME in ns when the first was counted."""
     last_ns: int
+    trace: str = ""
+    """The span that sent the first, as a header `traceparent` has it; "" where it was not traced (docs/observe.md)."""
 
 
 class BusStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ import msgspec
 
 from shmbus import _core
 from shmbus._ledger import past, views
-from shmbus._ledger.departures import with_pending
+from shmbus._ledger.departures import trace_of, with_pending
 from shmbus._ledger.look import Look
 from shmbus._shm import processes
 from shmbus.errors import CorruptSegmentError
@@ -87,7 +87,7 @@ class _Books(Look):
         self.blocked_by: defaultdict[int, set[str]] = defaultdict(set)
         self.process_health: dict[int, Health] = {}
         """By life: one word of a process in all of this look."""
-        self.pools = rings.pools
+        self.pools, self.traces = rings.pools, rings.traces
         self.bytes = registry.segment.allocated() + _core.LIVES_BYTES + sum(map(rings.bytes, self.document.rings))
         self.bytes += sum(_core.Pool.size(p.pool_bytes) for p in self.document.publishers if p.pool)
 
@@ -377,6 +377,7 @@ class _Books(Look):
                     last=last,
                     first_ns=first_ns,
                     last_ns=last_ns,
+                    trace=trace_of(self.traces, entry, cause, first),
                 )
 
 

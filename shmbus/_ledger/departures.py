@@ -20,13 +20,15 @@ from shmbus._ledger.document import Cause, ClosedEntry, GivenUp, LossEntry, Tota
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._ledger.slots import MAX_GIVEN_UP, MAX_LOSSES
 from shmbus._shm.failpoint import reach
+from shmbus._shm.traces import BROADCAST, REFUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from shmbus._ledger.document import ConsumerEntry, Document, PublisherEntry, RingEntry
     from shmbus._ledger.registry import Change
     from shmbus._shm.rings import Rings
+    from shmbus._shm.traces import Traces
 
 MAX_CLOSED: Final = 32
 """Closed subscribers that a topic keeps by name, and as many removed groups; past it the oldest are merged into one."""
@@ -67,9 +69,9 @@ def close_subscriber(change: Change, rings: Rings, id: int, *, dead: bool = Fals
                 members.append((entry, ring))
     if consumer.state != "leaving":
         if consumer.state == "active":  # a join that was cut short received nothing, and its slots may be half-made
-            for entry, ring in members:
+            for entry, _ in members:
                 with unless_unreadable(entry):
-                    _settle_slot(document, consumer, entry, ring, abandoned=True)
+                    _settle_slot(document, rings, consumer, entry, abandoned=True)
         consumer.state, consumer.dead = "leaving", dead
         change.commit()
         reach("close.leaving")
@@ -169,6 +171,7 @@ def release(change: Change, rings: Rings, entries: list[RingEntry]) -> None:
     for entry in entries:
         rings.remove(entry.id)
     pools.remove(rings, gone_pools)
+    forget_traces(document, rings, entries)
 
 
 def forget_publishers(document: Document) -> list[int]:
@@ -177,6 +180,13 @@ def forget_publishers(document: Document) -> list[int]:
     gone = [p for p in document.publishers if p.state != "active" and p.id not in having]
     document.publishers = [p for p in document.publishers if p not in gone]
     return [p.pool for p in gone if p.pool]
+
+
+def forget_traces(document: Document, rings: Rings, gone: Iterable[RingEntry]) -> None:
+    """After the commit: of the rings that are gone, the trace files of those publishers that are gone with them."""
+    there = {p.id for p in document.publishers}
+    for publisher in {ring.publisher for ring in gone} - there:
+        rings.traces.remove(publisher)
 
 
 def _keep_counts(document: Document, rings: Rings, entry: RingEntry) -> None:
@@ -206,7 +216,7 @@ def settle_ring(document: Document, rings: Rings, entry: RingEntry) -> None:
     if not entry.group:
         ring = rings.broadcast(entry)
         for consumer in _members(document, entry, ring):
-            _settle_slot(document, consumer, entry, ring, abandoned=False)  # what is left was given up
+            _settle_slot(document, rings, consumer, entry, abandoned=False)  # what is left was given up
         past.settle_publisher(document, entry, ring.info())
         return
     work = rings.work(entry)
@@ -214,31 +224,34 @@ def settle_ring(document: Document, rings: Rings, entry: RingEntry) -> None:
     if group is not None:
         terms = cast("dict[str, int]", work.terms())
         _add(group.totals, terms)
-        _note_losses(document, group, entry, terms, work.losses())
-        _abandon(document, group, entry, terms)
+        _note_losses(document, rings, group, entry, terms, work.losses())
+        _abandon(document, rings, group, entry, terms)
 
 
 def _settle_slot(
-    document: Document, consumer: ConsumerEntry, entry: RingEntry, ring: _core.BroadcastRing, *, abandoned: bool
+    document: Document, rings: Rings, consumer: ConsumerEntry, entry: RingEntry, *, abandoned: bool
 ) -> None:
     """Put a slot's books into its consumer's totals; what is left unread is abandoned, or was given up: overrun."""
+    ring = rings.broadcast(entry)
     terms = cast("dict[str, int]", dict(ring.terms(consumer.slot)))
     losses = ring.losses(consumer.slot)
     depth = terms["depth"]
     if depth and not abandoned:
         _give_up(document, consumer, entry, terms)
     _add(consumer.totals, terms)
-    _note_losses(document, consumer, entry, terms, losses)
+    _note_losses(document, rings, consumer, entry, terms, losses)
     if abandoned:
-        _abandon(document, consumer, entry, terms)
+        _abandon(document, rings, consumer, entry, terms)
 
 
-def _abandon(document: Document, consumer: ConsumerEntry, entry: RingEntry, terms: Mapping[str, int]) -> None:
+def _abandon(
+    document: Document, rings: Rings, consumer: ConsumerEntry, entry: RingEntry, terms: Mapping[str, int]
+) -> None:
     depth = terms["depth"]
     if depth:
         consumer.totals.abandoned += depth
         first, now = terms["next"], time.time_ns()
-        _note(document, consumer, entry, "abandoned", (depth, first, first + depth - 1, now, now))
+        _note(document, rings, consumer, entry, "abandoned", (depth, first, first + depth - 1, now, now))
 
 
 def _give_up(document: Document, consumer: ConsumerEntry, entry: RingEntry, terms: dict[str, int]) -> None:
@@ -259,6 +272,7 @@ def _add(totals: Totals, terms: Mapping[str, int]) -> None:
 
 def _note_losses(
     document: Document,
+    rings: Rings,
     consumer: ConsumerEntry,
     entry: RingEntry,
     terms: Mapping[str, int],
@@ -268,7 +282,7 @@ def _note_losses(
         count = terms.get(cause, 0)
         if count:
             _, *details = with_pending(cause, losses[cause], terms, time.time_ns())
-            _note(document, consumer, entry, cause, (count, *details))
+            _note(document, rings, consumer, entry, cause, (count, *details))
 
 
 def with_pending(cause: str, recorded: _core.LossTuple, terms: Mapping[str, int], now: int) -> _core.LossTuple:
@@ -279,7 +293,20 @@ def with_pending(cause: str, recorded: _core.LossTuple, terms: Mapping[str, int]
     return count, first or terms["pending_first"], terms["pending_last"], first_ns or now, now
 
 
-def _note(document: Document, consumer: ConsumerEntry, entry: RingEntry, cause: Cause, loss: tuple[int, ...]) -> None:
+def trace_of(traces: Traces, entry: RingEntry, cause: str, first: int) -> str:
+    """Which span sent the first event of a loss, as `traceparent` has it; "" if that is not known."""
+    ring = entry.id | REFUSED if cause == "refused" else entry.id if entry.group else BROADCAST
+    return traces.find(entry.publisher, ring, first)
+
+
+def _note(
+    document: Document,
+    rings: Rings,
+    consumer: ConsumerEntry,
+    entry: RingEntry,
+    cause: Cause,
+    loss: tuple[int, ...],
+) -> None:
     publisher = document.publisher(entry.publisher)
     count, first, last, first_ns, last_ns = loss
     document.losses.append(
@@ -293,6 +320,7 @@ def _note(document: Document, consumer: ConsumerEntry, entry: RingEntry, cause: 
             last=last,
             first_ns=first_ns,
             last_ns=last_ns,
+            trace=trace_of(rings.traces, entry, cause, first),
         )
     )
     excess = len(document.losses) - MAX_LOSSES

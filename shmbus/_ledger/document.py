@@ -44,6 +44,8 @@ COMMAND: Final = 80
 """Characters of a command line that the document keeps."""
 HOW: Final = 100
 """Characters, of ASCII, of how a process died."""
+TRACE: Final = 55
+"""Characters of a `traceparent`."""
 TYPE_NAME: Final = 80
 """Characters of the name of an event type; the schema itself lies in a segment of its own (`_shm/schemas.py`)."""
 
@@ -232,6 +234,8 @@ class LossEntry(msgspec.Struct, frozen=True):
     last: Natural
     first_ns: Natural
     last_ns: Natural
+    trace: Annotated[str, msgspec.Meta(max_length=TRACE)] = ""
+    """The span that sent the first, as a header `traceparent` has it."""
 
 
 class HeldRun(msgspec.Struct, frozen=True, array_like=True):

@@ -109,6 +109,7 @@ def _finish(change: Change, rings: Rings, group: ConsumerEntry) -> int:
     for id in gone:
         rings.remove(id)
     pools.remove(rings, gone_pools)
+    departures.forget_traces(document, rings, entries)
     pools.drop_idle(change, rings)
     topics.forget_unused(change)
     return owed

@@ -84,6 +84,7 @@ def repair(change: Change, rings: Rings) -> None:
                 rings.work(entry).reclaim(0, 0)  # nobody's generation: the hints, which the dead may not have lowered
     orphans = rings.remove_orphans({r.id for r in document.rings})
     orphans += rings.pools.remove_orphans(set(pools.ids(document)))
+    orphans += rings.traces.remove_orphans(p.id for p in document.publishers)
     orphans += segment.remove_temporaries(change.registry.prefix)
     orphans += schemas.remove_orphans(change.registry.prefix, {t.id for t in document.topics})
     topics.forget_unused(change)

@@ -43,7 +43,7 @@ _PART: Final = struct.Struct("<3I")  # place, length, crc32
 _COUNT: Final = struct.Struct(
     "<Q"
 )  # of entries, up to the last topic that there is: indices are the lowest that are free
-_LOSS: Final = 384  # bytes of a loss entry at most: three names of 64, six numbers of nine, the names of its fields
+_LOSS: Final = 448  # bytes of a loss entry at most: three names of 64, a trace, six numbers of nine, names of fields
 _GIVEN_UP: Final = 112  # bytes of what is told of one ring at most: a name of 64, four numbers of nine
 _DEATH: Final = 140 + MAX_HELD * 28  # bytes of a death at most: four numbers, `how`, and three numbers a run
 _TOTALS: Final = 7 * 8  # bytes by which seven numbers can grow

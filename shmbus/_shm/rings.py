@@ -20,6 +20,7 @@ from shmbus._payload.pool import Pools
 from shmbus._shm import place, segment
 from shmbus._shm.failpoint import reach
 from shmbus._shm.segment import Segment
+from shmbus._shm.traces import Traces
 from shmbus.errors import CorruptSegmentError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Rings:
         """`keep`: what was asked for stays mapped until `keep_only`, for who looks at all of it again and again."""
         self.prefix: Final = prefix + "ring-"
         self.pools: Final = Pools(prefix, writable=writable, owner=owner)
+        self.traces: Final = Traces(prefix, owner)
         self._writable = writable
         self._owner = owner
         self._keep = keep

@@ -60,12 +60,13 @@ def _follow(bus: str, found: Sequence[Loss], show: Callable[[Loss], str]) -> Non
 
 
 def as_text(loss: Loss) -> str:
-    """`13:25:54 orders/audit lost 3 events of web: abandoned, #97 to #99`."""
+    """`13:25:54 orders/audit lost 3 events of web: abandoned, #97 to #99, trace 4bf92f...`: of the first of them."""
     when = time.strftime("%H:%M:%S", time.localtime(loss.last_ns / 1e9))
     where = f"#{loss.first}" if loss.first == loss.last else f"#{loss.first} to #{loss.last}"
     count = plural(loss.count, "event") if loss.count < 10**10 else f"{whole(loss.count)} events"
     said = f"{when} {loss.topic}/{loss.consumer} lost {count} of {loss.publisher}: {loss.cause}, {where}"
-    return printable(said)
+    trace = f", trace {loss.trace.split('-')[1]}" if loss.trace.count("-") == 3 else ""
+    return printable(said + trace)
 
 
 def _print(losses: Sequence[Loss], show: Callable[[Loss], str]) -> None:

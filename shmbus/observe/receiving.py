@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from opentelemetry import context, trace
 from opentelemetry.trace import SpanKind
 
+from shmbus._core import NOTHING
+from shmbus._shm.traces import Sender
+from shmbus.errors import ShmbusError
 from shmbus.message import ACK, NACK, REJECT, UNDECODABLE, ClaimedMessage, Message
-from shmbus.observe.telemetry import PREFIX, Seen, Telemetry, link_to
-from shmbus.subscriber import Subscriber
-from shmbus.worker import Worker
+from shmbus.observe.drops import Sources
+from shmbus.observe.telemetry import MAX_LINKS, PREFIX, Seen, Telemetry, link_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link, Span
 
 M = TypeVar("M", bound=Message[Any])
-
-MAX_LINKS: Final = 128
-"""Of a span: an SDK drops those beyond, unless it is configured otherwise."""
 
 _SETTLES: Final = {ACK: "ack", NACK: "nack", REJECT: "reject", UNDECODABLE: "reject"}
 
@@ -229,30 +228,72 @@ class TracedMessages(Iterator[M], AsyncIterator[M]):
         return message
 
 
-class TracedSubscriber(TracedReceiver, Subscriber[Any]):
-    """A subscriber that is traced."""
+class TracedSubscriber(TracedReceiver):
+    """A subscriber that is traced; what it loses, `drops.Dropping` tells of."""
 
     __slots__ = ()
 
-    def _gap(self, publisher: str, first: int, last: int, count: int | None = None) -> None:
-        lost = last - first + 1 if count is None else count
-        more = {
-            **self._about(),
-            f"{PREFIX}publisher": publisher,
-            f"{PREFIX}dropped": "overrun",
-            f"{PREFIX}first": first,
-            f"{PREFIX}last": last,
-            "messaging.batch.message_count": lost,
-        }
-        with self._telemetry.client(self._topic, "drop", "receive", [], more):
-            pass
-        super()._gap(publisher, first, last, count)
+    _dropped_from: Sources
+
+    def _begin_tracing(self) -> None:
+        self._dropped_from = Sources(cast("Any", self))  # type: ignore[misc]
+        TracedReceiver._begin_tracing(self)  # it is none yet
+
+    def close(self) -> None:
+        """As the handle has it: what it leaves behind is told of."""
+        self._closing(super().close)
+
+    def end(self) -> None:
+        """The same, one by one, before the bus leaves."""
+        self.close()
+
+    def _closing(self, close: Callable[[], None]) -> None:
+        handle = cast("Any", self)
+        if handle._left:
+            close()
+            return
+        self._dropped_from.hold_all()
+        close()
+        if handle._left:  # else it is closed once a call that runs has ended
+            if handle._session.usable:
+                handle._tell_what_was_left()
+            self._dropped_from.close()
 
 
-class TracedWorker(TracedReceiver, Worker[Any]):
+class TracedPuller(TracedReceiver):
+    """What goes before that where the handle pulls events itself, from a journal too, and hands them out later."""
+
+    __slots__ = ()
+
+    def _begin_tracing(self) -> None:
+        TracedSubscriber._begin_tracing(cast("TracedSubscriber", self))
+        seen, handle = self._seen, cast("Any", self)
+
+        def hear(*told: Any) -> None:
+            if handle._plain:
+                seen.append(Seen(*told))
+            else:
+                handle._dropped_from.pulled = Seen(*told)
+
+        self._tell_headers(hear)
+
+    def _pull(self) -> Any:
+        found = super()._pull()  # type: ignore[misc]
+        if found is not NOTHING:
+            _, sequence, publisher, time_ns, headers, _ = found
+            self._seen.append(Seen(headers, sequence, publisher, time_ns))
+        return found
+
+
+class TracedWorker(TracedReceiver):
     """A worker that is traced; what it settles, and what is dead-lettered under it, is linked to who sent it."""
 
     __slots__ = ()
+
+    if TYPE_CHECKING:
+        group: str
+
+        def _headers(self, ring_id: int, sequence: int, word: int, /) -> bytes | None: ...
 
     def _consumer(self) -> str:
         return str(self.group)
@@ -264,22 +305,57 @@ class TracedWorker(TracedReceiver, Worker[Any]):
         with self._telemetry.client(self._topic, _SETTLES[how], "settle", link, more) as span:
             yield span
 
+    def receive_message(self, timeout: float | None = None) -> Any:
+        """As the handle has it: a receive span."""
+        return self._call(super().receive_message, timeout)  # type: ignore[misc]
+
     def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "", delay_ns: int = 0) -> bool:
         """As `Worker.settle`; a rejection is told of where the letter is written."""
         if how == REJECT or message.settled:
-            return bool(super().settle(message, how, reason, delay_ns))
+            return bool(super().settle(message, how, reason, delay_ns))  # type: ignore[misc]
         with self._settling_span(how, message._headers, message.sequence, message.publisher):
-            return bool(super().settle(message, how, reason, delay_ns))
+            return bool(super().settle(message, how, reason, delay_ns))  # type: ignore[misc]
 
     def _bury(self, event: Any, reason: str, how: int, *, unseen: bool = False) -> bool:
         with self._settling_span(how, self._headers(*event.claim), event.sequence, event.publisher) as span:
             span.set_attributes({f"{PREFIX}dropped": _cause(how), f"{PREFIX}reason": reason})
-            return bool(super()._bury(event, reason, how, unseen=unseen))
+            sender = _sender(self._headers(*event.claim))
+            done = bool(super()._bury(event, reason, how, unseen=unseen))  # type: ignore[misc]
+            self._keep_first(event, _cause(how), sender)
+            return done
 
     async def _abury(self, event: Any, reason: str) -> bool:
         with self._settling_span(REJECT, self._headers(*event.claim), event.sequence, event.publisher) as span:
             span.set_attributes({f"{PREFIX}dropped": "rejected", f"{PREFIX}reason": reason})
-            return bool(await super()._abury(event, reason))
+            sender = _sender(self._headers(*event.claim))
+            done = bool(await super()._abury(event, reason))  # type: ignore[misc]
+            self._keep_first(event, "rejected", sender)
+            return done
+
+    def _spoilt(self, event: Any, error: Exception) -> None:
+        which = event.sequence, event.publisher
+        self._seen[:] = [one for one in self._seen if (one.sequence, one.publisher) != which]  # it is handed to nobody
+        super()._spoilt(event, error)  # type: ignore[misc]
+
+    def _keep_first(self, event: Any, cause: str, sender: Sender | None) -> None:
+        """For the log of losses: who sent the first event that was lost for this cause out of this ring."""
+        if sender is None:
+            return
+        worker = cast("Any", self)
+        with suppress(ShmbusError, FileNotFoundError):
+            entry = worker._session.membership(worker._entry.index).ring(event.ring_id)
+            if entry is None or worker._session.rings.work(entry).losses()[cause][1] != event.sequence:
+                return
+            file = worker._session.rings.traces.open(entry.publisher, writable=True)
+            if file is not None:
+                with file:
+                    file.keep(event.ring_id, event.sequence, sender)
+
+
+def _sender(headers: bytes | None) -> Sender | None:
+    for link in link_to(headers):
+        return Sender(link.context.trace_id, link.context.span_id, link.context.trace_flags.sampled)
+    return None
 
 
 def _cause(how: int) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
 PREFIX: Final = "messaging.shmbus."
+MAX_LINKS: Final = 128
+"""Of a span: an SDK drops those beyond, unless it is configured otherwise."""
 BOUNDARIES: Final = tuple(digit * 10.0**power for power in range(-6, 2) for digit in (1, 2.5, 5))
 """Seconds: the histograms begin at a microsecond, for that is where this bus is."""
 

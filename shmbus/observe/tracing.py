@@ -7,7 +7,10 @@ handles, into instances of the subclasses here: who never calls it imports nothi
     receive   CLIENT     receive, try_receive, areceive, receive_many: linked to what sent each of the events
     process   CONSUMER   a turn of a loop, by `for`, `async for` or `messages()`: current until the next is asked for
     settle    CLIENT     ack, nack, reject, and what the library dead-letters by itself: linked to what sent the event
-    drop      CLIENT     events that a lossy subscriber finds overrun: they are gone, and with them who sent them
+    drop      CLIENT     what a subscriber will not get: overrun, left behind, undecodable; linked alike (`drops`)
+
+Every kind of handle is traced: those of pools, of services, of routers, and those that repair from a journal; each by a
+class that is made of its own and of what traces it.
 
 May touch: nothing of its own; it overrides methods and hooks of the handles.
 
@@ -16,30 +19,20 @@ Must stay true: an event is delivered exactly as without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-
-from opentelemetry import propagate
-from opentelemetry.trace import Status, StatusCode
+from typing import TYPE_CHECKING, Any, Final
 
 from shmbus.bus import Bus
-from shmbus.errors import Full
-from shmbus.message import Message
-from shmbus.observe.receiving import TracedReceiver, TracedSubscriber, TracedWorker
-from shmbus.observe.telemetry import PREFIX, Telemetry
+from shmbus.observe.drops import Dropping
+from shmbus.observe.receiving import TracedPuller, TracedReceiver, TracedSubscriber, TracedWorker
+from shmbus.observe.sending import TracedPublisher
+from shmbus.observe.telemetry import Telemetry
 from shmbus.publisher import Publisher
 from shmbus.subscriber import Subscriber
 from shmbus.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from opentelemetry.metrics import MeterProvider
-    from opentelemetry.trace import Span, TracerProvider
-
-T = TypeVar("T")
-M = TypeVar("M", bound=Message[Any])
+    from opentelemetry.trace import TracerProvider
 
 
 def instrument(
@@ -73,85 +66,34 @@ class TracedBus(Bus):
         return self._traced(super()._keep(handle))
 
     def _traced(self, handle: Any) -> Any:
-        traced = _TRACED.get(type(handle))
+        traced = _traced_kind(type(handle))
         if traced is not None:
-            handle.__class__ = traced
             handle._telemetry = self._telemetry
-            if isinstance(handle, TracedReceiver):
-                handle._begin_tracing()
+            traced._begin_tracing(handle)  # type: ignore[attr-defined]
+            handle.__class__ = traced
         return handle
 
 
-class TracedPublisher(Publisher[T]):
-    """Sends the context of its span along."""
-
-    __slots__ = ()
-
-    _telemetry: Telemetry
-
-    @contextmanager
-    def _sending(self, count: int = 0) -> Iterator[tuple[Span, dict[str, Any]]]:
-        more: dict[str, Any] = {f"{PREFIX}publisher": self.name}
-        if count:
-            more["messaging.batch.message_count"] = count
-        with self._telemetry.client(self.topic.name, "send", "send", [], more) as span:
-            carrier: dict[str, Any] = {}
-            propagate.inject(carrier)
-            yield span, carrier
-
-    def _sent(self, span: Span, sequence: int | None, count: int = 1) -> None:
-        self._telemetry.sent.add(count, self._telemetry.attributes(self.topic.name, "send", "send"))
-        if sequence is None:
-            span.set_attribute(f"{PREFIX}dropped", "refused")
-            span.set_status(Status(StatusCode.ERROR, "refused: no room for a consumer"))
-        elif count == 1:
-            span.set_attribute(f"{PREFIX}sequence", sequence)
-
-    def publish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None:
-        """As `Publisher.publish`."""
-        with self._sending() as (span, carrier):
-            sequence = super().publish(event, headers={**(headers or {}), **carrier})
-            self._sent(span, sequence)
-            return sequence
-
-    async def apublish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None:
-        """As `Publisher.apublish`."""
-        with self._sending() as (span, carrier):
-            sequence = await super().apublish(event, headers={**(headers or {}), **carrier})
-            self._sent(span, sequence)
-            return sequence
-
-    def publish_many(self, events: Iterable[T], /) -> int:
-        """As `Publisher.publish_many`, one by one: each event carries the context; a timeout is that of each."""
-        lot = list(events)
-        done = missed = 0
-        with self._sending(len(lot)) as (span, carrier):
-            try:
-                for event in lot:
-                    missed += super().publish(event, headers=carrier) is None
-                    done += 1
-            except Full as error:
-                error.published = done
-                raise
-            finally:
-                self._sent(span, None if missed else 0, done)
-        return done - missed
-
-    async def apublish_many(self, events: Iterable[T]) -> int:
-        """As `Publisher.apublish_many`, one by one."""
-        lot = list(events)
-        done = missed = 0
-        with self._sending(len(lot)) as (span, carrier):
-            try:
-                for event in lot:
-                    missed += await super().apublish(event, headers=carrier) is None
-                    done += 1
-            except Full as error:
-                error.published = done
-                raise
-            finally:
-                self._sent(span, None if missed else 0, done)
-        return done - missed
+def _traced_kind(kind: type) -> type | None:
+    """The traced class of a handle's; None for what is traced already, or is no handle."""
+    if issubclass(kind, TracedPublisher | TracedReceiver):
+        return None
+    if kind not in _KINDS:
+        bases = next((mixed for base, mixed in _MIXED.items() if issubclass(kind, base)), None)
+        if bases is None:
+            return None
+        before, after = bases
+        if hasattr(kind, "_pull"):  # takes events off the rings before they are asked for
+            before = (TracedPuller, *before)
+        own = () if kind in _MIXED and after else (kind,)  # what goes beneath is a class of that kind
+        _KINDS[kind] = type(f"Traced{kind.__name__}", (*before, *own, *after), {"__slots__": ()})
+    return _KINDS[kind]
 
 
-_TRACED: Final[dict[type, type]] = {Publisher: TracedPublisher, Subscriber: TracedSubscriber, Worker: TracedWorker}
+_MIXED: Final[dict[type, tuple[tuple[type, ...], tuple[type, ...]]]] = {
+    Publisher: ((TracedPublisher,), ()),
+    Subscriber: ((TracedSubscriber,), (Dropping,)),
+    Worker: ((TracedWorker,), ()),
+}
+"""What goes before a class of handles, and what beneath it."""
+_KINDS: Final[dict[type, type]] = {}

@@ -17,50 +17,16 @@ from shmbus import observe
 pytest.importorskip("opentelemetry.sdk", reason="the SDK of OpenTelemetry is not installed")
 
 from opentelemetry import trace
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tracing import Traced, attributes, linked, own
 
 NUMBERS = shmbus.Topic("numbers", int, capacity=1 << 16)
 SMALL = shmbus.Topic("small", int, capacity=4096)
 SHORT = shmbus.Topic("short", Annotated[str, msgspec.Meta(max_length=3)], validate=False)  # published unchecked
 
 
-class Traced:
-    """A provider whose spans are kept."""
-
-    def __init__(self) -> None:
-        self.exporter = InMemorySpanExporter()
-        self.provider = TracerProvider()
-        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.reader = InMemoryMetricReader()
-        self.meters = MeterProvider([self.reader])
-
-    def instrument(self, bus: shmbus.Bus) -> shmbus.Bus:
-        return observe.instrument(bus, tracer_provider=self.provider, meter_provider=self.meters)
-
-    def spans(self, operation: str) -> list[ReadableSpan]:
-        return [s for s in self.exporter.get_finished_spans() if s.name.split()[0] == operation]
-
-
 @pytest.fixture
 def traced() -> Traced:
     return Traced()
-
-
-def linked(spans: list[ReadableSpan]) -> list[tuple[int, int]]:
-    """Trace and span that each link points to."""
-    return [(link.context.trace_id, link.context.span_id) for span in spans for link in span.links]
-
-
-def own(spans: list[ReadableSpan]) -> list[tuple[int, int]]:
-    return [(s.context.trace_id, s.context.span_id) for s in spans if s.context]
-
-
-def attributes(span: ReadableSpan) -> dict[str, Any]:
-    return dict(span.attributes or {})
 
 
 def test_every_delivery_is_linked(bus_name: str, traced: Traced) -> None:
@@ -171,29 +137,6 @@ def test_what_does_not_decode_is_linked(bus_name: str, traced: Traced) -> None:
             worker.receive(timeout=10)
         worker.close()
     assert linked(traced.spans("reject")) == own(traced.spans("send"))[:1]
-
-
-def test_drops_are_told(bus_name: str, traced: Traced) -> None:
-    """A refused event is an error on the span that sent it; an overrun is a drop span with publisher and sequences."""
-    with traced.instrument(shmbus.Bus(bus_name)) as bus:
-        slow = bus.subscriber(SMALL, name="slow")
-        lossy = bus.subscriber(SMALL, name="lossy", mode="lossy", on_gap=lambda _: None)
-        publisher = bus.publisher(SMALL, name="web", on_full="drop")
-        while publisher.publish(1) is not None:
-            pass
-        slow.close()
-        for _ in range(500):
-            publisher.publish(2)
-        assert lossy.receive(timeout=10)
-        refused = [s for s in traced.spans("send") if "messaging.shmbus.dropped" in attributes(s)]
-        assert [s.status.status_code for s in refused] == [trace.StatusCode.ERROR]
-        [drop] = traced.spans("drop")
-        assert attributes(drop)["messaging.shmbus.publisher"] == "web"
-        assert attributes(drop)["messaging.batch.message_count"] == next(
-            loss.count for loss in bus.losses() if loss.cause == "overrun"
-        )
-        publisher.close()
-        lossy.close()
 
 
 def test_batches_and_metrics(bus_name: str, traced: Traced) -> None:
