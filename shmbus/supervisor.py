@@ -14,7 +14,6 @@ Must stay true:
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import resource
 import signal
@@ -26,6 +25,7 @@ from shmbus import _core
 from shmbus._handles.session import Session
 from shmbus._ledger import audit, books, departures, overdue, policies, pools, reclaim, retired
 from shmbus._ledger.registry import Registry, mark_removed
+from shmbus._log import logger
 from shmbus._shm import descriptors, hold, place, processes, segment
 from shmbus._shm.failpoint import reach
 from shmbus._shm.rings import Rings
@@ -47,8 +47,8 @@ LOOK: Final = 1.0
 SWEEP: Final = 0.25
 """Seconds between two looks at retired rings, while there are any."""
 
-_log = logging.getLogger("shmbus.supervisor")
-_loss_log = logging.getLogger("shmbus.loss")
+_log = logger("shmbus.supervisor")
+_loss_log = logger("shmbus.loss")
 
 
 class _Stop(BaseException):
@@ -152,6 +152,7 @@ class _Supervisor:
         self.watch = Watch(self.registry.lives)
         self.progress: dict[int, tuple[tuple[int, ...], int]] = {}
         self.reported: dict[tuple[str, ...], int] = {}
+        self.audited = audit.Losses()
         self.logged: tuple[int, list[int]] | None = None
         self.seen: overdue.Seen = {}
         self.next_look = 0.0
@@ -289,7 +290,10 @@ class _Supervisor:
             self.note_progress(self.registry.read(), consumers)
             on_the_books = (version, [consumer.dropped for consumer in consumers])
             if on_the_books != self.logged:
-                self.log_losses(books.losses(self.registry, self.rings))
+                losses = books.losses(self.registry, self.rings)
+                self.log_losses(losses)
+                if audit.heard():
+                    self.audited.tell(books.stats(self.registry, self.rings), losses)
                 self.logged = on_the_books
             if overdue.look(self.registry.read(), self.rings, self.seen):
                 self.take_back()

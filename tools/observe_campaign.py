@@ -3,8 +3,10 @@
     python tools/observe_campaign.py [--seconds 300] [--seed N]
 
 Publishers, subscribers of both modes and workers come, go by close() and are killed, under names that come back. The
-metrics are scraped all the while, over HTTP. At the end metrics, `stat --json`, the books and the log of losses must
-say the same, and every kill must be a death. promtool, where it is there, checks the last exposition.
+metrics are scraped all the while, over HTTP, by this program and by a Prometheus, where there is one. All processes
+write one audit log, `shmbus supervise` among them. At the end metrics, `stat --json`, the books, the log of losses and
+the audit log must say the same; every kill must be a death, and a death in the audit log; Prometheus must have seen no
+reset, and promtool have nothing to say of the last exposition.
 """
 
 from __future__ import annotations
@@ -17,18 +19,22 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.parse
 import urllib.request
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 import shmbus
-from shmbus import inspect
+from shmbus import inspect, observe
 
 TOPICS = [shmbus.Topic(f"topic-{n}", int, capacity=1 << 14) for n in range(2)]
 CAUSES = ("overrun", "refused", "abandoned", "undecodable", "rejected")
@@ -151,35 +157,159 @@ def compare(scraper: Scraper, bus: str) -> list[str]:
     return wrong
 
 
-def run(target: Any, *arguments: Any) -> None:
+def run(audit: str, target: Any, *arguments: Any) -> None:
     """A job; whose name another one has just then is none."""
+    observe.audit_to(file=audit)
     with suppress(shmbus.NameTakenError):
         target(*arguments)
 
 
-def campaign(bus: str, seconds: float, seed: int) -> int:
+class Prometheus:
+    """A real one that scrapes, where Debian's prometheus is installed."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        program = shutil.which("prometheus")
+        self._process: subprocess.Popen[bytes] | None = None
+        if program is None:
+            return
+        job = f"{{job_name: shmbus, static_configs: [{{targets: ['{urllib.parse.urlsplit(url).netloc}']}}]}}"
+        config = folder / "prometheus.yml"
+        config.write_text(f"global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs: [{job}]\n")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        options = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", "--log.level=error"]
+        self._process = subprocess.Popen(
+            [program, *options, f"--web.listen-address={self._url.removeprefix('http://')}"]
+        )
+
+    def _ask(self, path: str, **question: str) -> Any:
+        where = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(question)}"
+        with urllib.request.urlopen(where, timeout=30) as answer:
+            return json.loads(answer.read())["data"]
+
+    def resets(self) -> str:
+        """What it has seen of counters that fell; "" for nothing."""
+        if self._process is None:
+            return ""
+        names = [name for name in self._ask("label/__name__/values") if name.startswith("shmbus_")]
+        counters = [name for name in names if name.endswith(RISING)]
+        found = {name: self._ask("query", query=f"max(resets({name}[1h]))")["result"] for name in counters}
+        scrapes = self._ask("query", query="count_over_time(shmbus_up[1h])")["result"]
+        self.told = f"Prometheus: {len(counters)} counters, {scrapes[0]['value'][1] if scrapes else 0} scrapes"
+        if not counters or not scrapes:
+            return "Prometheus has scraped nothing"
+        fallen = {name: one[0]["value"][1] for name, one in found.items() if one and one[0]["value"][1] != "0"}
+        return f"Prometheus saw resets: {fallen}" if fallen else ""
+
+    told = "no prometheus on PATH"
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def promtool(text: str) -> str:
+    """What promtool has to say of an exposition; "" for nothing."""
+    if not shutil.which("promtool"):
+        return ""
+    command = ["promtool", "check", "metrics"]
+    checked = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    silent = not (checked.returncode or checked.stdout or checked.stderr)
+    return "" if silent else f"promtool: {checked.stdout}{checked.stderr}"
+
+
+class AuditLog:
+    """The file that all processes write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def compare(self, bus: str, kills: set[int]) -> list[str]:
+        """What does not agree with the books, once all is quiet and the supervisor has looked."""
+        deadline = time.monotonic() + 10
+        while (wrong := self._compare(inspect.stats_of(bus), kills)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return wrong
+
+    def _compare(self, stats: shmbus.BusStats, kills: set[int]) -> list[str]:
+        records = [json.loads(line) for line in self.path.read_text().splitlines()]
+        acts = collections.Counter(record["act"] for record in records)
+        self.told = ", ".join(f"{count} {act}" for act, count in sorted(acts.items()))
+        wrong = []
+        told: dict[tuple[str, ...], int] = {}
+        sums: collections.Counter[tuple[str, ...]] = collections.Counter()
+        for record in records:
+            if record["act"] == "loss":
+                key = record["cause"], record["name"], record["topic"]
+                told[key] = record["total"]
+                sums[key] += record["count"]
+        booked: collections.Counter[tuple[str, ...]] = collections.Counter()
+        for consumer in stats.consumers:
+            for cause in CAUSES:
+                booked[cause, consumer.name, consumer.topic] += getattr(consumer, cause)
+        if told != {key: count for key, count in booked.items() if count}:
+            wrong.append(f"losses: the audit log says {told}, the books {+booked}")
+        if told != sums:
+            wrong.append("losses: the counts of the audit log are not its totals")
+        dead = [r["pid"] for r in records if r["act"] == "death" and r["role"] == "process"]
+        if len(dead) != stats.deaths:
+            wrong.append(f"{stats.deaths} deaths on the books, {len(dead)} in the audit log")
+        gone = {r["pid"] for r in records if r["act"] == "leave" and r["role"] == "process"}  # just before
+        if not kills <= {*dead, *gone}:
+            wrong.append(f"killed, and no death in the audit log: {kills - {*dead, *gone}}")
+        over = collections.Counter(self._who(r) for r in records if r["act"] in ("leave", "death"))
+        begun = collections.Counter(self._who(r) for r in records if r["act"] == "join")
+        here = {p.pid for p in stats.participants}
+        left = [who for who in (begun - over) if who[1] not in here and who[0] != "group"]
+        if left:
+            wrong.append(f"joined, and never left or died: {left[:5]}")
+        return wrong
+
+    told = ""
+
+    @staticmethod
+    def _who(record: dict[str, Any]) -> tuple[Any, ...]:
+        return record["role"], record["pid"], record["topic"], record["name"]
+
+
+def supervisor(bus: str, audit: Path) -> subprocess.Popen[bytes]:
+    """One in the foreground, in office."""
+    command = [sys.executable, "-m", "shmbus", "supervise", bus, "--audit", str(audit)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while inspect.stats_of(bus).supervisor.pid != process.pid:
+        time.sleep(0.01)
+    return process
+
+
+def campaign(bus: str, seconds: float, seed: int, folder: Path) -> int:
     draw = random.Random(seed)
     context = multiprocessing.get_context("spawn")
+    audit = AuditLog(folder / "audit.jsonl")
+    supervising = supervisor(bus, audit.path)
     command = [sys.executable, "-m", "shmbus", "serve", bus, "--listen", "127.0.0.1:0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     scraper = Scraper(server.stdout.readline().split()[-1])
+    prometheus = Prometheus(scraper.url, folder)
     running: list[BaseProcess] = []
-    kills = 0
+    kills: set[int] = set()
     stop = time.monotonic() + seconds
     try:
         while time.monotonic() < stop:
             running = [process for process in running if process.is_alive()]
             if len(running) < 10:
                 target, *arguments = job(draw)
-                running.append(context.Process(target=run, args=(target, bus, *arguments)))
+                running.append(context.Process(target=run, args=(str(audit.path), target, bus, *arguments)))
                 running[-1].start()
-            elif draw.random() < 0.3:
+            if running and draw.random() < 0.15:
                 victim = draw.choice(running)
                 if victim.pid in {p.pid for p in inspect.stats_of(bus).participants}:
                     os.kill(victim.pid or 0, signal.SIGKILL)
                     victim.join()
-                    kills += victim.exitcode == -signal.SIGKILL
+                    if victim.exitcode == -signal.SIGKILL:
+                        kills.add(victim.pid or 0)
             scraper.look()
             time.sleep(0.1)
         for process in running:
@@ -187,24 +317,20 @@ def campaign(bus: str, seconds: float, seed: int) -> int:
         deadline = time.monotonic() + 30
         while len(inspect.stats_of(bus).participants) > 1 and time.monotonic() < deadline:
             time.sleep(0.1)
-        wrong = [*scraper.fallen[:20], *compare(scraper, bus)]
+        wrong = [*scraper.fallen[:20], *compare(scraper, bus), *audit.compare(bus, kills)]
         deaths = inspect.stats_of(bus).deaths
-        if not kills <= deaths <= kills + 1:  # one may have been killed that was just about to leave
-            wrong.append(f"{kills} kills, {deaths} deaths")
-        if shutil.which("promtool"):
-            checked = subprocess.run(
-                ["promtool", "check", "metrics"], input=scraper.text, capture_output=True, text=True, check=False
-            )
-            if checked.returncode or checked.stdout or checked.stderr:
-                wrong.append(f"promtool: {checked.stdout}{checked.stderr}")
+        wrong += filter(None, [prometheus.resets(), promtool(scraper.text)])
     finally:
         for process in running:
             process.kill()
             process.join()
-        server.terminate()
-        server.wait()
+        prometheus.close()
+        for child in (server, supervising):
+            child.terminate()
+            child.wait()
     published = sum(scraper.sums("shmbus_published_total").values())
-    print(f"seed {seed}: {published:,.0f} published, {kills} kills, {deaths} deaths, {scraper.looks} scrapes")
+    print(f"seed {seed}: {published:,.0f} published, {len(kills)} kills, {deaths} deaths, {scraper.looks} scrapes")
+    print(f"audit log: {audit.told}\n{prometheus.told}")
     print("\n".join(wrong) or "all agree, and no counter fell")
     return 1 if wrong else 0
 
@@ -215,8 +341,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     arguments = parser.parse_args()
     bus = f"observe-{os.getpid()}"
-    with shmbus.Bus(bus):
-        code = campaign(bus, arguments.seconds, arguments.seed)
+    with tempfile.TemporaryDirectory() as folder, shmbus.Bus(bus, supervise=False):
+        code = campaign(bus, arguments.seconds, arguments.seed, Path(folder))
     if bus in inspect.buses():  # its groups are owed events
         inspect.remove(bus, force=True)
     return code

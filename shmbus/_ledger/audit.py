@@ -1,4 +1,5 @@
-"""Audit: who joined, left or died, as records of the logger `shmbus.audit`, by whoever changed the document.
+"""Audit: who joined, left or died, as records of the logger `shmbus.audit`, by whoever changed the document; and what
+was lost, by the supervisor.
 
 May touch: nothing; it is given documents. Nothing is kept or told where nobody listens: `logging` is not loaded for it.
 
@@ -13,14 +14,17 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from shmbus import _log
+from shmbus._ledger.past import DEPARTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from logging import Logger
 
     from shmbus._ledger.document import Document
+    from shmbus.stats import BusStats, Loss
 
 NAME: Final = "shmbus.audit"
+CAUSES: Final = ("overrun", "refused", "abandoned", "undecodable", "rejected")
 
 silent: Final[set[str]] = set()
 """Buses of which this process tells nothing: what carries a log would put word of itself into it, for ever."""
@@ -127,3 +131,38 @@ def _present(document: Document) -> Iterator[tuple[tuple[str, int], _Entry]]:
         group = groups.get(worker.group)
         topic = topics[group.topic] if group else ""
         yield ("worker", worker.id), _Entry("worker", topic, worker.name, pids.get(worker.participant, 0))
+
+
+class Losses:
+    """What was lost on a bus, by topic, consumer and cause: told as it grows.
+
+    Each record has the total so far, which is that of the books, and of the last loss of that kind the publisher, its
+    sequences and the trace that sent the first. A successor begins with what there is by then: totals are what counts.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, str, str], int] = {}
+
+    def tell(self, stats: BusStats, losses: list[Loss]) -> None:
+        """Of what has come since the last time."""
+        totals: dict[tuple[str, str, str], int] = {}
+        for consumer in stats.consumers:
+            for cause in CAUSES:
+                key = consumer.topic, consumer.name, cause
+                totals[key] = totals.get(key, 0) + getattr(consumer, cause)
+        last: dict[tuple[str, str, str], Loss] = {}
+        last.update(((loss.topic, loss.consumer, loss.cause), loss) for loss in losses)  # the oldest come first
+        for key, total in totals.items():
+            count = total - self._told.get(key, 0)
+            if count > 0 and key[1] != DEPARTED:  # of those who are merged it was told before
+                self._tell(stats.bus, key, count, total, last.get(key))
+        self._told = totals
+
+    def _tell(self, bus: str, key: tuple[str, str, str], count: int, total: int, loss: Loss | None) -> None:
+        topic, name, cause = key
+        message = f"bus {bus}: {name} of topic {topic} lost {count} events: {cause}, {total} in all"
+        detail: dict[str, Any] = {}
+        if loss is not None:
+            detail = {"publisher": loss.publisher, "first": loss.first, "last": loss.last, "trace": loss.trace}
+        fields = {"bus": bus, "topic": topic, "name": name, "cause": cause, "count": count, "total": total}
+        tell("loss", message, **fields, **detail)

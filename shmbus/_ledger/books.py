@@ -237,9 +237,12 @@ class _Books(Look):
                     left.add(consumer.id)
         for closed in self.document.closed:
             yield self.closed(closed)
-        for closed in self.registry.read().closed if left else ():
+        later = self.registry.read() if left else self.document
+        for closed in later.closed if left else ():
             if closed.id in left:
                 yield self.closed(closed)
+        for leaving in [c for c in later.consumers if c.id in left and c.state == "leaving"]:
+            yield self.consumer(leaving)
 
     def closed(self, closed: ClosedEntry) -> ConsumerStats:
         return ConsumerStats(

@@ -95,9 +95,9 @@ class Dropping(Subscriber[Any]):
     _dropped_from: Sources
 
     if TYPE_CHECKING:
-        _seen: list[Seen]
+        _traced_seen: list[Seen]
 
-        def _about(self) -> dict[str, Any]: ...
+        def _traced_about(self) -> dict[str, Any]: ...
 
     def _add_source(self, ring: Any, slot: int, publisher: str, retired: bool = False, origin: str = "", /) -> bool:
         own = self._dropped_from.add(publisher, int(origin.rpartition("-")[2], 16))
@@ -111,10 +111,10 @@ class Dropping(Subscriber[Any]):
 
     def _undecodable(self, publisher: str, sequence: int, error: Exception) -> Any:
         pulled = [self._dropped_from.pulled] if self._dropped_from.pulled is not None else []
-        mine = [one for one in (*self._seen, *pulled) if (one.sequence, one.publisher) == (sequence, publisher)]
-        self._seen[:] = [one for one in self._seen if one not in mine]
+        mine = [one for one in (*self._traced_seen, *pulled) if (one.sequence, one.publisher) == (sequence, publisher)]
+        self._traced_seen[:] = [one for one in self._traced_seen if one not in mine]
         links = [link for one in mine[:1] for link in link_to(one.headers)]
-        self._span(publisher, sequence, sequence, "undecodable", 1, links)
+        self._drop_span(publisher, sequence, sequence, "undecodable", 1, links)
         return super()._undecodable(publisher, sequence, error)
 
     def _tell_drop(
@@ -126,22 +126,22 @@ class Dropping(Subscriber[Any]):
             self._dropped_from.told[name] = told + (count or last - first + 1)
         file = self._dropped_from.file(publisher) if publisher else None
         if file is None or count is not None:
-            self._span(name, first, last, cause, last - first + 1 if count is None else count, [])
+            self._drop_span(name, first, last, cause, last - first + 1 if count is None else count, [])
             return
         sender = None if told else file.find(BROADCAST, first)
         if sender is not None:  # the first, which the log of losses tells of as long as the ring is there
             file.keep(BROADCAST, first, sender)
         if last - first >= WINDOW:  # nobody knows any more
-            self._span(name, first, last - WINDOW, cause, last - WINDOW - first + 1, [])
+            self._drop_span(name, first, last - WINDOW, cause, last - WINDOW - first + 1, [])
             first = last - WINDOW + 1
         for begin in range(first, last + 1, MAX_LINKS):
             end = min(begin + MAX_LINKS - 1, last)
             links = [_link(name, sequence, sender) for sequence, sender in file.senders(begin, end)]
-            self._span(name, begin, end, cause, end - begin + 1, links)
+            self._drop_span(name, begin, end, cause, end - begin + 1, links)
 
-    def _span(self, name: str, first: int, last: int, cause: str, count: int, links: list[Link]) -> None:
+    def _drop_span(self, name: str, first: int, last: int, cause: str, count: int, links: list[Link]) -> None:
         more = {
-            **self._about(),
+            **self._traced_about(),
             f"{PREFIX}publisher": name,
             f"{PREFIX}dropped": cause,
             f"{PREFIX}first": first,

@@ -25,7 +25,7 @@ from shmbus.errors import BusNotFoundError, ShmbusError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from shmbus.stats import BusStats, ConsumerStats, DepartedStats
+    from shmbus.stats import BusStats, ConsumerStats, DepartedStats, PublisherStats
 
     _Adder = Callable[[str, str, str, Iterable[tuple[tuple[str, ...], float]]], None]
 
@@ -143,12 +143,19 @@ def _add_publishers(gauge: _Adder, seen: list[BusStats], labels: str) -> None:
     gauge("blocked", "1 while the publisher waits for room.", labels, ((key, p.waiting) for key, p in live))
     gauge("ring_capacity_bytes", "Bytes of each of its rings.", labels, ((key, p.capacity) for key, p in live))
     gauge("ring_used_bytes", "Bytes of its fullest ring that wait.", labels, ((key, p.used) for key, p in live))
+    pooled = [(key, p) for key, p in live if p.pool]
+    gauge("pool_bytes", "Bytes of its pool that somebody is owed or looks at.", labels, _used(pooled))
+    gauge("pool_capacity_bytes", "Bytes of its pool.", labels, ((key, p.pool) for key, p in pooled))
     gauge(
         "blocked_by",
         "1 for each consumer that leaves the publisher no room.",
         f"{labels} consumer",
         (((*key, consumer), 1) for key, p in live for consumer in p.blocked_by),
     )
+
+
+def _used(pooled: list[tuple[Labels, PublisherStats]]) -> Iterator[tuple[Labels, float]]:
+    return ((key, p.pool_used) for key, p in pooled)
 
 
 def _add_consumers(gauge: _Adder, seen: list[BusStats], labels: str) -> None:

@@ -46,8 +46,8 @@ class TracedReceiver:
     __slots__ = ()
 
     _telemetry: Telemetry
-    _seen: list[Seen]
-    _turns: dict[object, tuple[Span, object, float]]
+    _traced_seen: list[Seen]
+    _traced_turns: dict[object, tuple[Span, object, float]]
     """By thread or task: the span of the event that it works on, its token, and when it began."""
 
     if TYPE_CHECKING:
@@ -55,40 +55,40 @@ class TracedReceiver:
         def _tell_headers(self, seen: Callable[[bytes, int, str | None, int], object] | None, /) -> None: ...
 
     def _begin_tracing(self) -> None:
-        self._seen, self._turns = [], {}  # type: ignore[misc]
-        seen = self._seen
+        self._traced_seen, self._traced_turns = [], {}  # type: ignore[misc]
+        seen = self._traced_seen
         self._tell_headers(lambda *told: seen.append(Seen(*told)))
 
     @property
-    def _topic(self) -> str:
+    def _traced_topic(self) -> str:
         return str(cast("Any", self).topic.name)
 
-    def _about(self) -> dict[str, Any]:
+    def _traced_about(self) -> dict[str, Any]:
         """What spans say of the consumer."""
-        return {"messaging.consumer.group.name": self._consumer(), f"{PREFIX}consumer": self._consumer()}
+        return {"messaging.consumer.group.name": self._traced_name(), f"{PREFIX}consumer": self._traced_name()}
 
-    def _consumer(self) -> str:
+    def _traced_name(self) -> str:
         return str(cast("Any", self).name)
 
-    def _take_seen(self) -> list[Seen]:
-        found = list(self._seen)
-        self._seen.clear()
+    def _take_traced(self) -> list[Seen]:
+        found = list(self._traced_seen)
+        self._traced_seen.clear()
         return found
 
     # -- received by a call
 
-    def _received(self, begun: int, count: int) -> None:
+    def _traced_received(self, begun: int, count: int) -> None:
         """A receive span of what a call has returned, from its beginning to now; more where one has no room for all."""
-        seen = self._take_seen()
+        seen = self._take_traced()
         telemetry = self._telemetry
-        attributes = telemetry.attributes(self._topic, "receive", "receive")
-        more = {**attributes, **self._about()}
+        attributes = telemetry.attributes(self._traced_topic, "receive", "receive")
+        more = {**attributes, **self._traced_about()}
         if count != 1:
             more["messaging.batch.message_count"] = count
         links = [link for one in seen for link in _link(one)]
         for at in range(0, max(1, len(links)), MAX_LINKS):
             telemetry.tracer.start_span(
-                f"receive {self._topic}",
+                f"receive {self._traced_topic}",
                 kind=SpanKind.CLIENT,
                 attributes=more,
                 links=links[at : at + MAX_LINKS],
@@ -99,92 +99,94 @@ class TracedReceiver:
 
     # -- a turn of a loop
 
-    def _turn(self) -> None:
+    def _begin_turn(self) -> None:
         """A loop has been handed an event: it is processed until the next one is asked for."""
         telemetry = self._telemetry
-        attributes = telemetry.attributes(self._topic, "process", "process")
-        seen = self._take_seen()
+        attributes = telemetry.attributes(self._traced_topic, "process", "process")
+        seen = self._take_traced()
         last = seen[-1:]
-        more = {**attributes, **self._about()}
+        more = {**attributes, **self._traced_about()}
         for one in last:
             more |= {f"{PREFIX}publisher": one.publisher, f"{PREFIX}sequence": one.sequence}
         span = telemetry.tracer.start_span(
-            f"process {self._topic}",
+            f"process {self._traced_topic}",
             kind=SpanKind.CONSUMER,
             attributes=more,
             links=[link for one in last for link in _link(one)],
         )
         telemetry.consumed.add(1, attributes)
         token = context.attach(trace.set_span_in_context(span))
-        self._turns[_who()] = span, token, time.perf_counter()
+        self._traced_turns[_who()] = span, token, time.perf_counter()
 
-    def _turn_over(self) -> None:
+    def _end_turn(self) -> None:
         """This thread or task asks for the next event, or for no more."""
-        found = self._turns.pop(_who(), None)
+        found = self._traced_turns.pop(_who(), None)
         if found is not None:
             span, token, begun = found
             context.detach(token)  # type: ignore[arg-type]
-            self._end(span, begun)
+            self._end_span(span, begun)
 
-    def _end(self, span: Span, begun: float) -> None:
+    def _end_span(self, span: Span, begun: float) -> None:
         span.end()
-        attributes = self._telemetry.attributes(self._topic, "process", "process")
+        attributes = self._telemetry.attributes(self._traced_topic, "process", "process")
         self._telemetry.processing.record(time.perf_counter() - begun, attributes)
 
     def _end_all(self) -> None:
         """The handle closes: what others work on ends here, and stays attached where it is."""
-        self._turn_over()
-        while self._turns:
+        self._end_turn()
+        while self._traced_turns:
             with suppress(KeyError):  # another thread has just ended its own
-                _, (span, _, begun) = self._turns.popitem()
-                self._end(span, begun)
+                _, (span, _, begun) = self._traced_turns.popitem()
+                self._end_span(span, begun)
 
     # -- what hands out events, around that of the handle
 
     def receive(self, timeout: float | None = None) -> Any:
         """As the handle has it: a receive span."""
-        return self._call(super().receive, timeout)  # type: ignore[misc]
+        return self._traced_call(super().receive, timeout)  # type: ignore[misc]
 
     def try_receive(self) -> Any:
         """The same."""
-        return self._call(super().try_receive)  # type: ignore[misc]
+        return self._traced_call(super().try_receive)  # type: ignore[misc]
 
     def receive_many(self, maximum: int, timeout: float | None = None) -> Any:
         """The same, of all that is returned."""
-        return self._call(super().receive_many, maximum, timeout)  # type: ignore[misc]
+        return self._traced_call(super().receive_many, maximum, timeout)  # type: ignore[misc]
 
-    def _call(self, receive: Callable[..., Any], *arguments: Any) -> Any:
-        self._turn_over()
+    def _traced_call(self, receive: Callable[..., Any], *arguments: Any) -> Any:
+        self._end_turn()
         begun = time.time_ns()
         found = receive(*arguments)
-        count = len(found) if isinstance(found, list) and self._seen and len(found) == len(self._seen) else 1
-        if self._seen:
-            self._received(begun, count)
+        count = (
+            len(found) if isinstance(found, list) and self._traced_seen and len(found) == len(self._traced_seen) else 1
+        )
+        if self._traced_seen:
+            self._traced_received(begun, count)
         return found
 
     def areceive(self, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
         """The same, in an event loop."""
-        self._turn_over()
+        self._end_turn()
         return self._areceive(super().areceive(timeout), time.time_ns())  # type: ignore[misc]
 
     async def _areceive(self, receiving: Coroutine[Any, Any, Any], begun: int) -> Any:
         found = await receiving
-        self._received(begun, 1)
+        self._traced_received(begun, 1)
         return found
 
     def __next__(self) -> Any:
-        self._turn_over()
+        self._end_turn()
         event = super().__next__()  # type: ignore[misc]
-        self._turn()
+        self._begin_turn()
         return event
 
     def __anext__(self) -> Coroutine[Any, Any, Any]:
-        self._turn_over()
-        return self._aturn(super().__anext__())  # type: ignore[misc]
+        self._end_turn()
+        return self._begin_turn_later(super().__anext__())  # type: ignore[misc]
 
-    async def _aturn(self, asking: Coroutine[Any, Any, Any]) -> Any:
+    async def _begin_turn_later(self, asking: Coroutine[Any, Any, Any]) -> Any:
         event = await asking
-        self._turn()
+        self._begin_turn()
         return event
 
     def messages(self) -> Any:
@@ -213,18 +215,18 @@ class TracedMessages(Iterator[M], AsyncIterator[M]):
         self._messages = messages
 
     def __next__(self) -> M:
-        self._receiver._turn_over()
+        self._receiver._end_turn()
         message: M = next(self._messages)
-        self._receiver._turn()
+        self._receiver._begin_turn()
         return message
 
     def __anext__(self) -> Coroutine[Any, Any, M]:
-        self._receiver._turn_over()
-        return self._aturn(self._messages.__anext__())
+        self._receiver._end_turn()
+        return self._begin_turn_later(self._messages.__anext__())
 
-    async def _aturn(self, asking: Coroutine[Any, Any, M]) -> M:
+    async def _begin_turn_later(self, asking: Coroutine[Any, Any, M]) -> M:
         message = await asking
-        self._receiver._turn()
+        self._receiver._begin_turn()
         return message
 
 
@@ -241,13 +243,13 @@ class TracedSubscriber(TracedReceiver):
 
     def close(self) -> None:
         """As the handle has it: what it leaves behind is told of."""
-        self._closing(super().close)
+        self._close_traced(super().close)
 
     def end(self) -> None:
         """The same, one by one, before the bus leaves."""
         self.close()
 
-    def _closing(self, close: Callable[[], None]) -> None:
+    def _close_traced(self, close: Callable[[], None]) -> None:
         handle = cast("Any", self)
         if handle._left:
             close()
@@ -267,7 +269,7 @@ class TracedPuller(TracedReceiver):
 
     def _begin_tracing(self) -> None:
         TracedSubscriber._begin_tracing(cast("TracedSubscriber", self))
-        seen, handle = self._seen, cast("Any", self)
+        seen, handle = self._traced_seen, cast("Any", self)
 
         def hear(*told: Any) -> None:
             if handle._plain:
@@ -281,7 +283,7 @@ class TracedPuller(TracedReceiver):
         found = super()._pull()  # type: ignore[misc]
         if found is not NOTHING:
             _, sequence, publisher, time_ns, headers, _ = found
-            self._seen.append(Seen(headers, sequence, publisher, time_ns))
+            self._traced_seen.append(Seen(headers, sequence, publisher, time_ns))
         return found
 
 
@@ -295,19 +297,23 @@ class TracedWorker(TracedReceiver):
 
         def _headers(self, ring_id: int, sequence: int, word: int, /) -> bytes | None: ...
 
-    def _consumer(self) -> str:
+    def _traced_name(self) -> str:
         return str(self.group)
 
     @contextmanager
     def _settling_span(self, how: int, headers: bytes | None, sequence: int, publisher: str) -> Iterator[Span]:
         link = link_to(headers, **{f"{PREFIX}publisher": publisher, f"{PREFIX}sequence": sequence})
-        more = {**self._about(), f"{PREFIX}publisher": publisher, f"{PREFIX}sequence": sequence}
-        with self._telemetry.client(self._topic, _SETTLES[how], "settle", link, more) as span:
+        more = {**self._traced_about(), f"{PREFIX}publisher": publisher, f"{PREFIX}sequence": sequence}
+        with self._telemetry.client(self._traced_topic, _SETTLES[how], "settle", link, more) as span:
             yield span
 
     def receive_message(self, timeout: float | None = None) -> Any:
         """As the handle has it: a receive span."""
-        return self._call(super().receive_message, timeout)  # type: ignore[misc]
+        return self._traced_call(super().receive_message, timeout)  # type: ignore[misc]
+
+    def _take_messages(self, maximum: int, timeout: float | None, /) -> Any:
+        """How journals and bridges take them."""
+        return self._traced_call(super()._take_messages, maximum, timeout)  # type: ignore[misc]
 
     def settle(self, message: ClaimedMessage[Any], how: int, reason: str = "", delay_ns: int = 0) -> bool:
         """As `Worker.settle`; a rejection is told of where the letter is written."""
@@ -334,7 +340,9 @@ class TracedWorker(TracedReceiver):
 
     def _spoilt(self, event: Any, error: Exception) -> None:
         which = event.sequence, event.publisher
-        self._seen[:] = [one for one in self._seen if (one.sequence, one.publisher) != which]  # it is handed to nobody
+        self._traced_seen[:] = [
+            one for one in self._traced_seen if (one.sequence, one.publisher) != which
+        ]  # it is handed to nobody
         super()._spoilt(event, error)  # type: ignore[misc]
 
     def _keep_first(self, event: Any, cause: str, sender: Sender | None) -> None:

@@ -22,6 +22,7 @@ pytest.importorskip("opentelemetry.sdk", reason="the SDK of OpenTelemetry is not
 from opentelemetry import trace
 from tracing import Traced, attributes, counted, dropped, linked, own, parent
 
+from shmbus._shm import segment
 from shmbus._shm.traces import BROADCAST, KEPT, WINDOW, Sender, TraceFile
 
 SMALL = shmbus.Topic("small", int, capacity=4096)
@@ -207,6 +208,41 @@ def test_a_trace_file_lives_as_long_as_its_rings(bus_name: str, traced: Traced) 
         audit.close()
         assert bus._session.rings.traces.remove_orphans([]) == files() or not files()
         assert not files()
+
+
+def die_in_a_sweep(bus_name: str) -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    import shmbus
+    from shmbus import observe
+    from shmbus._shm import failpoint
+
+    bus = observe.instrument(shmbus.Bus(bus_name, supervise=False), tracer_provider=TracerProvider())
+    for _ in range(4):  # the history
+        with bus.publisher(shmbus.Topic("small", int, capacity=4096)) as publisher:
+            publisher.publish(1)
+    failpoint.arm("sweep.committed", 1)
+    for _ in range(4):
+        with bus.publisher(shmbus.Topic("small", int, capacity=4096)) as publisher:
+            publisher.publish(1)
+
+
+def test_a_death_before_a_trace_file_goes(bus_name: str, processes: Processes) -> None:
+    """A death between the commit that takes a publisher and the removal of its trace file leaves that to the next."""
+    with shmbus.Bus(bus_name, supervise=False) as bus:
+        assert processes.spawn(die_in_a_sweep, bus_name).wait() == -9
+        prefix = bus._session.rings.traces.prefix
+
+        def files() -> set[str]:
+            return set(segment.names(prefix))
+
+        def known() -> set[str]:
+            return {f"{prefix}{publisher.id}" for publisher in bus._session.document().publishers}
+
+        assert files() - known()
+        bus.group(SMALL, "pool")  # takes the lock
+        assert files() <= known()
+        bus.remove_group(SMALL, "pool")
 
 
 def test_two_hops_under_backlog() -> None:

@@ -135,6 +135,43 @@ def test_counters_survive_joins_and_leaves(bus_name: str) -> None:
         assert total(found, "dropped_total", consumer="audit", cause="abandoned") == published - 180
 
 
+def test_pools(bus_name: str) -> None:
+    """What is in a publisher's pool is told in bytes, and what there is room for; who has none has no such series."""
+    blobs = shmbus.Topic("blobs", memoryview, pool=1 << 20)
+    with shmbus.Bus(bus_name) as bus, bus.publisher(blobs, name="camera") as publisher, bus.publisher(NUMBERS):
+        subscriber = bus.subscriber(blobs, name="audit")
+        publisher.publish(memoryview(bytes(5000)))
+        found = scrape(metrics.registry([bus_name]))
+        labels = {"bus": bus_name, "topic": "blobs", "publisher": "camera"}
+        [stats] = [p for p in bus.stats().publishers if p.pool]
+        assert value(found, "pool_bytes", **labels) == stats.pool_used >= 5000
+        assert value(found, "pool_capacity_bytes", **labels) == stats.pool >= 1 << 20
+        assert len([key for key in found if key[0] == "shmbus_pool_bytes"]) == 1
+        subscriber.close()
+        eventually(lambda: bus.stats().publishers[0].pool_used == 0, "it is free")
+        assert value(scrape(metrics.registry([bus_name])), "pool_bytes", **labels) == 0
+
+
+def test_who_is_just_leaving_is_there(bus_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that meets a subscriber between the two commits of its departure tells of it all the same."""
+    from shmbus._ledger import books, departures
+
+    with shmbus.Bus(bus_name) as bus:
+        subscriber = bus.subscriber(NUMBERS, name="audit")
+        look = books._Books(bus._session.registry, bus._session.rings)
+
+        def die(point: str) -> None:
+            if point == "close.leaving":
+                raise ZeroDivisionError
+
+        monkeypatch.setattr(departures, "reach", die)
+        with pytest.raises(ZeroDivisionError):
+            subscriber.close()
+        assert [(c.name, c.state) for c in look.consumers()] == [("audit", "closed")]
+        monkeypatch.undo()
+        subscriber.close()
+
+
 def test_a_killed_process_takes_no_count_with_it(bus_name: str, processes: Processes) -> None:
     """A publisher and a subscriber that are killed keep their counts, and are counted as one death."""
     with shmbus.Bus(bus_name) as bus, bus.subscriber(NUMBERS, name="audit") as audit:
