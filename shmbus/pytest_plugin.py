@@ -12,9 +12,9 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-import signal
 import time
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import pytest
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 GRACE: Final = 10.0
 """Seconds that processes have to leave a bus, and its supervisor to remove it, when a test has ended."""
-PATIENCE: Final = 60.0
-"""Seconds that a process has to come to the line that it is to die at."""
 
 _RUN: Final = f"{os.getpid():x}-{secrets.token_hex(3)}"
 _count = itertools.count(1)
@@ -91,6 +89,15 @@ def _leftovers(name: str) -> str:
     return "; ".join(who) if who else ", ".join(left)
 
 
+@contextmanager
+def _failing() -> Iterator[None]:
+    """What does not hold fails the test by its own words, without a traceback through here."""
+    try:
+        yield
+    except AssertionError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
 @pytest.fixture
 def shmbus_kill() -> Callable[..., int]:
     """Kill a process as nothing can prevent, and wait until it is dead.
@@ -102,62 +109,14 @@ def shmbus_kill() -> Callable[..., int]:
     """
 
     def kill(victim: int | HasPid | Callable[..., object], *args: Any, at: str = "", visits: int = 1) -> int:
-        if at:
-            if not callable(victim):
-                raise TypeError(f"with at= a function is called in a process of its own: {victim!r}")
-            return _kill_at(victim, args, at, visits)
-        pid = victim if isinstance(victim, int) else getattr(victim, "pid", None)
-        if not isinstance(pid, int) or pid <= 0:
-            raise TypeError(f"a PID, or a process that runs, not {victim!r}")
-        return _kill_now(pid, victim)
+        from shmbus._conformance import deaths
+
+        if at and not callable(victim):
+            raise TypeError(f"with at= a function is called in a process of its own: {victim!r}")
+        with _failing():
+            return deaths.kill_at(at, cast("Any", victim), *args, visits=visits) if at else deaths.kill(victim)
 
     return kill
-
-
-def _kill_now(pid: int, victim: object) -> int:
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        process.kill()
-    except psutil.NoSuchProcess:
-        pytest.fail(f"process {pid} is gone already", pytrace=False)
-    for name in ("join", "wait"):  # of the object that will be asked for the exit code
-        wait = getattr(victim, name, None)
-        if wait is not None:
-            wait()
-            break
-    else:
-        psutil.wait_procs([process], timeout=PATIENCE)
-    return -signal.SIGKILL
-
-
-def _kill_at(target: Callable[..., object], args: tuple[Any, ...], point: str, visits: int) -> int:
-    import multiprocessing
-
-    from shmbus._shm import failpoint
-
-    if point not in failpoint.POINTS:
-        raise ValueError(f"no point {point!r}: there are {', '.join(failpoint.POINTS)}")
-    process = multiprocessing.get_context("spawn").Process(target=_armed, args=(point, visits, target, args))
-    process.start()
-    process.join(PATIENCE)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        pytest.fail(f"it did not come to {point!r} within {PATIENCE:g} s", pytrace=False)
-    code = process.exitcode
-    process.close()
-    if code != -signal.SIGKILL:
-        pytest.fail(f"it ended before it came to {point!r} for the {visits}. time: exit code {code}", pytrace=False)
-    return code
-
-
-def _armed(point: str, visits: int, target: Callable[..., object], args: tuple[Any, ...]) -> None:
-    from shmbus._shm import failpoint
-
-    failpoint.arm(point, visits)
-    target(*args)
 
 
 @pytest.fixture
@@ -168,24 +127,12 @@ def shmbus_books(request: pytest.FixtureRequest) -> Callable[..., shmbus.BusStat
     """
 
     def check(bus: shmbus.Bus | str | None = None) -> shmbus.BusStats:
-        from shmbus import inspect
+        from shmbus._conformance import deaths
 
         if bus is None:
             bus = request.getfixturevalue("shmbus_bus")
         assert bus is not None
-        stats = inspect.stats_of(bus if isinstance(bus, str) else bus.name)
-        for consumer in stats.consumers:
-            _require_balanced(f"{consumer.topic}/{consumer.name}", consumer)
-            for source in consumer.publishers:
-                _require_balanced(f"{consumer.topic}/{consumer.name} with {source.publisher}", source)
-        return stats
+        with _failing():
+            return deaths.check_books(bus)
 
     return check
-
-
-def _require_balanced(who: str, books: Any) -> None:
-    terms = ("delivered", "depth", "overrun", "refused", "abandoned", "undecodable", "rejected")
-    found = {term: getattr(books, term) for term in terms}
-    if sum(found.values()) != books.offered:
-        said = " + ".join(f"{count} {term}" for term, count in found.items() if count) or "0"
-        pytest.fail(f"the books of {who} do not balance: {books.offered} offered, but {said}", pytrace=False)

@@ -64,7 +64,7 @@ FLOORS = {
     "shmbus.testing": 11,
     "shmbus.bridge": 10,
     "shmbus.observe": 10,
-    "shmbus.pytest_plugin": 10,
+    "shmbus.pytest_plugin": 11,
     "shmbus.cli": 11,
     "shmbus.__main__": 12,
 }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from support import SHM
+from support import SHM, Processes
+
+import shmbus
 
 pytest_plugins = ["pytester"]
 
@@ -149,3 +151,22 @@ def test_it_loads_nothing_until_it_is_used(run: pytest.Pytester) -> None:
         """,
         passed=1,
     )
+
+
+def test_without_pytest(bus_name: str, processes: Processes) -> None:
+    """What the fixtures do is there for any program: `shmbus.testing` kills, and checks books, by AssertionErrors."""
+    from shmbus import testing
+
+    topic = shmbus.Topic("numbers", int)
+    with shmbus.Bus(bus_name) as bus, bus.publisher(topic) as publisher, bus.subscriber(topic, name="audit") as audit:
+        publisher.publish_many(range(3))
+        assert audit.receive(timeout=10) == 0
+        assert testing.check_books(bus).consumers[0].depth == testing.check_books(bus_name).consumers[0].depth == 2
+        child = processes.spawn("import sys; sys.stdin.read()")
+        assert testing.kill(child) == child.returncode == -9
+        with pytest.raises(AssertionError, match="is gone already"):
+            testing.kill(child)
+        with pytest.raises(TypeError, match="not 'web'"):
+            testing.kill("web")
+        with pytest.raises(ValueError, match="nowhere"):
+            testing.kill_at("nowhere", print)
