@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from logging import Logger
 
+DEBUG: Final = 10
 INFO: Final = 20
 WARNING: Final = 30
 ERROR: Final = 40
@@ -96,7 +97,9 @@ def say(
     """One record of a logger, in the name of the caller `depth` frames up: now, or once the lock is free."""
     frame = sys._getframe(depth)
     where = frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
-    if isinstance(exc_info, BaseException):
+    if exc_info is True:
+        exc_info = sys.exc_info()
+    elif isinstance(exc_info, BaseException):
         exc_info = type(exc_info), exc_info, exc_info.__traceback__
     said = _Said(name, level, message, arguments, extra, exc_info, where, _voice.telling + 1, audit)
     if said.echo and not audit and not _locked():
@@ -146,6 +149,9 @@ class _Late:
 
     def __init__(self, name: str) -> None:
         self._name = name
+
+    def debug(self, message: str, *arguments: Any, **more: Any) -> None:
+        say(self._name, DEBUG, message, arguments, depth=2, **more)
 
     def info(self, message: str, *arguments: Any, **more: Any) -> None:
         say(self._name, INFO, message, arguments, depth=2, **more)

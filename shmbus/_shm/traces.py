@@ -117,7 +117,10 @@ class TraceFile:
             os.pwrite(self._descriptor, _ENTRY.pack(*words, _fold(words)), at * _ENTRY.size)
 
     def _read(self, at: int, count: int) -> bytes:
-        return os.pread(self._descriptor, count * _ENTRY.size, at * _ENTRY.size)
+        try:
+            return os.pread(self._descriptor, count * _ENTRY.size, at * _ENTRY.size)
+        except OSError:  # closed by another thread
+            return b""
 
 
 def _bucket(ring: int, sequence: int) -> int:

@@ -6,7 +6,8 @@ General layout:
     health      what is wrong with a bus, in words
     web         the server of metrics, health, JSON and the page (extra `serve`)
     auditing    the audit log in a file or the system log: `audit_to`
-    tracing     OpenTelemetry spans around publish, receive and settle (extra `otel`): `instrument`
+    tracing     OpenTelemetry spans around publish, receive and settle (extra `otel`): `instrument`; its parts are
+                `sending`, `receiving`, `drops` and `telemetry`
 """
 
 from __future__ import annotations

@@ -99,6 +99,11 @@ class TracedPublisher:
         elif count == 1:
             span.set_attribute(f"{PREFIX}sequence", sequence)
 
+    def _let_go(self) -> None:
+        super()._let_go()  # type: ignore[misc]
+        if self._notes is not None:
+            self._notes.close()
+
     # -- what publishes, around that of the handle
 
     def publish(self, event: Any, *, headers: dict[str, Any] | None = None) -> int | None:

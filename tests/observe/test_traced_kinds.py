@@ -32,7 +32,7 @@ def traced() -> Traced:
 OVERRIDES = {
     *("publish", "publish_many", "publish_now", "apublish", "apublish_many", "close", "end"),
     *("receive", "try_receive", "receive_many", "areceive", "messages", "receive_message", "settle"),
-    *("_gap", "_undecodable", "_add_source", "_pull", "_take_messages", "_bury", "_abury", "_spoilt"),
+    *("_let_go", "_gap", "_undecodable", "_add_source", "_pull", "_take_messages", "_bury", "_abury", "_spoilt"),
 }
 """What tracing replaces on purpose."""
 
