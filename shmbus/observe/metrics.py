@@ -154,7 +154,7 @@ def _add_publishers(gauge: _Adder, seen: list[BusStats], labels: str) -> None:
     )
 
 
-def _used(pooled: list[tuple[Labels, PublisherStats]]) -> Iterator[tuple[Labels, float]]:
+def _used(pooled: Sequence[tuple[Labels, PublisherStats]]) -> Iterator[tuple[Labels, float]]:
     return ((key, p.pool_used) for key, p in pooled)
 
 
