@@ -114,7 +114,7 @@ class Mixed(msgspec.Struct):
 
 
 def test_array_types_that_name_more_than_one_dtype(bus_name: str) -> None:
-    """`NDArray[Any]` takes every dtype, a union each of its own, an abstract one all below it; another is undecodable."""
+    """`NDArray[Any]` takes every dtype, a union its own, an abstract one all below it; another is undecodable."""
     mixed = shmbus.Topic("mixed", Mixed, pool=MIB)
     texts = np.array(["a", "b"])
     with shmbus.Bus(bus_name) as bus, bus.subscriber(mixed) as sub, bus.publisher(mixed) as pub:
