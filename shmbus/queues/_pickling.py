@@ -15,10 +15,8 @@ from typing import Any, ClassVar, Final
 
 PROTOCOL: Final = 5
 _KEPT: Final = 1 << 20  # bytes of a buffer that is used again
-_STACK_GLOBAL: Final = b"\x93"
 
 loads = pickle.loads
-_plainly = pickle.dumps
 _registered: dict[Any, Any] = copyreg._extension_registry  # type: ignore[attr-defined]
 _slow: set[type] = set()
 """Classes of the objects that name a global whatever is in them."""
@@ -31,18 +29,13 @@ class _Known:
     sizes: ClassVar[tuple[int, int]] = (-1, -1)
 
 
-def dumps(value: Any) -> bytes | memoryview:
-    """The pickle of an object. Raises what pickle raises."""
-    cls = type(value)
-    if cls not in _slow and not _registered:
-        try:
-            data = _plainly(value, PROTOCOL)
-        except Exception:  # it may be one that has a reducer
-            return _by_reducers(value)
-        if _STACK_GLOBAL not in data:
-            return data
-        if cls.__module__ != "builtins":
-            _slow.add(cls)
+def by_reducers(value: Any, expected: bool) -> bytes:
+    """The pickle of an object that names something, or has to be written by who knows how; `expected`: as they all do.
+
+    Raises what pickle raises.
+    """
+    if not expected and type(value).__module__ != "builtins":
+        _slow.add(type(value))
     return _by_reducers(value)
 
 
@@ -96,3 +89,13 @@ def _registered_since() -> bool:
 def _extra() -> dict[Any, Any]:
     reduction = sys.modules.get("multiprocessing.reduction")  # without it there is nobody who could have
     return {} if reduction is None else reduction.ForkingPickler._extra_reducers
+
+
+PICKLING: Final = {
+    "dumps": pickle.dumps,
+    "options": (PROTOCOL, None, ("buffer_callback",)),
+    "named": by_reducers,
+    "slow": _slow,
+    "registered": _registered,
+}
+"""What `_core.Putter` makes pickles of."""

@@ -173,6 +173,14 @@ class Words:
                     others += _core.load(self.map, _PUTTING + 8 * word).bit_count()
         return others
 
+    def own_bit(self) -> tuple[int, int, int, int]:
+        """For who does the same in C: where the bit of this process is, which, where the words are named that have any,
+        and what is there while that of ours is the only one.
+        """
+        if self._slot < 0:
+            self._take()
+        return self._putting, self._bit, _USED, self._used
+
     def end_put(self) -> None:
         """It is in, or will not be."""
         _core.fetch_and(self.map, self._putting, _ALL ^ self._bit)
