@@ -6,7 +6,7 @@
  *
  * Order   put: SHUT, publish, SHUT. Bounded: own bit, bits of others, what is in, publish, own bit (queues/_putting.py).
  *         get: SHUT, receive, ack, ROOM_AWAITED, SHUT. What is received and not acked is given back by a death. */
-#include "python.h"
+#include "plain.h"
 
 enum opcode { STACK_GLOBAL = 0x93, MEMOIZE = 0x94, BINGET = 'h', LONG_BINGET = 'j' }; /* of pickles, protocol 4 and 5 */
 
@@ -132,8 +132,11 @@ static PyObject *plain_pickle(PyObject *dumps, PyObject *value, PyObject *option
 #endif
 }
 
-/* As `pickle.dumps` makes it, unless it names something, for which there may be a reducer. */
+/* Without pickle where that is not needed; as `pickle.dumps` makes it, unless it names something, for which there may be a reducer. */
 static PyObject *pickle_of(End *self, PyObject *value) {
+    PyObject *bytes = plain_encode(value);
+    if (bytes || PyErr_Occurred())
+        return bytes;
     int slow = PyDict_Size(self->need[REGISTERED]) ? 1 : PySet_Contains(self->need[SLOW], (PyObject *)Py_TYPE(value));
     if (slow)
         return slow < 0 ? NULL : call_two(self->need[NAMED], value, Py_True);
@@ -325,7 +328,9 @@ static PyObject *getter_get(PyObject *object, PyObject *const *args, Py_ssize_t 
     else if (file && file != Py_None)
         value = call_two(self->need[UNFOLD], event, file);
     else
-        value = self->need[LOADS] == Py_None ? Py_NewRef(event) : call_one(self->need[LOADS], event);
+        value = self->need[LOADS] == Py_None              ? Py_NewRef(event)
+                : PyBytes_Check(event) && plain_is(event) ? plain_decode(event)
+                                                          : call_one(self->need[LOADS], event);
     Py_XDECREF(file);
     Py_DECREF(event);
     return value;

@@ -177,5 +177,6 @@ int claimer_add(PyObject *module);
 int record_add(PyObject *module);
 int rows_add(PyObject *module);
 int ends_add(PyObject *module);
+int plain_add(PyObject *module);
 
 #endif

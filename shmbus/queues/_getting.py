@@ -9,6 +9,7 @@ Must stay true:
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 from collections import deque
@@ -52,7 +53,7 @@ class Getting:
             beside=self._get_beside,
             unfold=_unfold,
             misses=(Empty, ReclaimedError),
-            loads=loads if self._pickles else None,
+            loads=pickle.loads if self._pickles else None,
             take=self._lock.acquire,
             give=self._lock.release,
             room=lambda: ground.words.tell(_words.ROOM),

@@ -13,10 +13,10 @@ import sys
 import threading
 from typing import Any, ClassVar, Final
 
+from shmbus import _core
+
 PROTOCOL: Final = 5
 _KEPT: Final = 1 << 20  # bytes of a buffer that is used again
-
-loads = pickle.loads
 _registered: dict[Any, Any] = copyreg._extension_registry  # type: ignore[attr-defined]
 _slow: set[type] = set()
 """Classes of the objects that name a global whatever is in them."""
@@ -27,6 +27,11 @@ class _Known:
 
     table: ClassVar[dict[Any, Any]] = {}
     sizes: ClassVar[tuple[int, int]] = (-1, -1)
+
+
+def loads(data: Any) -> Any:
+    """The object. Raises what pickle raises."""
+    return _core.unplain(data) if data[0] == _core.PLAIN else pickle.loads(data)
 
 
 def by_reducers(value: Any, expected: bool) -> bytes:

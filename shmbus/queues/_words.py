@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MAGIC: Final = int.from_bytes(b"shmqueue", "little")
-_VERSION: Final = 1
+_VERSION: Final = 2
 SLOTS: Final = 4096
 """Processes of one queue, as many as a bus will have participants."""
 
