@@ -175,6 +175,8 @@ static PyObject *publish_bounded(End *self, PyObject *publish, PyObject *payload
 }
 
 static PyObject *publish_payload(End *self, PyObject *payload) {
+    if (self->need[DUMPS] != Py_None && !PyBytes_Check(payload))
+        return Py_NewRef(Nothing);                      /* a pickle with buffers beside it */
     PyObject *publish = Py_NewRef(self->need[PUBLISH]); /* another thread may go on in a larger ring */
     PyObject *result = publish == Py_None ? Py_NewRef(Nothing)
                        : self->maxsize    ? publish_bounded(self, publish, payload)

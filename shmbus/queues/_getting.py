@@ -171,6 +171,7 @@ class Getting:
             if large is None:
                 message.ack()
                 return None
+            large.comes_again = True
         with self._settling:
             self._tasks.append((threading.get_ident(), message, large))
         return event, large
@@ -231,4 +232,4 @@ class Getting:
 
 def _unfold(note: Any, large: Large) -> Any:
     """The object that a note is of."""
-    return large.loads(loads)
+    return large.loads(pickle.loads)

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Final
 from shmbus import _core
 
 PROTOCOL: Final = 5
+APART: Final = 1 << 15
+"""Bytes of a buffer that is not copied into the pickle (PEP 574). For less a file costs more than the copies."""
 _KEPT: Final = 1 << 20  # bytes of a buffer that is used again
 _registered: dict[Any, Any] = copyreg._extension_registry  # type: ignore[attr-defined]
 _slow: set[type] = set()
@@ -34,7 +36,29 @@ def loads(data: Any) -> Any:
     return _core.unplain(data) if data[0] == _core.PLAIN else pickle.loads(data)
 
 
-def by_reducers(value: Any, expected: bool) -> bytes:
+class Apart:
+    """A pickle whose large buffers are not in it. They are the object's own: whoever has this copies them at once."""
+
+    __slots__ = ("body", "buffers")
+
+    def __init__(self, body: bytes, buffers: list[memoryview]) -> None:
+        self.body = body
+        self.buffers = buffers
+
+
+class _TooLarge(Exception):
+    """What is pickled has a buffer that is to lie beside the ring."""
+
+
+def _divert(buffer: pickle.PickleBuffer) -> bool:
+    """In band, or by `by_reducers`."""
+    with buffer.raw() as raw:
+        if raw.nbytes >= APART:
+            raise _TooLarge
+    return True
+
+
+def by_reducers(value: Any, expected: bool) -> bytes | Apart:
     """The pickle of an object that names something, or has to be written by who knows how; `expected`: as they all do.
 
     Raises what pickle raises.
@@ -53,15 +77,23 @@ class _Own(threading.local):
     def renew(self) -> None:
         """Take over what is registered now."""
         self.buffer = io.BytesIO()
-        self.pickler = pickle.Pickler(self.buffer, PROTOCOL)
+        self.buffers: list[memoryview] = []
+        self.pickler = pickle.Pickler(self.buffer, PROTOCOL, buffer_callback=self._in_band)
         self.pickler.dispatch_table = _reducers()
         self.sizes = _Known.sizes
+
+    def _in_band(self, buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < APART:
+            return True
+        self.buffers.append(raw)
+        return False
 
 
 _own = _Own()
 
 
-def _by_reducers(value: Any) -> bytes:
+def _by_reducers(value: Any) -> bytes | Apart:
     own = _own
     if own.busy:  # a reducer puts into a queue itself
         own = _Own()
@@ -72,9 +104,12 @@ def _by_reducers(value: Any) -> bytes:
         own.buffer.seek(0)
         own.buffer.truncate()
         own.pickler.clear_memo()
+        own.buffers = []
         own.pickler.dump(value)
-        return own.buffer.getvalue()
+        body = own.buffer.getvalue()
+        return Apart(body, own.buffers) if own.buffers else body
     finally:
+        own.buffers = []
         own.busy = False
         if own.buffer.tell() > _KEPT:
             own.sizes = (-1, -1)
@@ -98,7 +133,7 @@ def _extra() -> dict[Any, Any]:
 
 PICKLING: Final = {
     "dumps": pickle.dumps,
-    "options": (PROTOCOL, None, ("buffer_callback",)),
+    "options": (PROTOCOL, _divert, ("buffer_callback",)),
     "named": by_reducers,
     "slow": _slow,
     "registered": _registered,

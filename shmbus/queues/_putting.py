@@ -21,7 +21,7 @@ from shmbus.errors import ClosedError, EventTooLargeError, Full, NoSpaceError, Q
 from shmbus.queues import _words
 from shmbus.queues._ground import BOUND, CAPACITY, LOOK, SHUT
 from shmbus.queues._large import sweep, written
-from shmbus.queues._pickling import PICKLING
+from shmbus.queues._pickling import PICKLING, Apart
 from shmbus.topic import MAX_CAPACITY
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ class Putting:
 
     def _publish(self, payload: Any, grow: bool) -> int:
         """Publish; beside the ring, or in a larger one, what it does not take."""
+        if isinstance(payload, Apart):
+            return self._publish_beside(payload, grow)
         while True:
             publisher = self._publisher or self._open_publisher()
             try:
@@ -152,7 +154,7 @@ class Putting:
                 if not self._grow(publisher, error.size):
                     raise
 
-    def _publish_beside(self, payload: bytes | memoryview, grow: bool) -> int:
+    def _publish_beside(self, payload: bytes | Apart, grow: bool) -> int:
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + BOUND
             if not self._ground.gauge.look()[0]:

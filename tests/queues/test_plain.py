@@ -58,7 +58,8 @@ def test_as_pickle_has_it(tree: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "tree", [{"a": [1, -2, 2**63 - 1, -(2**63)], "b": ({}, (), [], b"", "")}, "x", 0, 127, 128, None, True, -0.0, {1: 2}]
+    "tree",
+    [{"a": [1, -2, 2**63 - 1, -(2**63)], "b": ({}, (), [], b"", "")}, "x", 0, 127, 128, None, True, -0.0, {1: 2}],
 )
 def test_what_is_plain(tree: Any) -> None:
     """What people put, mostly, is written without pickle."""

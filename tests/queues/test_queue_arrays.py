@@ -1,0 +1,83 @@
+"""Large buffers go beside the ring as they are, and what is got of them is the getter's own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from typing import Any
+
+import pytest
+import queue_workers as workers
+
+from shmbus.queues import JoinableQueue, Queue
+
+np = pytest.importorskip("numpy", reason="NumPy is not installed")
+
+
+def _files(queue: Any) -> list[str]:
+    return [name for name in os.listdir("/dev/shm") if f"{queue.name}:" in name and "large-" in name]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_arrays_are_the_getters_own(method: str) -> None:
+    """Another process may write into what it got; nobody else sees that, and no file is left."""
+    tasks, results = Queue(4), Queue[Any]()
+    child = multiprocessing.get_context(method).Process(target=workers.twice, args=(tasks, results))
+    child.start()
+    array = np.arange(1 << 17)
+    for _ in range(3):
+        tasks.put(array)
+    tasks.put(None)
+    found = [results.get(timeout=20) for _ in range(3)]
+    child.join()
+    assert all((one == 2 * array).all() and one.flags.writeable for one in found)
+    assert (array == np.arange(1 << 17)).all()
+    assert not _files(tasks)
+    assert not _files(results)
+    results.close()
+    assert (found[0] == 2 * array).all()
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        [np.ones(1 << 14), {"a": np.zeros((3, 1 << 13), order="F")}, np.arange(10), b"x" * 100_000],
+        np.arange(1 << 16)[::2],
+        (bytearray(1 << 18), np.array([], dtype="f4")),
+        {"same": [np.ones(1 << 13)] * 3},
+    ],
+    ids=["nested", "strided", "bytearray", "shared"],
+)
+def test_all_that_is_large(thing: Any) -> None:
+    """Buffers within containers, small ones beside large ones, and what cannot go out of band."""
+    queue: Queue[Any] = Queue()
+    queue.put(thing)
+    found = queue.get(timeout=30)
+    assert repr(found) == repr(thing)
+    if isinstance(thing, dict):
+        assert found["same"][0] is found["same"][1]
+    assert not _files(queue)
+
+
+def test_what_comes_again_is_as_it_was(bus_name: str) -> None:
+    """With redeliver a change of an array that was got is not in what the next one gets."""
+    first: Queue[Any] = Queue(name=bus_name, redeliver=True)
+    first.put(np.zeros(1 << 16))
+    child = multiprocessing.get_context("spawn").Process(target=workers.spoil_and_die, args=(bus_name,))
+    child.start()
+    child.join()
+    again = first.get(timeout=30)
+    assert (again == 0).all()
+    again += 1
+    first.task_done()
+    assert first.qsize() == 0
+    assert not _files(first)
+
+
+def test_joinable() -> None:
+    """A task of arrays counts like any other."""
+    queue: JoinableQueue[Any] = JoinableQueue()
+    queue.put(np.ones(1 << 16))
+    assert queue.get(timeout=30).sum() == 1 << 16
+    queue.task_done()
+    queue.join()
