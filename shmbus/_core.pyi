@@ -584,13 +584,13 @@ PLAIN: int
 """The first byte of what `plain` makes."""
 
 def plain(value: object, /) -> bytes | None:
-    """A small tree of None, bool, int, float, str, bytes, list, tuple and dict as bytes; None where pickle must do it."""
+    """A small tree of None, bool, int, float, str, bytes, list, tuple, dict as bytes; None where it is for pickle."""
 
 def unplain(data: bytes, /) -> Any:
     """The value of what `plain` has made. Raises CorruptSegmentError, TypeError, UnicodeDecodeError."""
 
 class Putter:
-    """What a put comes to as a rule; the words of the queue, the offset of SHUT, bits of it that make a put too late."""
+    """What a put comes to as a rule: the words of the queue, the offset of SHUT, bits of it that make it too late."""
 
     def __new__(cls, words: Any, shut: int, late: int, /, **needs: Any) -> Putter: ...
     def put(self, value: Any, block: bool, timeout: float | None, /) -> None: ...

@@ -70,7 +70,7 @@ class Getting:
         return self._take(worker, note) or self._claim(block, deadline)
 
     def _get_later(self, block: bool, timeout: float | None, since: float | None) -> Any:
-        """Get what was not there at once, `since` when it is asked for; and what is held, or counted, until it is done."""
+        """Get what was not there at once, asked for at `since`; and what is held, or counted, until it is done."""
         deadline = None
         if block and timeout is not None and since is not None:
             deadline = since + timeout

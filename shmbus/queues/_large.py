@@ -77,7 +77,7 @@ def _size(parts: list[bytes | memoryview]) -> int:
 
 
 def _write(fd: int, parts: list[bytes | memoryview]) -> None:
-    """By calls, not through a mapping: a page that is written whole need not be cleared first, and no room is no signal."""
+    """By calls: a page that is written whole need not be cleared first, and where no room is left no signal comes."""
     for part in parts:
         rest = memoryview(part).cast("B") if part else memoryview(b"")
         while rest:
