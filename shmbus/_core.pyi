@@ -589,6 +589,9 @@ def plain(value: object, /) -> bytes | None:
 def unplain(data: bytes, /) -> Any:
     """The value of what `plain` has made. Raises CorruptSegmentError, TypeError, UnicodeDecodeError."""
 
+def spans(rings: list[WorkRing], memory: Any, offset: int, epoch: int, /) -> int:
+    """The sum of their spans; -1 unless the word of `memory` at `offset` is `epoch`, before and after."""
+
 class Putter:
     """What a put comes to as a rule: the words of the queue, the offset of SHUT, bits of it that make it too late."""
 

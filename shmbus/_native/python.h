@@ -177,6 +177,7 @@ int claimer_add(PyObject *module);
 int record_add(PyObject *module);
 int rows_add(PyObject *module);
 int ends_add(PyObject *module);
+int depth_add(PyObject *module);
 int plain_add(PyObject *module);
 
 #endif

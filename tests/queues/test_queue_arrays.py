@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import queue_workers as workers
 
+from shmbus.futures import Executor
 from shmbus.queues import JoinableQueue, Queue
 
 np = pytest.importorskip("numpy", reason="NumPy is not installed")
@@ -81,3 +84,46 @@ def test_joinable() -> None:
     assert queue.get(timeout=30).sum() == 1 << 16
     queue.task_done()
     queue.join()
+
+
+def test_what_has_no_bytes() -> None:
+    """Arrays with a dimension of 0 keep their shape, through a queue and as the arguments of a task."""
+    queue: Queue[Any] = Queue()
+    empty = np.empty((5, 0), dtype="f4")
+    queue.put([empty, np.ones(1 << 14)])
+    assert queue.get(timeout=30)[0].shape == (5, 0)
+    with Executor(1) as pool:
+        assert pool.submit(np.transpose, empty).result(60).shape == (0, 5)
+
+
+def test_a_change_after_put_is_not_got() -> None:
+    """What is got is what was put, small or large."""
+    queue: Queue[Any] = Queue()
+    things: list[Any] = [{"a": [1]}, np.zeros(1 << 15), [np.zeros(10)]]
+    for thing in things:
+        queue.put(thing)
+    things[0]["a"].append(2)
+    things[1] += 1
+    things[2].append(None)
+    assert queue.get(timeout=30) == {"a": [1]}
+    assert not queue.get(timeout=30).any()
+    assert len(queue.get(timeout=30)) == 1
+
+
+def test_nothing_grows() -> None:
+    """A thousand arrays and dicts leave neither memory, nor mappings, nor descriptors."""
+    queue: Queue[Any] = Queue()
+    things = [np.zeros(1 << 13), {"key": [1, 2.0, "three", (b"four",)]}, np.array([1])]
+
+    def turn() -> tuple[int, int, int]:
+        for _ in range(300):
+            for thing in things:
+                queue.put(thing)
+                queue.get(timeout=30)
+        maps = Path("/proc/self/maps").read_text().count("large-")
+        return sys.getallocatedblocks(), maps, len(os.listdir("/proc/self/fd"))
+
+    turn()
+    before, after = turn(), turn()
+    assert after[0] - before[0] < 100
+    assert after[1:] == before[1:]
