@@ -35,7 +35,7 @@ MARK: Final = 0
 def written(prefix: str, payload: bytes | Apart) -> Iterator[bytes]:
     """Write a pickle; gives the note, which is to be put within the block. Raises NoSpaceError."""
     name = f"{prefix}large-{os.urandom(8).hex()}"
-    parts = [payload] if isinstance(payload, bytes) else _laid_out(payload)
+    parts = _laid_out(payload)
     kept = False
     try:
         fd = descriptors.open_file(place.path_of(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
@@ -59,8 +59,10 @@ def written(prefix: str, payload: bytes | Apart) -> Iterator[bytes]:
         os.close(fd)
 
 
-def _laid_out(payload: Apart) -> list[bytes | memoryview]:
+def _laid_out(payload: bytes | Apart) -> list[bytes | memoryview]:
     """Body and buffers, each at a multiple of _ALIGN, and where each begins and how long it is, at the end."""
+    if isinstance(payload, bytes):
+        return [payload]
     parts: list[bytes | memoryview] = []
     cuts: list[int] = []
     at = 0

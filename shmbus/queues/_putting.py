@@ -170,16 +170,17 @@ class Putting:
     def _open_publisher(self, capacity: int = CAPACITY) -> Publisher[Any]:
         with self.opening:
             self._ground.require_open()
-            if self._publisher is None:
-                self._go_by(self._ground.bus.publisher(self._ground.kind.topic(capacity), on_full="raise"))
-            return self._publisher
+            if self._publisher is not None:
+                return self._publisher
+            return self._go_by(self._ground.bus.publisher(self._ground.kind.topic(capacity), on_full="raise"))
 
-    def _go_by(self, publisher: Publisher[Any]) -> None:
+    def _go_by(self, publisher: Publisher[Any]) -> Publisher[Any]:
         words, maxsize = self._ground.words, self._ground.kind.maxsize
         if self._bounded:
             self._end.bound(maxsize, *words.own_bit())
         self._publisher = publisher
         self._end.goes_by(publisher.publish)
+        return publisher
 
     def _grow(self, full: Publisher[Any], size: int = 0) -> bool:
         """Go on in a larger ring; the old one is drained first, for it is older. False: it is as large as it may be."""
