@@ -24,8 +24,10 @@ def _files(queue: Any) -> list[str]:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_arrays_are_the_getters_own(method: str) -> None:
     """Another process may write into what it got; nobody else sees that, and no file is left."""
-    tasks, results = Queue(4), Queue[Any]()
-    child = multiprocessing.get_context(method).Process(target=workers.twice, args=(tasks, results))
+    tasks: Queue[Any] = Queue(4)
+    results: Queue[Any] = Queue()
+    context: Any = multiprocessing.get_context(method)
+    child = context.Process(target=workers.twice, args=(tasks, results))
     child.start()
     array = np.arange(1 << 17)
     for _ in range(3):
