@@ -5,7 +5,8 @@ that is itself large, lie in a *block*: a file of the bus in /dev/shm, or, where
 temporary files. The receiver maps it, and what it unpickles has its buffers there: no copy, writable, and valid for as
 long as anything refers to it.
 
-May touch: files that begin with the prefix it was given. Here is the seam to the pools of topics (next to be used).
+May touch: files that begin with the prefix it was given. They are not extents of a topic's pool: those many look at, so
+that they are read-only, and a task may write into what it was given.
 
 Must stay true:
 - A block is written by one process at a time: by its owner until the parcel is sent, then by who got it.
