@@ -577,3 +577,36 @@ class Claimer(Generic[T]):
     def _shut(self) -> None: ...
     def _quiet(self) -> bool: ...
     def _release(self) -> None: ...
+
+# -- queues
+
+PLAIN: int
+"""The first byte of what `plain` makes."""
+
+def plain(value: object, /) -> bytes | None:
+    """A small tree of None, bool, int, float, str, bytes, list, tuple, dict as bytes; None where it is for pickle."""
+
+def unplain(data: bytes, /) -> Any:
+    """The value of what `plain` has made. Raises CorruptSegmentError, TypeError, UnicodeDecodeError."""
+
+def spans(rings: list[WorkRing], memory: Any, offset: int, epoch: int, /) -> int:
+    """The sum of their spans; -1 unless the word of `memory` at `offset` is `epoch`, before and after."""
+
+class Putter:
+    """What a put comes to as a rule: the words of the queue, the offset of SHUT, bits of it that make it too late."""
+
+    def __new__(cls, words: Any, shut: int, late: int, /, **needs: Any) -> Putter: ...
+    def put(self, value: Any, block: bool, timeout: float | None, /) -> None: ...
+    def bound(self, maxsize: int, putting: int, bit: int, used: int, alone: int, /) -> None:
+        """Keep the bound from now on, with the bit of this process."""
+
+    def goes_by(self, publish: Callable[[Any], object] | None, /) -> None:
+        """Publish by this from now on; None: by `rest`."""
+
+class Getter:
+    """What a get comes to as a rule; the words of the queue, the offsets of SHUT and ROOM_AWAITED."""
+
+    def __new__(cls, words: Any, shut: int, awaited: int, /, **needs: Any) -> Getter: ...
+    def get(self, block: bool, timeout: float | None, /) -> Any: ...
+    def goes_by(self, receive: Callable[[float], Any] | None, ack: Callable[[], None] | None, /) -> None:
+        """Receive and ack by these from now on; None: by `claim`."""

@@ -67,16 +67,12 @@ class Gauge:
 
     def at_most(self) -> int:
         """No fewer than the depth, and as a rule just that: two words a ring, however deep it is."""
-        load, memory = _core.load, self._map
         while True:
-            epoch = self._epoch
-            if epoch < 0 or load(memory, self._epoch_at) != epoch:
-                epoch = self._refresh()
-            span = 0
-            for ring in self._rings:
-                span += ring.span()
-            if epoch < 0 or load(memory, self._epoch_at) == epoch:
+            span = _core.spans(self._rings, self._map, self._epoch_at, self._epoch)
+            if span >= 0:
                 return span
+            if self._refresh() < 0:
+                return 0
 
     def _refresh(self) -> int:
         """Take over the group's rings; returns the epoch that they are of, -1 while there is no such topic."""

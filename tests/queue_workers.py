@@ -6,12 +6,13 @@ import logging
 import logging.handlers
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 from support import entries, eventually
 
 from shmbus._shm import failpoint
-from shmbus.queues import JoinableQueue, Queue, ShutDown
+from shmbus.queues import Full, JoinableQueue, Queue, ShutDown
 
 
 def echo(source: Queue[Any], sink: Queue[Any]) -> None:
@@ -83,15 +84,15 @@ def join(queue: JoinableQueue[Any], told: Queue[Any]) -> None:
     told.put("joined")
 
 
-def bounded(queue: Queue[Any], seen: Queue[Any], rounds: int, most: int) -> None:
-    """Puts and gets in turns; says the largest size that it saw."""
-    largest = 0
+def race_for_room(queue: Queue[Any], barrier: Any, rounds: int) -> None:
+    """Puts twice if there is room, at the same moment as others, and rests while the parent looks."""
     for number in range(rounds):
-        queue.put(number)
-        largest = max(largest, queue.qsize())
-        if number % most:
-            queue.get()
-    seen.put(largest)
+        barrier.wait()
+        for _ in range(2):
+            with suppress(Full):
+                queue.put(number, False)
+        barrier.wait()
+        barrier.wait()
 
 
 def own_queue(names: Queue[Any]) -> None:
@@ -124,3 +125,18 @@ def log(queue: Queue[Any], number: int) -> None:
 def nothing_left(name: str) -> None:
     """Wait until nothing of a queue is left."""
     eventually(lambda: not entries(name), lambda: f"left: {entries(name)}")
+
+
+def twice(tasks: Any, results: Any) -> None:
+    """Doubles arrays in place, as code does that knows nothing of shared memory."""
+    while (array := tasks.get()) is not None:
+        array *= 2
+        results.put(array)
+
+
+def spoil_and_die(name: str) -> None:
+    """Writes into an array that it got, and dies with its task."""
+    queue: Queue[Any] = Queue(name=name, redeliver=True)
+    array = queue.get(timeout=30)
+    array += 7
+    os._exit(1)

@@ -1,6 +1,6 @@
 """Queue: Python objects of about 256 bytes as pickles, one to one and four to four, beside what it stands in for.
 
-    python -m bench.workloads.queue [--objects 200000] [--rounds 5] [--bound 1000]
+    python -m bench.workloads.queue [--objects 400000] [--rounds 5] [--bound 1000]
 
 shmbus.queues.Queue, multiprocessing.Queue and faster-fifo (with pickle, as it comes) take turns; the median of rounds
 counts. Objects are got in the order of each putter, which is checked. Unlike the workloads beside it this one pickles:
@@ -89,7 +89,7 @@ def peers(bound: int) -> dict[str, Callable[[], Any]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objects", type=int, default=200_000, help="of a round, of all putters together")
+    parser.add_argument("--objects", type=int, default=400_000, help="of a round, of all putters together")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bound", type=int, default=0, help="maxsize of the queues that have one; 0: none")
     options = parser.parse_args()

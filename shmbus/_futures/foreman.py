@@ -391,3 +391,4 @@ class Foreman:
         with suppress(ShmbusError):  # what nobody took keeps the bus no longer
             self._bus.remove_group(self._tasks.topic, GROUP, force=True)
         self._bus.close()
+        remove(parcel_prefix(self._bus.name))  # where /dev/shm had no room they are in another folder

@@ -1,11 +1,12 @@
 """Parcels: how a call and its result become what fits into an event, whatever their size.
 
-What is small is pickled into the event. Large buffers (NumPy arrays, bytearrays of `pickle.PickleBuffer`), and a pickle
-that is itself large, lie in a *block*: a file of the bus in /dev/shm, or, where that has no room, one of the folder for
-temporary files. The receiver maps it, and what it unpickles has its buffers there: no copy, writable, and valid for as
-long as anything refers to it.
+What is small is pickled into the event, or, where it is plain too, written without pickle (`_core.plain`). Large
+buffers (NumPy arrays, bytearrays of `pickle.PickleBuffer`), and a pickle that is itself large, lie in a *block*: a
+file of the bus in /dev/shm, or, where that has no room, one of the folder for temporary files. The receiver maps it,
+and what it unpickles has its buffers there: no copy, writable, and valid for as long as anything refers to it.
 
-May touch: files that begin with the prefix it was given. Here is the seam to the pools of topics (next to be used).
+May touch: files that begin with the prefix it was given. They are not extents of a topic's pool: those many look at, so
+that they are read-only, and a task may write into what it was given.
 
 Must stay true:
 - A block is written by one process at a time: by its owner until the parcel is sent, then by who got it.
@@ -83,6 +84,9 @@ class Sender:
 
         Raises what pickling raises, and NoSpaceError.
         """
+        plain = _core.plain(thing)
+        if plain is not None:
+            return Parcel(plain), None
         buffers: list[memoryview] = []
         body = pickled(thing, buffers)
         if not buffers and len(body) <= INLINE:
@@ -150,7 +154,8 @@ class Receiver:
     def load(self, parcel: Parcel, *, last: bool) -> Any:
         """The object. `last`: its block is this parcel's alone, and loses its name. Raises what unpickling does."""
         if not parcel.path:
-            return pickle.loads(parcel.body)
+            body = parcel.body
+            return _core.unplain(body) if body[0] == _core.PLAIN else pickle.loads(body)
         view = memoryview(self._mapping(parcel, last))
         cuts = zip(parcel.cuts[::2], parcel.cuts[1::2], strict=True)
         body, *buffers = [view[at : at + length] for at, length in cuts]

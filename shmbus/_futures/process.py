@@ -18,7 +18,7 @@ from concurrent.futures.process import _ExceptionWithTraceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from shmbus._futures.parcels import Parcel, Receiver, Sender
+from shmbus._futures.parcels import Parcel, Receiver, Sender, remove
 from shmbus._futures.wire import GROUP, Done, Ready, Task, topics, word
 from shmbus._shm.names import object_prefix
 from shmbus.errors import BusNotFoundError, ClosedError, ConfigError, Empty, ReclaimedError
@@ -34,9 +34,9 @@ _MAX_DELIVER: Final = 4000  # the executor decides what is tried again: the grou
 _PAGE: Final = resource.getpagesize()
 
 
-def parcel_prefix(bus: str, worker: int) -> str:
-    """What the names of a worker's blocks begin with; worker 0 is the executor."""
-    return f"{object_prefix(bus)}parcel-{worker}-"
+def parcel_prefix(bus: str, worker: int | None = None) -> str:
+    """What the names of a worker's blocks begin with; worker 0 is the executor, None: all of them."""
+    return f"{object_prefix(bus)}parcel-" + (f"{worker}-" if worker is not None else "")
 
 
 class Parent:
@@ -99,6 +99,7 @@ def run(
             if not executor.gone():
                 raise
         if executor.gone():  # what it left to do keeps the bus no longer
+            remove(parcel_prefix(bus_name))
             bus.remove_group(tasks, GROUP, force=True)
 
 

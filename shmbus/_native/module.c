@@ -95,6 +95,7 @@ PyMODINIT_FUNC PyInit__core(void) {
         mapping_add(module) < 0 || pools_add(module) < 0 || parcels_add(module) < 0 || semaphores_add(module) < 0 ||
         starter_add(module) < 0 || latencies_add(module) < 0 || producer_add(module) < 0 || receiver_add(module) < 0 ||
         consumer_add(module) < 0 || claimer_add(module) < 0 || record_add(module) < 0 || rows_add(module) < 0 ||
+        ends_add(module) < 0 || plain_add(module) < 0 || depth_add(module) < 0 ||
         PyModule_AddObjectRef(module, "NOTHING", Nothing) < 0) {
         Py_XDECREF(module);
         return NULL;

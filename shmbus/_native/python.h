@@ -176,5 +176,8 @@ int consumer_add(PyObject *module);
 int claimer_add(PyObject *module);
 int record_add(PyObject *module);
 int rows_add(PyObject *module);
+int ends_add(PyObject *module);
+int depth_add(PyObject *module);
+int plain_add(PyObject *module);
 
 #endif

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 GROUP: Final = "parsers"
 STDIN: Final = 0
+_AGAIN: Final = 0.05  # seconds until a router that has not ended is told once more
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -95,26 +96,34 @@ def _definitions(
         nodes.extend((child, prefix) for child in ast.iter_child_nodes(node))
 
 
+router: Final = shmbus.Router()
+
+
+@router.worker(SOURCES, group=GROUP, to=FOUND)
+def parse(message: shmbus.ClaimedMessage[Source]) -> Report:
+    """A file's report is out before the file is acked: a kill in between yields it twice, never not at all."""
+    return Report(examine(message.event), message.attempt)
+
+
 def main(bus_name: str) -> None:
     """Examine files until standard input ends."""
     warnings.simplefilter("ignore")  # the parser's, about code that is not ours
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of the terminal; who started us decides
-    publisher = f"parser-{os.getpid()}"
-    with (
-        shmbus.Bus.attach(bus_name) as bus,
-        bus.publisher(FOUND, name=publisher) as reports,
-        bus.worker(SOURCES, group=GROUP) as worker,
-    ):
+    ended = threading.Event()
 
-        def cancel_at_end_of_input() -> None:
-            while os.read(STDIN, 1):
-                pass
-            worker.cancel()
+    def cancel_at_end_of_input() -> None:
+        while os.read(STDIN, 1):
+            pass
+        router.cancel()
+        while not ended.wait(_AGAIN):  # it was only about to begin
+            router.cancel()
 
+    with shmbus.Bus.attach(bus_name) as bus:
         threading.Thread(target=cancel_at_end_of_input, daemon=True).start()
-        for message in worker.messages():
-            reports.publish(Report(examine(message.event), message.attempt))
-            message.ack()  # after its result is out: a kill in between yields it twice, never not at all
+        try:
+            router.run(bus)
+        finally:
+            ended.set()
 
 
 if __name__ == "__main__":

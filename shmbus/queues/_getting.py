@@ -9,12 +9,14 @@ Must stay true:
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from shmbus import _core
 from shmbus._shm.failpoint import reach
 from shmbus.bus import MAX_DELIVER
 from shmbus.errors import Empty, ReclaimedError, ShutDown
@@ -37,48 +39,53 @@ class Getting:
     def __init__(self, ground: Ground) -> None:
         self._ground: Final = ground
         self._worker: Worker[Any] | None = None
-        self._opening: Final = threading.RLock()
+        self.opening: Final = threading.RLock()
         self._lock: Final = threading.Lock()
         self._tasks: Final[deque[tuple[int, ClaimedMessage[Any] | None, Large | None]]] = deque()
         self._settling: Final = threading.Lock()
         self._quick: Final = ground.quick
         self._pickles: Final = ground.kind.pickles
-        self._plain: Final = ground.kind.tasks == _words.NONE
-
-    def get(self, block: bool, timeout: float | None) -> Any:
+        self._end: Final = _core.Getter(
+            ground.words.map,
+            _words.SHUT,
+            _words.ROOM_AWAITED,
+            claim=self._get_later,
+            beside=self._get_beside,
+            unfold=_unfold,
+            misses=(Empty, ReclaimedError),
+            loads=pickle.loads if self._pickles else None,
+            take=self._lock.acquire,
+            give=self._lock.release,
+            room=lambda: ground.words.tell(_words.ROOM),
+            last=ground.end_if_empty,
+            bound=BOUND,
+        )
+        self.get: Final = self._end.get
         """Get one. Raises Empty, ShutDown, and what the decoder raises."""
-        seconds = BOUND
+
+    def _get_beside(self, note: Any, block: bool, timeout: float | None) -> tuple[Any, Large | None]:
+        """Ack a note; or, where who had it before died with its file, get what comes next."""
+        worker = self._worker or self._open_worker()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._take(worker, note) or self._claim(block, deadline)
+
+    def _get_later(self, block: bool, timeout: float | None, since: float | None) -> Any:
+        """Get what was not there at once, asked for at `since`; and what is held, or counted, until it is done."""
         deadline = None
-        if not block:
-            seconds = 0.0
-        elif timeout is not None:
-            deadline = time.monotonic() + timeout
-            seconds = min(seconds, timeout)
-        alone = self._lock.acquire(False)
-        if not alone:
+        if block and timeout is not None and since is not None:
+            deadline = since + timeout
+        if not self._lock.acquire(False):
             self._queue_up(block, deadline)
-        quick, large = self._quick, None
         try:
-            worker = self._worker
-            if alone and self._plain and worker is not None and not quick[SHUT]:
-                try:  # what all of this comes to as a rule
-                    event = worker.receive(seconds)
-                    if self._pickles and event[0] == MARK:
-                        event, large = self._take(worker, event) or self._claim(block, deadline)
-                    else:
-                        worker.ack()
-                except (Empty, ReclaimedError):
-                    event, large = self._claim(block, deadline)
-            else:
-                event, large = self._claim(block, deadline)
+            event, large = self._claim(block, deadline)
         finally:
             self._lock.release()
-        if quick[_ROOM_AWAITED]:
+        if self._quick[_ROOM_AWAITED]:
             self._ground.words.tell(_words.ROOM)
-        if quick[SHUT]:
+        if self._quick[SHUT]:
             self._ground.end_if_empty()
         if large is not None:
-            return large.loads(loads)
+            return _unfold(event, large)
         return loads(event) if self._pickles else event
 
     def _queue_up(self, block: bool, deadline: float | None) -> None:
@@ -164,18 +171,22 @@ class Getting:
             if large is None:
                 message.ack()
                 return None
+            large.comes_again = True
         with self._settling:
             self._tasks.append((threading.get_ident(), message, large))
         return event, large
 
     def _open_worker(self) -> Worker[Any]:
-        with self._opening:
+        with self.opening:
+            self._ground.require_open()
             if self._worker is None:
                 worker = self._ground.bus.worker(
                     self._ground.topic, group=GROUP, max_deliver=self._ground.kind.max_deliver or MAX_DELIVER
                 )
                 worker.oldest_first()
                 self._worker = worker
+                if self._ground.kind.tasks == _words.NONE:
+                    self._end.goes_by(worker.receive, worker.ack)
             return self._worker
 
     # -- tasks
@@ -217,3 +228,8 @@ class Getting:
             self._ground.words.wait(_words.ENDS, seen, left)
             self._ground.words.bury()
             self._ground.require_open()
+
+
+def _unfold(note: Any, large: Large) -> Any:
+    """The object that a note is of."""
+    return large.loads(pickle.loads)

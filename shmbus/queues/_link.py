@@ -31,6 +31,7 @@ class Link:
             bus.close()
             raise
         putting, getting = Putting(self._ground), Getting(self._ground)
+        self._opening: Final = (putting.opening, getting.opening)
         self.put: Final = putting.put
         self.get: Final = getting.get
         self.task_done: Final = getting.task_done
@@ -46,6 +47,9 @@ class Link:
     def interrupt(self) -> None:
         """Before the words are let go of: nobody is to wait for them."""
         self._ground.closed = True
+        for opening in self._opening:  # what another thread is about to open, it opens, and closes with the bus
+            with opening:
+                pass
         for at in (_words.ROOM, _words.ENDS):
             self._ground.words.tell(at)
 

@@ -13,12 +13,12 @@ import sys
 import threading
 from typing import Any, ClassVar, Final
 
-PROTOCOL: Final = 5
-_KEPT: Final = 1 << 20  # bytes of a buffer that is used again
-_STACK_GLOBAL: Final = b"\x93"
+from shmbus import _core
 
-loads = pickle.loads
-_plainly = pickle.dumps
+PROTOCOL: Final = 5
+APART: Final = 1 << 15
+"""Bytes of a buffer that is not copied into the pickle (PEP 574). For less a file costs more than the copies."""
+_KEPT: Final = 1 << 20  # bytes of a buffer that is used again
 _registered: dict[Any, Any] = copyreg._extension_registry  # type: ignore[attr-defined]
 _slow: set[type] = set()
 """Classes of the objects that name a global whatever is in them."""
@@ -31,18 +31,40 @@ class _Known:
     sizes: ClassVar[tuple[int, int]] = (-1, -1)
 
 
-def dumps(value: Any) -> bytes | memoryview:
-    """The pickle of an object. Raises what pickle raises."""
-    cls = type(value)
-    if cls not in _slow and not _registered:
-        try:
-            data = _plainly(value, PROTOCOL)
-        except Exception:  # it may be one that has a reducer
-            return _by_reducers(value)
-        if _STACK_GLOBAL not in data:
-            return data
-        if cls.__module__ != "builtins":
-            _slow.add(cls)
+def loads(data: Any) -> Any:
+    """The object. Raises what pickle raises."""
+    return _core.unplain(data) if data[0] == _core.PLAIN else pickle.loads(data)
+
+
+class Apart:
+    """A pickle whose large buffers are not in it. They are the object's own: whoever has this copies them at once."""
+
+    __slots__ = ("body", "buffers")
+
+    def __init__(self, body: bytes, buffers: list[memoryview]) -> None:
+        self.body = body
+        self.buffers = buffers
+
+
+class _TooLarge(Exception):
+    """What is pickled has a buffer that is to lie beside the ring."""
+
+
+def _divert(buffer: pickle.PickleBuffer) -> bool:
+    """In band, or by `by_reducers`."""
+    with buffer.raw() as raw:
+        if raw.nbytes >= APART:
+            raise _TooLarge
+    return True
+
+
+def by_reducers(value: Any, expected: bool) -> bytes | Apart:
+    """The pickle of an object that names something, or has to be written by who knows how; `expected`: as they all do.
+
+    Raises what pickle raises.
+    """
+    if not expected and type(value).__module__ != "builtins":
+        _slow.add(type(value))
     return _by_reducers(value)
 
 
@@ -55,15 +77,23 @@ class _Own(threading.local):
     def renew(self) -> None:
         """Take over what is registered now."""
         self.buffer = io.BytesIO()
-        self.pickler = pickle.Pickler(self.buffer, PROTOCOL)
+        self.buffers: list[memoryview] = []
+        self.pickler = pickle.Pickler(self.buffer, PROTOCOL, buffer_callback=self._in_band)
         self.pickler.dispatch_table = _reducers()
         self.sizes = _Known.sizes
+
+    def _in_band(self, buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < APART:
+            return True
+        self.buffers.append(raw)
+        return False
 
 
 _own = _Own()
 
 
-def _by_reducers(value: Any) -> bytes:
+def _by_reducers(value: Any) -> bytes | Apart:
     own = _own
     if own.busy:  # a reducer puts into a queue itself
         own = _Own()
@@ -74,9 +104,12 @@ def _by_reducers(value: Any) -> bytes:
         own.buffer.seek(0)
         own.buffer.truncate()
         own.pickler.clear_memo()
+        own.buffers = []
         own.pickler.dump(value)
-        return own.buffer.getvalue()
+        body = own.buffer.getvalue()
+        return Apart(body, own.buffers) if own.buffers else body
     finally:
+        own.buffers = []
         own.busy = False
         if own.buffer.tell() > _KEPT:
             own.sizes = (-1, -1)
@@ -96,3 +129,13 @@ def _registered_since() -> bool:
 def _extra() -> dict[Any, Any]:
     reduction = sys.modules.get("multiprocessing.reduction")  # without it there is nobody who could have
     return {} if reduction is None else reduction.ForkingPickler._extra_reducers
+
+
+PICKLING: Final = {
+    "dumps": pickle.dumps,
+    "options": (PROTOCOL, _divert, ("buffer_callback",)),
+    "named": by_reducers,
+    "slow": _slow,
+    "registered": _registered,
+}
+"""What `_core.Putter` makes pickles of."""

@@ -14,13 +14,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from shmbus import _core
 from shmbus._shm import place
 from shmbus._shm.failpoint import reach
 from shmbus.errors import ClosedError, EventTooLargeError, Full, NoSpaceError, QueueFull, ShutDown
 from shmbus.queues import _words
 from shmbus.queues._ground import BOUND, CAPACITY, LOOK, SHUT
 from shmbus.queues._large import sweep, written
-from shmbus.queues._pickling import dumps
+from shmbus.queues._pickling import PICKLING, Apart
 from shmbus.topic import MAX_CAPACITY
 
 if TYPE_CHECKING:
@@ -49,31 +50,39 @@ class Putting:
     def __init__(self, ground: Ground) -> None:
         self._ground: Final = ground
         self._publisher: Publisher[Any] | None = None
-        self._opening: Final = threading.RLock()
+        self.opening: Final = threading.RLock()
         self._lock: Final = threading.Lock()
         self._next_sweep = 0.0
         self._quick: Final = ground.quick
         self._pickles: Final = ground.kind.pickles
         self._bounded: Final = ground.kind.maxsize > 0
         self._dozes: Final = not self._bounded or ground.kind.maxsize >= _MANY
-
-    def put(self, value: Any, block: bool, timeout: float | None) -> None:
+        self._end: Final = _core.Putter(
+            ground.words.map,
+            _words.SHUT,
+            _words.ENDING | _words.DISCARDED,
+            rest=self._put_the_rest,
+            over=self._over,
+            late=self._late,
+            refusals=(Full, EventTooLargeError, ClosedError),
+            at_most=ground.gauge.at_most,
+            acquire=self._lock.acquire,
+            release=self._lock.release,
+            **(PICKLING if self._pickles else {}),
+        )
+        self.put: Final = self._end.put
         """Put one. Raises Full, ShutDown, and what the encoder raises."""
-        quick = self._quick
-        if quick[SHUT]:
-            raise ShutDown("the queue was shut down: nothing more can be put")
-        payload = dumps(value) if self._pickles else value
-        publisher = self._publisher
-        if self._bounded or publisher is None:
-            if self._try_put(payload, False) != _IN:
-                self._put_slowly(payload, block, timeout)
-        else:
-            try:  # what all of this comes to as a rule
-                publisher.publish(payload)
-            except (Full, EventTooLargeError, ClosedError):
-                self._put_slowly(payload, block, timeout)
-        if quick[SHUT] & (_words.ENDING | _words.DISCARDED):
-            raise ShutDown("the queue was shut down meanwhile: nobody may get what was put")
+
+    def _over(self) -> None:
+        raise ShutDown("the queue was shut down: nothing more can be put")
+
+    def _late(self) -> None:
+        raise ShutDown("the queue was shut down meanwhile: nobody may get what was put")
+
+    def _put_the_rest(self, payload: Any, block: bool, timeout: float | None) -> None:
+        """Put what was not put at once."""
+        if self._try_put(payload, False) != _IN:
+            self._put_slowly(payload, block, timeout)
 
     def _put_slowly(self, payload: Any, block: bool, timeout: float | None) -> None:
         """Put once there is room. While others get, doze: who is woken for each free place puts one at a time."""
@@ -92,7 +101,7 @@ class Putting:
                     raise QueueFull(f"no room in the queue: maxsize={ground.kind.maxsize}")
                 left = _NAP
             if self._quick[SHUT]:
-                raise ShutDown("the queue was shut down: nothing more can be put")
+                self._over()
             if found == _CONTENDED:
                 naps += 1
                 time.sleep(0 if naps < _YIELDS else min(_NAP, left))
@@ -126,6 +135,8 @@ class Putting:
 
     def _publish(self, payload: Any, grow: bool) -> int:
         """Publish; beside the ring, or in a larger one, what it does not take."""
+        if isinstance(payload, Apart):
+            return self._publish_beside(payload, grow)
         while True:
             publisher = self._publisher or self._open_publisher()
             try:
@@ -143,7 +154,7 @@ class Putting:
                 if not self._grow(publisher, error.size):
                     raise
 
-    def _publish_beside(self, payload: bytes | memoryview, grow: bool) -> int:
+    def _publish_beside(self, payload: bytes | Apart, grow: bool) -> int:
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + BOUND
             if not self._ground.gauge.look()[0]:
@@ -157,14 +168,23 @@ class Putting:
         return _IN
 
     def _open_publisher(self, capacity: int = CAPACITY) -> Publisher[Any]:
-        with self._opening:
-            if self._publisher is None:
-                self._publisher = self._ground.bus.publisher(self._ground.kind.topic(capacity), on_full="raise")
-            return self._publisher
+        with self.opening:
+            self._ground.require_open()
+            if self._publisher is not None:
+                return self._publisher
+            return self._go_by(self._ground.bus.publisher(self._ground.kind.topic(capacity), on_full="raise"))
+
+    def _go_by(self, publisher: Publisher[Any]) -> Publisher[Any]:
+        words, maxsize = self._ground.words, self._ground.kind.maxsize
+        if self._bounded:
+            self._end.bound(maxsize, *words.own_bit())
+        self._publisher = publisher
+        self._end.goes_by(publisher.publish)
+        return publisher
 
     def _grow(self, full: Publisher[Any], size: int = 0) -> bool:
         """Go on in a larger ring; the old one is drained first, for it is older. False: it is as large as it may be."""
-        with self._opening:
+        with self.opening:
             if self._publisher is not full:
                 return True  # another thread has done it
             capacity = 2 * full.topic.capacity
@@ -179,6 +199,6 @@ class Putting:
                 if size:
                     raise
                 return False
-            self._publisher = larger
+            self._go_by(larger)
             full.close()
             return True

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MAGIC: Final = int.from_bytes(b"shmqueue", "little")
-_VERSION: Final = 1
+_VERSION: Final = 2
 SLOTS: Final = 4096
 """Processes of one queue, as many as a bus will have participants."""
 
@@ -172,6 +172,14 @@ class Words:
                 if _PUTTING + 8 * word != self._putting:
                     others += _core.load(self.map, _PUTTING + 8 * word).bit_count()
         return others
+
+    def own_bit(self) -> tuple[int, int, int, int]:
+        """For who does the same in C: where the bit of this process is, which, where the words are named that have any,
+        and what is there while that of ours is the only one.
+        """
+        if self._slot < 0:
+            self._take()
+        return self._putting, self._bit, _USED, self._used
 
     def end_put(self) -> None:
         """It is in, or will not be."""

@@ -109,17 +109,19 @@ def _put_and_say(queue: Queue[Any], told: Queue[Any], name: int) -> None:
 
 
 def test_the_bound_is_strict(made: Callable[..., Any]) -> None:
-    """However many put at once, a queue never holds more than it may."""
-    queue, seen = made(Queue, 3), made()
+    """However many put at once, a queue never holds more than it may, nor less than it could."""
+    rounds, queue = 200, made(Queue, 3)
     context = multiprocessing.get_context("fork")
-    children = [context.Process(target=workers.bounded, args=(queue, seen, 400, 400)) for _ in range(4)]
+    barrier = context.Barrier(5, timeout=60)
+    children = [context.Process(target=workers.race_for_room, args=(queue, barrier, rounds)) for _ in range(4)]
     for child in children:
         child.start()
-    got = 0
-    while got < 4:
-        queue.get(timeout=30)
-        got += 1
-    assert max(seen.get(timeout=60) for _ in children) <= 3
+    for _ in range(rounds):
+        barrier.wait()
+        barrier.wait()
+        assert queue.qsize() == 3
+        assert len({queue.get(timeout=30) for _ in range(3)}) == 1
+        barrier.wait()
     for child in children:
         child.join()
 
