@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, TypedDict, TypeVar, overload
 
 T = TypeVar("T")
 R = TypeVar("R")
+_Bytes = bytes  # a Pool has a property of that name
 
 LAYOUT_VERSION: Final[int]
 MAX_TOPICS: Final[int]
@@ -403,7 +404,7 @@ class Pool:
     def unserve(self) -> None: ...
     def lease(self, length: int, /) -> Lease | None:
         """A writable extent; None: there is no room."""
-    def pack(self, parts: tuple[Any, ...], body: bytes | None, /) -> Parcel | None:
+    def pack(self, parts: tuple[Any, ...], body: _Bytes | None, /) -> Parcel | None:
         """A payload, with what is copied in the pool; None: there is no room, and nothing has changed.
 
         A part is bytes, which go into the record, (Lease, offset, length), or a buffer in C order, which is copied. body

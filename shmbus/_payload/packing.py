@@ -221,7 +221,7 @@ class Packer:
         """Make the loans of an event read-only, as it is about to be published."""
         sealed = []
         for number, (lease, _) in packing.loans.items():
-            views = []
+            views: list[Any] = []
             base: Any = packing.pieces[number].source
             while base is not None and type(base) is not _core.Lease:
                 if isinstance(base, memoryview):
@@ -230,8 +230,9 @@ class Packer:
                         views.append(base)
                     base = base.obj
                 else:
-                    if base.flags.writeable:
-                        base.flags.writeable = False
+                    flags = base.flags
+                    if flags.writeable:
+                        flags.writeable = False
                         views.append(base)
                     base = base.base
             lease.seal(None)
