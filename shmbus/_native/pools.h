@@ -84,5 +84,7 @@ int parcel_open(Pool *pool, const unsigned char *payload, uint64_t length, bool 
 
 PyObject *parcel_flatten(const Pool *pool, const unsigned char *payload, uint64_t length);
 
-extern PyMethodDef shipping_methods[];
+#define SHIPPING 6 /* methods of a publisher */
+
+extern PyMethodDef shipping_methods[SHIPPING];
 #endif

@@ -206,14 +206,10 @@ static PyObject *pool_unserve(PyObject *object, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-PyMethodDef shipping_methods[] = {
-    {"serve", pool_serve, METH_O, NULL},
-    {"unserve", pool_unserve, METH_NOARGS, NULL},
-    {"lease", pool_lease, METH_O, NULL},
-    {"pack", parcel_pack, METH_VARARGS, NULL},
-    {"wanted", pool_wanted_, METH_O, NULL},
-    {"debtors", pool_debtors_, METH_NOARGS, NULL},
-    {NULL, NULL, 0, NULL},
+PyMethodDef shipping_methods[SHIPPING] = {
+    {"serve", pool_serve, METH_O, NULL},    {"unserve", pool_unserve, METH_NOARGS, NULL},
+    {"lease", pool_lease, METH_O, NULL},    {"pack", parcel_pack, METH_VARARGS, NULL},
+    {"wanted", pool_wanted_, METH_O, NULL}, {"debtors", pool_debtors_, METH_NOARGS, NULL},
 };
 
 /* ---- an event is written ---- */
