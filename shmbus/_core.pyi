@@ -407,8 +407,8 @@ class Pool:
     def pack(self, parts: tuple[Any, ...], body: _Bytes | None, /) -> Parcel | None:
         """A payload, with what is copied in the pool; None: there is no room, and nothing has changed.
 
-        A part is bytes, which go into the record, (Lease, offset, length), or a buffer in C order, which is copied. body
-        None: the event is the last part.
+        A part is bytes, which go into the record, (Lease, offset, length), or a buffer in C order, which is copied.
+        body None: the event is the last part.
         """
     def wanted(self, waits: bool, /) -> bool:
         """Say whether the publisher waits for room; true where something could be freed."""

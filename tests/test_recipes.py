@@ -32,7 +32,8 @@ class Tensor:
 def test_dlpack(bus_name: str) -> None:
     """What speaks DLPack is published by one copy; a tensor over a view shares its memory, and keeps its extent."""
     with opened(bus_name) as bus, bus.publisher(FRAMES) as pub, bus.subscriber(FRAMES) as sub:
-        pub.publish(Frame(7, np.from_dlpack(Tensor(np.full(MIB, 7, np.uint8)))))
+        array: Any = np.from_dlpack(Tensor(np.full(MIB, 7, np.uint8)))
+        pub.publish(Frame(7, array))
         view = sub.receive(0).image
         tensor = np.from_dlpack(Tensor(view))
         assert np.shares_memory(tensor, view)
@@ -62,7 +63,8 @@ def test_torch(bus_name: str) -> None:
     """The same with PyTorch."""
     torch = pytest.importorskip("torch", reason="needs torch")
     with opened(bus_name) as bus, bus.publisher(FRAMES) as pub, bus.subscriber(FRAMES) as sub:
-        pub.publish(Frame(7, np.from_dlpack(torch.full((MIB,), 7, dtype=torch.uint8))))
+        array: Any = np.from_dlpack(torch.full((MIB,), 7, dtype=torch.uint8))
+        pub.publish(Frame(7, array))
         view = sub.receive(0).image
         with pytest.warns(UserWarning, match="not writable"):
             tensor = torch.from_numpy(view)

@@ -4,8 +4,8 @@
     python tools/sanitize.py --long       twenty times the events, each build three times
 
 Builds tests/native/stress.c (rings, work) and stress_pool.c (pools, rows, latest) with the C compiler ($CC, else cc)
-into a temporary directory, once for each sanitizer. A sanitizer whose runtime is not installed is skipped, and said so. Exit code 1 when contents, order
-or books are wrong, or a sanitizer reports anything.
+into a temporary directory, once for each sanitizer. A sanitizer whose runtime is not installed is skipped, and said
+so. Exit code 1 when contents, order or books are wrong, or a sanitizer reports anything.
 """
 
 from __future__ import annotations
