@@ -16,7 +16,7 @@ TOOL = Path(__file__).resolve().parents[1] / "tools" / "camera.py"
 
 @pytest.mark.isolated
 def test_short_form(processes: Processes) -> None:
-    """Every frame is seen by a worker, whole, under kills; in the end only what is looked at is used, nothing is left."""
+    """Every frame is seen by a worker, whole, under kills; in the end only what is looked at is used."""
     child = processes.run([sys.executable, str(TOOL), "--short", "--seed", "1"])
     output, errors = child.communicate()
     assert child.returncode == 0, errors
