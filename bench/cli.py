@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bench") -> in
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    names, missing = suite.installed(arguments.peers or list(peers.MODULES))
+    shapes = [suite.shape_of(workload) for workload in arguments.only if workload in workloads.MODULES]
+    names, missing = suite.installed(arguments.peers or list(peers.EVERY), shapes)
     for name, why in missing.items():
         print(f"without {name}: {why}", file=sys.stderr)
     if missing:
@@ -82,8 +83,8 @@ def _measure(
         if workload == "idle":
             found.idle[:] = [workloads.alone("idle").measure(options.idlers, options.idle_seconds, progress)]
         else:
-            found.growth[:] = workloads.alone("w8").measure(options.rounds, progress)
-    except (BenchError, ShmbusError, OSError) as error:
+            found.growth[:] = results.grown(found.growth, workloads.alone(workload).measure(options.rounds, progress))
+    except (BenchError, ImportError, ShmbusError, OSError) as error:
         found.failures[workload] = f"{type(error).__name__}: {error}"
 
 
@@ -120,7 +121,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     root.set_defaults(run=_run)
     root.add_argument("--quick", action="store_true", help="fewer and shorter runs: enough to see an order of size")
     root.add_argument("--only", type=_some_of(every), default=list(every), metavar="W1,W3", help="these workloads")
-    root.add_argument("--peers", type=_some_of(peers.MODULES), metavar="NAME,NAME", help=", ".join(peers.MODULES))
+    root.add_argument("--peers", type=_some_of(peers.EVERY), metavar="NAME,NAME", help=", ".join(peers.EVERY))
     root.add_argument(
         "--json", type=Path, metavar="FILE", help="keep the results there, beside those of other workloads"
     )

@@ -6,19 +6,24 @@ nothing but plain data is handed to the children.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from .event import Tick
 
-Shape = Literal["one", "all", "shared", "merge", "echo"]
+Shape = Literal["one", "all", "shared", "merge", "echo", "frames", "loans", "rows"]
 """Who gets an event: the only receiver, every receiver, one of those that compete, the one receiver of many senders, or
-each of two processes what the other one sends."""
+each of two processes what the other one sends. The last three are bytes without a codec, to one receiver: copied in and
+seen in place, memory that is handed out and not written to, arrays of rows."""
+
+Frames = Iterable[Any]
+"""NumPy arrays that are contiguous; always the same one as a rule."""
 
 Idle = Literal["adaptive", "park", "spin"]
 """How a receiver waits: as the peer thinks best, asleep, or awake."""
@@ -164,6 +169,54 @@ class Peer(Protocol):
         ...
 
 
+class FrameSender(Protocol):
+    """The sending end of blocks of bytes; it has the methods of the shapes that its peer names."""
+
+    def copy(self, frames: Frames) -> None:
+        """Send each array, which changes when the next is asked for."""
+        ...
+
+    def loan(self, marks: Iterable[bytes]) -> None:
+        """Send as many frames whose memory is not written to but for a mark, eight bytes at their beginning."""
+        ...
+
+    def rows(self, arrays: Frames) -> None:
+        """Send each array of rows."""
+        ...
+
+
+class FrameReceiver(Protocol):
+    """The receiving end. What it yields is looked at, and let go of before the next is asked for."""
+
+    def frames(self) -> Iterator[Any]:
+        """Buffers of bytes."""
+        ...
+
+    def rows(self) -> Iterator[Any]:
+        """Structured arrays, of a batch or of parts of batches."""
+        ...
+
+
+class FramePeer(Protocol):
+    """A module of `frames/`; as `Peer`."""
+
+    DISTRIBUTION: str | None
+    SHAPES: frozenset[Shape]
+    CONNECTED: bool
+
+    def wire(self, plan: Plan) -> AbstractContextManager[Any]:
+        """As `Peer.wire`."""
+        ...
+
+    def sender(self, plan: Plan, wiring: Any, index: int) -> AbstractContextManager[FrameSender]:
+        """As `Peer.sender`."""
+        ...
+
+    def receiver(self, plan: Plan, wiring: Any, index: int) -> AbstractContextManager[FrameReceiver]:
+        """As `Peer.receiver`."""
+        ...
+
+
 class Workload(Protocol):
     """A module of `workloads/`. Its title is its docstring's first line."""
 
@@ -173,11 +226,11 @@ class Workload(Protocol):
 class OneWay(Workload, Protocol):
     """A workload of any shape but "echo"."""
 
-    def produce(self, plan: Plan, sender: Sender, index: int) -> None:
-        """In each sending process, between two looks at the clock."""
+    def produce(self, plan: Plan, sender: Any, index: int) -> None:
+        """In each sending process, between two looks at the clock; with a Sender, or a FrameSender."""
         ...
 
-    def consume(self, plan: Plan, receiver: Receiver) -> Received:
+    def consume(self, plan: Plan, receiver: Any) -> Received:
         """In each receiving process. Raises SequenceError."""
         ...
 

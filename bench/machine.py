@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import psutil
 
-from . import peers
+from . import frames, peers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,7 +60,8 @@ def python() -> str:
 
 def versions(peer_names: Iterable[str]) -> dict[str, str]:
     """Of the distributions that take part."""
-    wanted = {"msgspec", "shmbus", *(peers.load(name).DISTRIBUTION for name in peer_names)}
+    adapters = [peers.load(name) if name in peers.MODULES else frames.load(name) for name in peer_names]
+    wanted = {"msgspec", "shmbus", *(adapter.DISTRIBUTION for adapter in adapters)}
     return {name: _version(name) for name in sorted(filter(None, wanted))}
 
 

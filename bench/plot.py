@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .peers import YARDSTICKS
-from .report import CEILING, OWN, excuse, has_latency, idle_line, median_of, medians, quantity
+from .report import CEILING, OWN, excuse, has_latency, idle_line, median_of, medians, quantity, yardsticks_of
 from .table import duration
 
 if TYPE_CHECKING:
@@ -94,12 +94,13 @@ def _throughput(results: Results, workloads: Sequence[WorkloadResult]) -> Any:
 
 
 def _bars(panel: Any, result: WorkloadResult) -> None:
-    own, ceiling = median_of(result, OWN), median_of(result, CEILING)
+    own, yardsticks = median_of(result, OWN), yardsticks_of(result)
     found = [(name, m.ns) for name, m in medians(result) if name not in YARDSTICKS and not excuse(result.peers[name])]
     found.sort(key=lambda pair: -pair[1])
     excused = _excused(result)
     names, times = [*excused, *(name for name, _ in found)], [ns for _, ns in found]
-    least, most = min([*times, *([ceiling.ns] if ceiling else [])]), max(times)
+    ends = [*times, *(yardstick.ns for yardstick in yardsticks.values())]
+    least, most = min(ends), max(ends)
     panel.set_title(textwrap.fill(result.title, 62), pad=17)
     panel.barh(names, [least / 2] * len(excused) + times, color=[_colour(name) for name in names], height=0.72)
     for number, name in enumerate(excused):
@@ -107,11 +108,11 @@ def _bars(panel: Any, result: WorkloadResult) -> None:
     for number, (name, ns) in enumerate(found, len(excused)):
         ratio = f"   {ns / own.ns:.3g} ×" if own and name != OWN else ""
         panel.text(ns * 1.06, number, f"{duration(ns)}{ratio}", va="center", fontsize=8, color=_INK)
-    if ceiling:
-        panel.axvline(ceiling.ns, color=_RED, linewidth=1.4, linestyle=(0, (4, 2)))
+    for name, yardstick in yardsticks.items():
+        panel.axvline(yardstick.ns, color=_RED, linewidth=1.4, linestyle=(0, (4, 2)))
         panel.annotate(
-            f"codec ceiling {duration(ceiling.ns)}",
-            (ceiling.ns, 1),
+            f"{'codec ceiling' if name == CEILING else name} {duration(yardstick.ns)}",
+            (yardstick.ns, 1),
             (3, 2),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",

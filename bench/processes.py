@@ -65,7 +65,7 @@ class _Role:
 
 def run(plan: Plan, patience: float = PATIENCE) -> Outcome:
     """Run a plan once. Raises BenchError with what a process said when it failed, UnableError where the peer cannot."""
-    peer = peers.load(plan.peer)
+    peer = peers.carrier(plan.peer, plan.shape)
     if plan.rate:
         patience += plan.events / plan.rate
     with _wire(peer, plan) as wiring, ExitStack() as stack:
@@ -163,7 +163,7 @@ def _child(plan: Plan, wiring: Any, role: _Role, barrier: Barrier, pipe: Connect
 def _send(plan: Plan, wiring: Any, index: int, barrier: Barrier) -> Sent:
     workload = cast("OneWay", workloads.load(plan.workload))
     barrier.wait()  # until the receivers can be found
-    with peers.load(plan.peer).sender(plan, wiring, index) as sender:
+    with peers.carrier(plan.peer, plan.shape).sender(plan, wiring, index) as sender:
         barrier.wait()
         cpu, first = time.process_time(), time.monotonic_ns()
         workload.produce(plan, sender, index)
@@ -174,7 +174,7 @@ def _send(plan: Plan, wiring: Any, index: int, barrier: Barrier) -> Sent:
 
 def _receive(plan: Plan, wiring: Any, index: int, barrier: Barrier) -> Received:
     workload = cast("OneWay", workloads.load(plan.workload))
-    with peers.load(plan.peer).receiver(plan, wiring, index) as receiver:
+    with peers.carrier(plan.peer, plan.shape).receiver(plan, wiring, index) as receiver:
         barrier.wait()
         barrier.wait()  # until the senders are ready too
         cpu, first = time.process_time(), time.monotonic_ns()

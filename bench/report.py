@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OWN: Final = "shmbus"
 CEILING: Final = "ceiling"
+COPY: Final = "memcpy"
 
 
 def render(results: Results) -> Iterator[RenderableType]:
@@ -56,21 +57,19 @@ def remarks(result: WorkloadResult) -> Iterator[tuple[str, str, bool]]:
 
 def throughput_table(result: WorkloadResult) -> Table:
     """A line a peer: the higher its times, the slower it is."""
-    table = _table(
-        result.title, "events/s", "ns/event", "least", "most", "over ceiling", "× shmbus", "× ceiling", "CPU ns/event"
-    )
-    own, ceiling = median_of(result, OWN), median_of(result, CEILING)
+    yardsticks = yardsticks_of(result)
+    over = [f"over {name}" for name in yardsticks] + ["× shmbus"] + [f"× {name}" for name in yardsticks]
+    table = _table(result.title, "events/s", "ns/event", "least", "most", *over, "CPU ns/event")
+    own = median_of(result, OWN)
     for name, median in medians(result):
         table.add_row(
             name,
             f"{median.rate:,.0f}",
-            f"{median.ns:,.0f}",
-            f"{median.ns_least:,.0f}",
-            f"{median.ns_most:,.0f}",
-            f"{median.ns - ceiling.ns:+,.0f}" if ceiling else "-",
+            *(_figure(ns) for ns in (median.ns, median.ns_least, median.ns_most)),
+            *(f"{median.ns - yardstick.ns:+,.1f}" for yardstick in yardsticks.values()),
             _ratio(median.ns, own.ns if own else None),
-            _ratio(median.ns, ceiling.ns if ceiling else None),
-            f"{median.sender_cpu_ns:,.0f} + {median.receiver_cpu_ns:,.0f}",
+            *(_ratio(median.ns, yardstick.ns) for yardstick in yardsticks.values()),
+            f"{_figure(median.sender_cpu_ns)} + {_figure(median.receiver_cpu_ns)}",
         )
     return table
 
@@ -100,7 +99,9 @@ def latency_table(result: WorkloadResult) -> Table:
 def growth_table(growth: Growth) -> Table:
     """A line a curve, a column a place on the axis: ns an event."""
     places = sorted({point.at for points in growth.curves.values() for point in points})
-    table = _table(f"W8: ns an event by {growth.axis}", *(quantity(at, growth.unit) for at in places))
+    table = _table(
+        f"{growth.workload.capitalize()}: ns an event by {growth.axis}", *(quantity(at, growth.unit) for at in places)
+    )
     for curve, points in growth.curves.items():
         at = {point.at: f"{point.ns:,.0f}" for point in points}
         table.add_row(curve, *(at.get(place, "-") for place in places))
@@ -154,6 +155,16 @@ def _table(title: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     return table
+
+
+def yardsticks_of(result: WorkloadResult) -> dict[str, Median]:
+    """The yardsticks that a workload was run with."""
+    return {name: median for name, median in medians(result) if name in YARDSTICKS}
+
+
+def _figure(ns: float) -> str:
+    """Nanoseconds; those of rows are few."""
+    return f"{ns:,.0f}" if ns >= 100 else f"{ns:,.1f}"
 
 
 def _yardstick(result: WorkloadResult) -> str:

@@ -84,6 +84,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
     """How costs of shmbus grow with one thing."""
 
+    workload: str = "w8"
     axis: str
     unit: str
     """Of the axis: "" or "bytes"."""
@@ -196,10 +197,16 @@ def joined(before: Results, now: Results) -> Results:
         before,
         versions=dict(sorted({**before.versions, **now.versions}.items())),
         workloads={**before.workloads, **now.workloads},
-        growth=now.growth or before.growth,
+        growth=grown(before.growth, now.growth),
         idle=now.idle or before.idle,
         failures={**before.failures, **now.failures},
     )
+
+
+def grown(before: list[Growth], now: list[Growth]) -> list[Growth]:
+    """The curves of both, those of `now` where both have the workload."""
+    new = {growth.workload for growth in now}
+    return [growth for growth in before if growth.workload not in new] + now
 
 
 def _median_latency(all: list[Latency]) -> Latency | None:

@@ -42,23 +42,32 @@ class Options:
     """Events of every run, whatever time they take."""
 
 
-def installed(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Of some peers those that are here, and why the others are not."""
+def installed(names: Sequence[str], shapes: Sequence[str] = ("one",)) -> tuple[list[str], dict[str, str]]:
+    """Of some peers those that are here for any of the shapes, and why the others are not."""
     here: list[str] = []
     missing: dict[str, str] = {}
     for name in names:
-        try:
-            peers.load(name)
-            here.append(name)
-        except ImportError as error:
-            missing[name] = str(error)
-    return here, missing
+        for shape in shapes:
+            if name in peers.known(shape):
+                try:
+                    peers.carrier(name, shape)
+                    here.append(name)
+                    break
+                except ImportError as error:
+                    missing[name] = str(error)
+    return here, {name: why for name, why in missing.items() if name not in here}
+
+
+def shape_of(workload: str) -> str:
+    """The shape of a workload of `workloads.MODULES`."""
+    return workloads.load(workload).SETUP.shape
 
 
 def usual(workload: str, names: Sequence[str]) -> list[str]:
     """Of some peers those that a workload is run with unless others are asked for."""
-    variants = workloads.load(workload).SETUP.variants
-    return [name for name in names if variants or not peers.is_variant(name)]
+    setup = workloads.load(workload).SETUP
+    known = [name for name in names if name in peers.known(setup.shape)]
+    return [name for name in known if setup.variants or not peers.is_variant(name, setup.shape)]
 
 
 def measure(
@@ -86,7 +95,11 @@ def plan_of(workload: str, peer: str, options: Options) -> Plan | None:
     """The plan of a workload with a peer; None where they have nothing to say to each other."""
     setup = workloads.load(workload).SETUP
     yardstick = peer in peers.YARDSTICKS
-    if setup.shape not in _shapes(peer) or (yardstick and peer not in setup.yardsticks):
+    if (
+        peer not in peers.known(setup.shape)
+        or setup.shape not in _shapes(peer, setup.shape)
+        or (yardstick and peer not in setup.yardsticks)
+    ):
         return None
     events = options.events or (int(options.rate * options.paced_seconds) if setup.paced else setup.trial)
     return Plan(
@@ -100,13 +113,13 @@ def plan_of(workload: str, peer: str, options: Options) -> Plan | None:
         rate=options.rate if setup.paced else 0,
         size=setup.size,
         capacity=setup.capacity,
-        idle=peers.MODULES[peer][1],
+        idle=peers.known(setup.shape)[peer][1],
     )
 
 
-def _shapes(peer: str) -> frozenset[str]:
+def _shapes(peer: str, shape: str) -> frozenset[str]:
     """What a peer can carry; an echo is two ways of "one"."""
-    shapes = peers.load(peer).SHAPES
+    shapes: frozenset[str] = peers.carrier(peer, shape).SHAPES
     return shapes | {"echo"} if "one" in shapes and peer not in peers.YARDSTICKS else shapes
 
 
@@ -129,8 +142,9 @@ def _of_length(plan: Plan, seconds: float, result: PeerResult) -> Plan:
     """The plan with as many events as a run of this length takes, found by trials."""
     step = plan.batch * plan.senders
     while trial := _try(plan, result):
-        wanted = _whole(min(max(int(plan.events * seconds / trial.seconds), plan.events), _MOST), step)
-        telling = trial.seconds >= _TELLING * seconds or plan.events * 10 > _MOST
+        most = _MOST * (plan.batch if plan.shape == "rows" else 1)
+        wanted = _whole(min(max(int(plan.events * seconds / trial.seconds), plan.events), most), step)
+        telling = trial.seconds >= _TELLING * seconds or plan.events * 10 > most
         plan = replace(plan, events=wanted if telling else plan.events * 10)
         if telling:
             break

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .peers import YARDSTICKS
-from .report import CEILING, OWN, excuse, has_latency, heading, idle_line, median_of, quantity, remarks
+from .report import CEILING, COPY, OWN, excuse, has_latency, heading, idle_line, median_of, quantity, remarks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,8 +22,9 @@ def markdown(results: Results) -> str:
     for name, result in results.workloads.items():
         if name not in throughput:
             parts.append(f"{result.title}:\n\n{_latency(result)}")
-    if results.growth:
-        parts.append(f"W8: cost an event of shmbus alone, by what grows:\n\n{_growth(results.growth)}")
+    for workload in dict.fromkeys(growth.workload for growth in results.growth):
+        curves = [growth for growth in results.growth if growth.workload == workload]
+        parts.append(f"{workload.capitalize()}: cost an event of shmbus alone, by what grows:\n\n{_growth(curves)}")
     parts += [f"{idle_line(idle)}." for idle in results.idle]
     parts += [
         "\n".join(f"- {result.title.partition(':')[0]}, {name}: {text}" for name, text, _ in said)
@@ -48,6 +49,8 @@ def _throughput(workloads: dict[str, WorkloadResult]) -> str:
     names.sort(key=lambda name: (name != OWN, name in YARDSTICKS))  # the peers between shmbus and the yardsticks
     rows = [[f"**{name}**" if name == OWN else name, *(_cell(r, name) for r in workloads.values())] for name in names]
     rows.append(["shmbus over the ceiling", *(_against(r, OWN, CEILING) for r in workloads.values())])
+    if any(COPY in result.peers for result in workloads.values()):
+        rows.append(["shmbus over one memcpy", *(_against(r, OWN, COPY) for r in workloads.values())])
     legend = "\n".join(f"- {result.title}" for result in workloads.values())
     titles = [result.title.partition(":")[0] for result in workloads.values()]
     text = "Time an event of shmbus; of the others, `n ×` the time of shmbus in the same run:"

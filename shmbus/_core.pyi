@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, TypedDict, TypeVar, overload
 
 T = TypeVar("T")
 R = TypeVar("R")
+_Bytes = bytes  # a Pool has a property of that name
 
 LAYOUT_VERSION: Final[int]
 MAX_TOPICS: Final[int]
@@ -403,6 +404,12 @@ class Pool:
     def unserve(self) -> None: ...
     def lease(self, length: int, /) -> Lease | None:
         """A writable extent; None: there is no room."""
+    def pack(self, parts: tuple[Any, ...], body: _Bytes | None, /) -> Parcel | None:
+        """A payload, with what is copied in the pool; None: there is no room, and nothing has changed.
+
+        A part is bytes, which go into the record, (Lease, offset, length), or a buffer in C order, which is copied.
+        body None: the event is the last part.
+        """
     def wanted(self, waits: bool, /) -> bool:
         """Say whether the publisher waits for room; true where something could be freed."""
     def debtors(self) -> tuple[int, set[int]]:
@@ -417,8 +424,6 @@ def keep_views() -> int:
 class Parcel:
     """A payload with buffers beside it; they go back to the pool unless it is published. len() is its record's."""
 
-    def __new__(cls, pool: Pool, parts: tuple[Any, ...], body: bytes | None, /) -> Parcel:
-        """A part is bytes, or (Lease, offset, length); body None: the event is the last part."""
     def __len__(self) -> int: ...
 
 class Producer(Generic[T]):

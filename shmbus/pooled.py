@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from shmbus import _core
 from shmbus._handles.awaiting import interpreter_ends
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from shmbus.topic import Topic
 
 T = TypeVar("T")
+
+_MOMENT_NS: Final = 20_000  # as receivers spin: about what a wake-up costs on both sides
+_publish: Final = _core.Producer.publish  # what super() would find, without a search for it at every event
 
 
 class _NoRoomError(Full):
@@ -57,7 +60,7 @@ class PooledPublisher(Publisher[T]):
 
     def publish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None:  # noqa: D102
         try:
-            return super().publish(event, headers=headers)
+            return _publish(self, event, headers=headers)
         except _NoRoomError:
             self._refuse()
             return None
@@ -141,10 +144,19 @@ class PooledPublisher(Publisher[T]):
             if threading.get_ident() in self._impatient or self._on_full == dropping:
                 self._session.care()
                 raise _NoRoomError(self.topic.name, ())
-            self._wait_for_pool(since)
+            if self._on_full != "block" or not self._comes_soon():
+                self._wait_for_pool(since)
             placed = place()
             if placed is not None and not isinstance(placed, int):
                 return placed
+
+    def _comes_soon(self) -> bool:
+        """Whether something is let go of within a moment: then a sleep would cost both sides more than it saves."""
+        until = time.perf_counter_ns() + _MOMENT_NS
+        while time.perf_counter_ns() < until:
+            if self._pool.wanted(False):
+                return True
+        return False
 
     def _wait_for_pool(self, since: int) -> None:
         """Sleep until something in the pool may be free; raises Full at the timeout."""
@@ -222,10 +234,15 @@ class PooledPublisher(Publisher[T]):
         kind = numpy.dtype(dtype)
         if kind.hasobject:
             raise ConfigError(f"an array of objects has no bytes to send: dtype={kind}")
-        sides = (shape,) if isinstance(shape, int) else tuple(shape)
-        if any(side < 0 for side in sides):
+        if isinstance(shape, int):
+            sides: tuple[int, ...] = (shape,)
+            count = shape
+        else:
+            sides = tuple(shape)
+            count = math.prod(sides)
+        if count < 0 or (len(sides) > 1 and min(sides) < 0):
             raise ConfigError(f"an array has no negative side: shape={sides}")
-        return numpy.ndarray(sides, kind, self._loan(math.prod(sides) * kind.itemsize))
+        return numpy.ndarray(sides, kind, self._loan(count * kind.itemsize))
 
     def buffer(self, size: int) -> memoryview:  # noqa: D102
         if not isinstance(size, int) or size < 0:
@@ -234,6 +251,9 @@ class PooledPublisher(Publisher[T]):
 
     def _loan(self, size: int) -> _core.Lease:
         self._require_open()
+        lease = self._pool.lease(size)
+        if lease is not None:
+            return lease
         if size > self._pool.bytes:
             raise EventTooLargeError(self.topic.name, size, self._pool.bytes, "the publisher's pool")
         try:

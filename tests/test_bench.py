@@ -18,9 +18,10 @@ from shmbus import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 EVENTS = 320
-WORKLOADS = ("w1", "w1b", "w2", "w3", "w4", "w5", "w6", "w7")
+WORKLOADS = ("w1", "w1b", "w2", "w3", "w4", "w5", "w6m", "w7")
 YARDSTICKS = {"w2": "spin loop", "w7": "semaphores"}
 
+needs_numpy = pytest.mark.skipif(not importlib.util.find_spec("numpy"), reason="needs numpy")
 needs_matplotlib = pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="needs matplotlib")
 
 
@@ -93,6 +94,24 @@ def test_smoke(processes: Processes, tmp_path: Path, workload: str) -> None:
         assert (peer["median"]["latency"] is not None) == (workload in YARDSTICKS)
     assert results["machine"]["cpus"] >= 1
     assert results["versions"]["msgspec"]
+
+
+@needs_numpy
+def test_frames(processes: Processes, tmp_path: Path) -> None:
+    """Frames, loans and rows come to a result with shmbus, a peer and their yardsticks, and curves of shmbus alone."""
+    peers, file = ("shmbus", "shared_memory", "memcpy", "ceiling"), tmp_path / "out.json"
+    options = ("--quick", "--only", "w6,w6z,w6f,w9,w9w", "--peers", ",".join(peers))
+    results = measured(processes, file, *options)
+    found = {name: set(result["peers"]) for name, result in results["workloads"].items()}
+    assert found == {"w6": {*peers[:3]}, "w6z": {*peers[:2]}, "w9": {*peers}, "w9w": {*peers}}
+    for result in results["workloads"].values():
+        assert all(peer["median"]["ns"] > 0 for peer in result["peers"].values())
+    assert {growth["workload"] for growth in results["growth"]} == {"w6f"}
+    assert {point["at"] for growth in results["growth"] for points in growth["curves"].values() for point in points}
+    code, output = bench(processes, "table", file)
+    assert code == 0
+    assert "| shmbus over one memcpy |" in output
+    assert "W6f: " in output
 
 
 def test_variants(processes: Processes, tmp_path: Path) -> None:

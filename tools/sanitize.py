@@ -1,11 +1,11 @@
-"""Runs the stress program over the plain C strata under the thread, address and undefined-behaviour sanitizers.
+"""Runs the stress programs over the plain C strata under the thread, address and undefined-behaviour sanitizers.
 
     python tools/sanitize.py              short form: under a minute
     python tools/sanitize.py --long       twenty times the events, each build three times
 
-Builds tests/native/stress.c with the C compiler ($CC, else cc) into a temporary directory, once for each
-sanitizer. A sanitizer whose runtime is not installed is skipped, and said so. Exit code 1 when contents, order
-or books are wrong, or a sanitizer reports anything.
+Builds tests/native/stress.c (rings, work) and stress_pool.c (pools, rows, latest) with the C compiler ($CC, else cc)
+into a temporary directory, once for each sanitizer. A sanitizer whose runtime is not installed is skipped, and said
+so. Exit code 1 when contents, order or books are wrong, or a sanitizer reports anything.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "shmbus" / "_native"
-SOURCES = [
-    *(NATIVE / name for name in ("ring.c", "reader.c", "work.c", "delay.c", "retire.c")),
-    ROOT / "tests" / "native" / "stress.c",
-]
+RINGS = [NATIVE / name for name in ("ring.c", "reader.c", "work.c", "delay.c", "retire.c")]
+PROGRAMS = {
+    "stress": [*RINGS, ROOT / "tests" / "native" / "stress.c"],
+    "stress_pool": [*RINGS, NATIVE / "pool.c", NATIVE / "extents.c", ROOT / "tests" / "native" / "stress_pool.c"],
+}
 
 FLAGS = ["-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror", "-pthread"]
 SANITIZERS = {
@@ -54,9 +55,9 @@ def has_runtime(flags: list[str], scratch: Path) -> bool:
     return built.returncode == 0 and subprocess.run([program], capture_output=True, check=False).returncode == 0
 
 
-def build(flags: list[str], program: Path) -> None:
-    """Compile the strata and the stress program."""
-    command = [*compiler(), *FLAGS, *flags, f"-I{NATIVE}", *map(str, SOURCES), "-o", str(program)]
+def build(flags: list[str], sources: list[Path], program: Path) -> None:
+    """Compile the strata and a stress program."""
+    command = [*compiler(), *FLAGS, *flags, f"-I{NATIVE}", *map(str, sources), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{shlex.join(command)}\n{done.stderr}")
@@ -98,9 +99,11 @@ def main() -> int:
                 print(f"{name:10} SKIPPED: {shlex.join(compiler())} has no runtime for {flags[0]}", flush=True)
                 skipped.append(name)
                 continue
-            build(flags, scratch / name)
-            if not run(name, scratch / name, form):
-                failed.append(name)
+            for program, sources in PROGRAMS.items():
+                build(flags, sources, scratch / f"{program}-{name}")
+                if not run(name, scratch / f"{program}-{name}", form):
+                    failed.append(name)
+                    break
     passed = [name for name in SANITIZERS if name not in failed + skipped]
     print(f"\npassed: {', '.join(passed) or 'none'}; failed: {', '.join(failed) or 'none'}; skipped: {len(skipped)}")
     return int(bool(failed) or not passed)

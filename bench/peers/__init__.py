@@ -7,7 +7,9 @@ nothing, and says what a figure is to be measured by.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from .. import frames
 
 if TYPE_CHECKING:
     from ..contract import Idle, Peer
@@ -36,7 +38,7 @@ MODULES: Final[dict[str, tuple[str, Idle]]] = {
 """By the name that the results carry: an adapter, and how its receivers wait. The modules are not named after what they
 import."""
 
-YARDSTICKS: Final = frozenset({"ceiling", "spin loop", "semaphores"})
+YARDSTICKS: Final = frozenset({"ceiling", "spin loop", "semaphores", "memcpy"})
 """Measured only where a workload names them."""
 
 
@@ -45,7 +47,22 @@ def load(name: str) -> Peer:
     return cast("Peer", importlib.import_module(f".{MODULES[name][0]}", __package__))
 
 
-def is_variant(name: str) -> bool:
+def carrier(name: str, shape: str) -> Any:
+    """The adapter of a peer for a shape: a Peer or a FramePeer. Raises ImportError."""
+    return frames.load(name) if shape in frames.SHAPES else load(name)
+
+
+def known(shape: str) -> dict[str, tuple[str, Idle]]:
+    """The peers that there are for a shape."""
+    return frames.MODULES if shape in frames.SHAPES else MODULES
+
+
+EVERY: Final = MODULES | frames.MODULES
+"""All names there are."""
+
+
+def is_variant(name: str, shape: str = "one") -> bool:
     """Whether an adapter stands under an earlier name too, with another way to wait."""
-    module = MODULES[name][0]
-    return next(first for first, (its, _) in MODULES.items() if its == module) != name
+    modules = known(shape)
+    module = modules[name][0]
+    return next(first for first, (its, _) in modules.items() if its == module) != name

@@ -74,7 +74,7 @@ class _Receiver:
 def sender(plan: Plan, wiring: str, index: int) -> Iterator[_Sender]:
     """A publisher."""
     with _bus(plan, wiring) as bus, bus.publisher(_topic(plan)) as publisher:
-        _await_supervisor(bus)
+        await_supervisor(bus)
         yield _Sender(publisher)
 
 
@@ -99,7 +99,8 @@ def _topic(plan: Plan) -> shmbus.Topic[Tick]:
     return shmbus.Topic("ticks", Tick, capacity=plan.capacity)
 
 
-def _await_supervisor(bus: shmbus.Bus) -> None:
+def await_supervisor(bus: shmbus.Bus) -> None:
+    """Until it is there: its start would fall into the measured time."""
     deadline = time.monotonic() + _SUPERVISOR_SECONDS
     while not bus.stats().supervisor.pid:
         if time.monotonic() > deadline:

@@ -126,9 +126,9 @@ def parked(attempt: Callable[[], Any], wait: Callable[[], Any]) -> Iterator[Any]
 
 
 def length(plan: Plan) -> int:
-    """Bytes of every payload: an event, or the array of a whole batch."""
-    if plan.batch == 1:
-        return plan.size
+    """Bytes of every payload: an event, the array of a whole batch, or a block of bytes."""
+    if plan.batch == 1 or plan.shape == "rows":
+        return plan.size * plan.batch
     header = next(size for size, most in _HEADERS if plan.batch <= most)
     return header + plan.size * plan.batch
 

@@ -16,7 +16,7 @@ import mmbus
 from . import loops
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..contract import Plan, Shape
     from ..event import Tick
@@ -53,6 +53,13 @@ class _Receiver:
 @contextmanager
 def sender(plan: Plan, wiring: str, index: int) -> Iterator[loops.Trier]:
     """The publisher of its own topic, once every receiver is connected."""
+    with attempts(plan, wiring, index) as attempt:
+        yield loops.Trier([attempt])
+
+
+@contextmanager
+def attempts(plan: Plan, wiring: str, index: int) -> Iterator[Callable[[bytes], bool]]:
+    """The same as the call that says whether there was room."""
     with _bus(plan, wiring).topic(_topic(index)) as topic:
         topic.wait_for_subscribers(plan.receivers)
         publish = topic.publish
@@ -64,7 +71,7 @@ def sender(plan: Plan, wiring: str, index: int) -> Iterator[loops.Trier]:
                 return False
             return True
 
-        yield loops.Trier([attempt])
+        yield attempt
         while any(topic.stats().lags):  # to leave makes `recv` fail at once, whatever is unread
             time.sleep(0.001)
 
@@ -72,9 +79,16 @@ def sender(plan: Plan, wiring: str, index: int) -> Iterator[loops.Trier]:
 @contextmanager
 def receiver(plan: Plan, wiring: str, index: int) -> Iterator[_Receiver]:
     """A subscriber to every topic."""
+    with connecting(plan, wiring) as ends:
+        yield _Receiver(ends)
+
+
+@contextmanager
+def connecting(plan: Plan, wiring: str) -> Iterator[list[Future[Any]]]:
+    """Its ends, which wait for their publishers."""
     bus = _bus(plan, wiring)
     with ThreadPoolExecutor(plan.senders) as pool:
-        yield _Receiver([pool.submit(bus.subscribe, _topic(its)) for its in range(plan.senders)])
+        yield [pool.submit(bus.subscribe, _topic(its)) for its in range(plan.senders)]
 
 
 def _bus(plan: Plan, folder: str) -> Any:

@@ -71,7 +71,7 @@ def sender(plan: Plan, wiring: list[str], index: int) -> Iterator[_Sender]:
     with zmq.Context() as context, ExitStack() as stack:
         sockets = [stack.enter_context(_socket(context, plan, zmq.PUSH)) for _ in range(count)]
         for number, socket in enumerate(sockets):
-            _connect(socket, wiring[number::count])
+            connect(socket, wiring[number::count])
         yield _Sender(sockets)
 
 
@@ -83,7 +83,7 @@ def receiver(plan: Plan, wiring: list[str], index: int) -> Iterator[_Receiver]:
         yield _Receiver(socket)
 
 
-def _connect(socket: zmq.Socket[bytes], addresses: list[str]) -> None:
+def connect(socket: zmq.Socket[bytes], addresses: list[str]) -> None:
     """Connect, and wait until that is done: the handshakes would be measured otherwise."""
     with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED) as monitor:
         for address in addresses:

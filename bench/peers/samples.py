@@ -46,23 +46,26 @@ def wire(plan: Plan) -> Iterator[str]:
                 left.unlink(missing_ok=True)
 
 
-class _Sender:
+class Sender:
+    """Loans a sample, copies into it, sends it; waits for all receivers after the first one."""
+
     def __init__(self, plan: Plan, node: Any, publisher: Any) -> None:
-        self._publisher = publisher
-        self._receivers = plan.receivers
+        self.publisher = publisher
+        self.receivers = plan.receivers
         self._arrivals = _bell(node, _ARRIVALS).listener_builder().create()
-        self._notify = _bell(node, _SERVICE).notifier_builder().create().notify if plan.idle == "park" else None
+        self.notify = _bell(node, _SERVICE).notifier_builder().create().notify if plan.idle == "park" else None
 
     def send(self, events: Iterable[object]) -> None:
+        """A sample for each."""
         events = iter(events)
         self._send(islice(events, 1))
-        self._await_receivers()
+        self.await_receivers()
         self._send(events)
 
     send_batches = send
 
     def _send(self, events: Iterable[object]) -> None:
-        loan, move, notify, receivers = self._publisher.loan_uninit, ctypes.memmove, self._notify, self._receivers
+        loan, move, notify, receivers = self.publisher.loan_uninit, ctypes.memmove, self.notify, self.receivers
         for event in events:
             payload = encode(event)
             sample = loan()
@@ -72,44 +75,59 @@ class _Sender:
             if notify:
                 notify()
 
-    def _await_receivers(self) -> None:
-        missing = set(range(self._receivers))
+    def await_receivers(self) -> None:
+        """Until every receiver has told of a sample."""
+        missing = set(range(self.receivers))
         while missing:
             missing -= {activation.id.as_value for activation in self._arrivals.blocking_wait()}
 
 
-class _Receiver:
+class Receiver:
+    """Looks at each sample in place."""
+
     def __init__(self, samples: Iterator[Any], kind: type[ctypes.Array[ctypes.c_uint8]]) -> None:
-        self._samples = samples
-        self._at = kind.from_address
+        self.samples = samples
+        self.at = kind.from_address
 
     def events(self) -> Iterator[Tick]:
-        at = self._at
-        return (decode(at(sample.payload_ptr)) for sample in self._samples)
+        """A sample is an event."""
+        at = self.at
+        return (decode(at(sample.payload_ptr)) for sample in self.samples)
 
     def batches(self, size: int) -> Iterator[list[Tick]]:
-        at = self._at
-        return (decode_many(at(sample.payload_ptr)) for sample in self._samples)
+        """A sample is a batch."""
+        at = self.at
+        return (decode_many(at(sample.payload_ptr)) for sample in self.samples)
 
 
 @contextmanager
-def sender(plan: Plan, wiring: str, index: int) -> Iterator[_Sender]:
+def sender(plan: Plan, wiring: str, index: int) -> Iterator[Sender]:
     """A publisher, connected to every subscriber."""
+    yield Sender(plan, *publisher(plan, wiring))
+
+
+def publisher(plan: Plan, wiring: str) -> tuple[Any, Any]:
+    """A node, and the publisher that is connected."""
     node = _node(wiring)
-    publisher = (
+    made = (
         _service(plan, node)
         .publisher_builder()
         .max_loaned_samples(1)
         .backpressure_strategy(iceoryx2.BackpressureStrategy.RetryUntilDelivered)
         .create()
     )
-    publisher.update_connections()
-    yield _Sender(plan, node, publisher)
+    made.update_connections()
+    return node, made
 
 
 @contextmanager
-def receiver(plan: Plan, wiring: str, index: int) -> Iterator[_Receiver]:
+def receiver(plan: Plan, wiring: str, index: int) -> Iterator[Receiver]:
     """A subscriber."""
+    yield Receiver(*subscription(plan, wiring, index))
+
+
+def subscription(plan: Plan, wiring: str, index: int) -> tuple[Iterator[Any], type[ctypes.Array[ctypes.c_uint8]]]:
+    """The samples that come, and what they are."""
     node = _node(wiring)
     subscriber = _service(plan, node).subscriber_builder().create()
     if plan.idle == "park":
@@ -121,7 +139,7 @@ def receiver(plan: Plan, wiring: str, index: int) -> Iterator[_Receiver]:
         samples = loops.parked(subscriber.receive, wait)
     else:
         samples = loops.polled(subscriber.receive)
-    yield _Receiver(chain.from_iterable(_announced(samples, node, index)), _kind(plan))
+    return chain.from_iterable(_announced(samples, node, index)), _kind(plan)
 
 
 def _announced(samples: Iterator[Any], node: Any, index: int) -> Iterator[Iterable[Any]]:

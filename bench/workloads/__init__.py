@@ -20,12 +20,17 @@ MODULES: Final = {
     "w3": "fan_out",
     "w4": "fan_in",
     "w5": "workers",
-    "w6": "large",
+    "w6": "frames",
+    "w6m": "large",
+    "w6z": "loans",
     "w7": "ping_pong",
+    "w9": "rows",
+    "w9w": "wide_rows",
 }
 """By the name that the results carry."""
 
 ALONE: Final = {
+    "w6f": "payloads",
     "w8": "growth",
     "idle": "idle",
 }

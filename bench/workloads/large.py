@@ -1,4 +1,4 @@
-"""W6: one to one, an event of 1 MiB a call, through 8 MiB."""
+"""W6m: one to one, an event of 1 MiB a call, through 8 MiB."""
 
 from __future__ import annotations
 

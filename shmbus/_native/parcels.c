@@ -25,32 +25,49 @@ static void parcel_dealloc(PyObject *object) {
 
 static Py_ssize_t parcel_length(PyObject *object) { return PyBytes_Size(((Parcel *)object)->bytes); }
 
-/* One part: (Lease, offset, length), or bytes. Writes its slip; bytes go to `*inner`. */
-static int put_part(Parcel *self, PyObject *part, slip *out, unsigned char **inner, const unsigned char *start) {
+typedef struct writing { /* a buffer, and the extent that its bytes are to be copied into */
+    Py_buffer from;
+    slip to;
+} writing;
+
+static void remember(Parcel *self, const slip *one) {
+    self->block[self->blocks++] = one->block;
+    self->pool->uses[one->block]++;
+}
+
+/* A part of a loan: (Lease, offset, length). */
+static int put_loan(Parcel *self, PyObject *part, slip *out) {
     PyObject *lease;
     unsigned long long offset, length;
-    if (PyBytes_Check(part)) {
-        uint64_t size = (uint64_t)PyBytes_Size(part);
-        *out = (slip){SLIP_INLINE, 0, (uint64_t)(*inner - start), size};
-        memcpy(*inner, PyBytes_AsString(part), size);
-        *inner += size;
-        return 0;
-    }
     if (!PyArg_ParseTuple(part, "O!KK", lease_type, &lease, &offset, &length))
-        return -1;
+        return POOL_ERROR;
     const Lease *one = (Lease *)lease;
     if (one->pool != self->pool || !one->loan || length > one->slip.length || offset > one->slip.length - length) {
         PyErr_SetString(PyExc_ValueError, "not a part of this pool");
-        return -1;
+        return POOL_ERROR;
     }
     *out = (slip){one->slip.block, one->slip.generation, offset, length};
-    self->block[self->blocks++] = one->slip.block;
-    self->pool->uses[one->slip.block]++;
-    return 0;
+    remember(self, out);
+    return RING_OK;
 }
 
-static int fill(Parcel *self, PyObject *parts, PyObject *body, bool spilled) {
+/* Any other buffer, in C order: an extent of its own. No lease is needed: until it is sent the extent is the parcel's. */
+static int put_buffer(Parcel *self, PyObject *part, slip *out, writing **copies) {
+    writing *copy = *copies;
+    if (PyObject_GetBuffer(part, &copy->from, PyBUF_C_CONTIGUOUS) < 0)
+        return POOL_ERROR;
+    ++*copies; /* whose view is released, whatever comes */
+    if (pool_take(self->pool, (uint64_t)copy->from.len, &copy->to) != RING_OK)
+        return RING_FULL;
+    remember(self, &copy->to);
+    *out = (slip){copy->to.block, copy->to.generation, 0, copy->to.length};
+    return RING_OK;
+}
+
+/* Writes the record, and finds room for what is to be copied: RING_OK, RING_FULL, POOL_ERROR. */
+static int fill(Parcel *self, PyObject *parts, PyObject *body, writing **copies) {
     Py_ssize_t count = PyTuple_Size(parts);
+    bool spilled = body == Py_None;
     uint64_t inner = 0, head = (uint64_t)count | (spilled ? SLIP_BODY : 0);
     for (Py_ssize_t i = 0; i < count; i++)
         if (PyBytes_Check(PyTuple_GetItem(parts, i)))
@@ -60,41 +77,93 @@ static int fill(Parcel *self, PyObject *parts, PyObject *body, bool spilled) {
     self->block = PyMem_Calloc((size_t)count, sizeof(uint64_t));
     if (!self->bytes || !self->block) {
         PyErr_NoMemory();
-        return -1;
+        return POOL_ERROR;
     }
     unsigned char *start = (unsigned char *)PyBytes_AsString(self->bytes), *at = start + slips;
     memcpy(start, &head, 8);
     for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *part = PyTuple_GetItem(parts, i);
         slip one;
-        if (put_part(self, PyTuple_GetItem(parts, i), &one, &at, start) < 0)
-            return -1;
+        int status = RING_OK;
+        if (PyBytes_Check(part)) {
+            one = (slip){SLIP_INLINE, 0, (uint64_t)(at - start), (uint64_t)PyBytes_Size(part)};
+            memcpy(at, PyBytes_AsString(part), one.length);
+            at += one.length;
+        } else {
+            status = PyTuple_Check(part) ? put_loan(self, part, &one) : put_buffer(self, part, &one, copies);
+        }
+        if (status != RING_OK)
+            return status;
         memcpy(start + 8 + (size_t)i * sizeof(slip), &one, sizeof(one));
     }
     if (tail)
         memcpy(at, PyBytes_AsString(body), tail);
-    return 0;
+    return RING_OK;
 }
 
-/* Parcel(pool, (part, ...), body): body is bytes, or None if it is the last part. */
-static PyObject *parcel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    (void)kwargs;
-    PyObject *pool, *parts, *body;
-    if (!PyArg_ParseTuple(args, "O!O!O:Parcel", pool_type, &pool, &PyTuple_Type, &parts, &body))
+#define LONG_COPY (64u << 10) /* bytes past which other threads run meanwhile; a switch costs as much as 1 KiB */
+
+/* Copies each buffer into the runs of its extent: false if somebody writes into our table. */
+static bool copy_in(const pool_view *view, const writing *copies, const writing *end) {
+    for (const writing *one = copies; one < end; one++) {
+        const unsigned char *from = one->from.buf;
+        uint64_t block = one->to.block, left = one->to.length;
+        for (run run; left && pool_next_run(view, &block, &run);) {
+            uint64_t some = run.blocks * POOL_BLOCK < left ? run.blocks * POOL_BLOCK : left;
+            memcpy(view->data + run.block * POOL_BLOCK, from, some);
+            from += some, left -= some;
+        }
+        if (left)
+            return false;
+    }
+    return true;
+}
+
+static int write_copies(Parcel *self, const writing *copies, const writing *end) {
+    uint64_t total = 0;
+    for (const writing *one = copies; one < end; one++)
+        total += one->to.length;
+    PyThreadState *others = total > LONG_COPY ? PyEval_SaveThread() : NULL;
+    bool done = copy_in(&self->pool->view, copies, end);
+    if (others)
+        PyEval_RestoreThread(others);
+    if (!done)
+        PyErr_Format(CorruptSegmentError, "pool %llu: an extent cannot be", (unsigned long long)self->pool->id);
+    return done ? RING_OK : POOL_ERROR;
+}
+
+/* Pool.pack((part, ...), body): a Parcel, or None where there is no room: then nothing has changed. A part is bytes, which
+ * go into the record; (Lease, offset, length); or a buffer, which is copied. `body` is bytes, or None if it is the last
+ * part. */
+PyObject *parcel_pack(PyObject *object, PyObject *args) {
+    Pool *pool = (Pool *)object;
+    PyObject *parts, *body;
+    if (!pool_publishes(pool) || !PyArg_ParseTuple(args, "O!O:pack", &PyTuple_Type, &parts, &body))
         return NULL;
     Py_ssize_t count = PyTuple_Size(parts);
-    if (!((Pool *)pool)->uses || !(PyBytes_Check(body) || body == Py_None))
-        return PyErr_Format(PyExc_TypeError, "a parcel is of a publisher's pool, and of bytes");
+    if (!(PyBytes_Check(body) || body == Py_None))
+        return PyErr_Format(PyExc_TypeError, "the body of a parcel is bytes");
     if (count < 1 || count > (Py_ssize_t)MAX_SLIPS)
         return PyErr_Format(PyExc_ValueError, "an event has at most %u buffers, not %zd", MAX_SLIPS, count);
-    Parcel *self = (Parcel *)PyType_GenericAlloc(type, 0);
-    if (!self)
-        return NULL;
-    self->pool = (Pool *)Py_NewRef(pool);
-    if (fill(self, parts, body, body == Py_None) < 0) {
-        Py_DECREF((PyObject *)self);
-        return NULL;
+    Parcel *self = (Parcel *)PyType_GenericAlloc(parcel_type, 0);
+    writing few[4], *copies = count <= 4 ? few : PyMem_Calloc((size_t)count, sizeof(writing)), *end = copies;
+    int status = self && copies ? RING_OK : POOL_ERROR;
+    if (status != RING_OK) {
+        PyErr_NoMemory();
+    } else {
+        self->pool = (Pool *)Py_NewRef(object);
+        status = fill(self, parts, body, &end);
+        if (status == RING_OK && end > copies)
+            status = write_copies(self, copies, end);
     }
-    return (PyObject *)self;
+    for (writing *one = copies; one < end; one++)
+        PyBuffer_Release(&one->from);
+    if (copies != few)
+        PyMem_Free(copies);
+    if (status == RING_OK)
+        return (PyObject *)self;
+    Py_XDECREF((PyObject *)self);
+    return status == RING_FULL ? Py_NewRef(Py_None) : NULL;
 }
 
 /* The bytes of a payload that is a Parcel: 0; -1 for anything else. */
@@ -108,14 +177,15 @@ int parcel_part(PyObject *payload, part *out) {
     return 0;
 }
 
-static PyType_Slot slots[] = {{Py_tp_new, parcel_new},
-                              {Py_tp_dealloc, parcel_dealloc},
+static PyType_Slot slots[] = {{Py_tp_dealloc, parcel_dealloc},
                               {Py_sq_length, parcel_length},
                               {Py_tp_doc, "A payload with what lies beside it, until it is published."},
                               {0, NULL}};
 
-static PyType_Spec spec = {
-    .name = "shmbus._core.Parcel", .basicsize = sizeof(Parcel), .flags = Py_TPFLAGS_DEFAULT, .slots = slots};
+static PyType_Spec spec = {.name = "shmbus._core.Parcel",
+                           .basicsize = sizeof(Parcel),
+                           .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                           .slots = slots};
 
 int parcels_add(PyObject *module) {
     parcel_type = type_add(module, &spec, NULL);

@@ -290,8 +290,6 @@ static PyMemberDef pool_members[] = {{"__weaklistoffset__", T_PYSSIZET, offsetof
 
 static PyGetSetDef pool_getset[] = {{"bytes", pool_bytes, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};
 
-#define SHIPPING 5 /* methods of a publisher: shipping.c */
-
 static PyMethodDef pool_methods[8 + SHIPPING] = {
     {"size", pool_size_, METH_O | METH_STATIC, NULL}, {"format", pool_format_, METH_VARARGS | METH_STATIC, NULL},
     {"holders", pool_holders, METH_NOARGS, NULL},     {"lives", pool_lives, METH_NOARGS, NULL},

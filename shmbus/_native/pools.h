@@ -74,6 +74,9 @@ int leases_add(PyObject *module);
 Lease *lease_new(Pool *pool, const slip *slip, bool loan);
 int lease_take(Pool *pool, const slip *slip, bool copy, Lease **out);
 void pool_unuse(Pool *pool, uint64_t block);
+bool pool_publishes(const Pool *self);
+int pool_take(Pool *self, uint64_t length, slip *out);
+PyObject *parcel_pack(PyObject *object, PyObject *args);
 RARE int parcel_part(PyObject *payload, part *out);
 RARE void parcel_ship(Producer *self, PyObject *payload);
 void shipping_clear(Pool *pool);
@@ -81,5 +84,7 @@ int parcel_open(Pool *pool, const unsigned char *payload, uint64_t length, bool 
 
 PyObject *parcel_flatten(const Pool *pool, const unsigned char *payload, uint64_t length);
 
-extern PyMethodDef shipping_methods[];
+#define SHIPPING 6 /* methods of a publisher */
+
+extern PyMethodDef shipping_methods[SHIPPING];
 #endif

@@ -95,7 +95,7 @@ static void collect_first(Pool *self) {
 }
 
 /* Room for one extent: RING_OK, RING_FULL. */
-static int allocate(Pool *self, uint64_t length, slip *out) {
+int pool_take(Pool *self, uint64_t length, slip *out) {
     uint64_t now = realtime_ns();
     if (self->ended_count)
         collect_ended(self);
@@ -121,7 +121,7 @@ static int allocate(Pool *self, uint64_t length, slip *out) {
 
 /* ---- methods of a Pool ---- */
 
-static bool publishes(const Pool *self) {
+bool pool_publishes(const Pool *self) {
     if (self->ring && self->fork_generation == fork_generation)
         return true;
     PyErr_SetString(self->ring ? ForkedError : ClosedError, "this pool is no publisher's here");
@@ -151,9 +151,9 @@ static PyObject *pool_lease(PyObject *object, PyObject *arg) {
     Pool *self = (Pool *)object;
     unsigned long long length = PyLong_AsUnsignedLongLong(arg);
     slip slip;
-    if (PyErr_Occurred() || !publishes(self))
+    if (PyErr_Occurred() || !pool_publishes(self))
         return NULL;
-    if (allocate(self, length, &slip) != RING_OK)
+    if (pool_take(self, length, &slip) != RING_OK)
         Py_RETURN_NONE;
     if (pool_hold(&self->view, (unsigned)self->holder, slip.block, slip.generation) != RING_OK)
         return PyErr_Format(CorruptSegmentError, "pool %llu: somebody writes into it", (unsigned long long)self->id);
@@ -163,7 +163,7 @@ static PyObject *pool_lease(PyObject *object, PyObject *arg) {
 /* wanted(waits): announces that the publisher waits for room, or does so no longer. True where something could be freed. */
 static PyObject *pool_wanted_(PyObject *object, PyObject *waits) {
     Pool *self = (Pool *)object;
-    if (!publishes(self))
+    if (!pool_publishes(self))
         return NULL;
     STORE_SEQ(&self->view.header->waiting, PyObject_IsTrue(waits) > 0); /* SYNC views */
     for (uint64_t i = 0; i < self->ended_count; i++)
@@ -179,7 +179,7 @@ static PyObject *pool_wanted_(PyObject *object, PyObject *waits) {
 static PyObject *pool_debtors_(PyObject *object, PyObject *unused) {
     (void)unused;
     Pool *self = (Pool *)object;
-    if (!publishes(self))
+    if (!pool_publishes(self))
         return NULL;
     uint64_t slots = 0;
     PyObject *rings = PySet_New(NULL);
@@ -206,10 +206,10 @@ static PyObject *pool_unserve(PyObject *object, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-PyMethodDef shipping_methods[] = {
-    {"serve", pool_serve, METH_O, NULL},           {"unserve", pool_unserve, METH_NOARGS, NULL},
-    {"lease", pool_lease, METH_O, NULL},           {"wanted", pool_wanted_, METH_O, NULL},
-    {"debtors", pool_debtors_, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL},
+PyMethodDef shipping_methods[SHIPPING] = {
+    {"serve", pool_serve, METH_O, NULL},    {"unserve", pool_unserve, METH_NOARGS, NULL},
+    {"lease", pool_lease, METH_O, NULL},    {"pack", parcel_pack, METH_VARARGS, NULL},
+    {"wanted", pool_wanted_, METH_O, NULL}, {"debtors", pool_debtors_, METH_NOARGS, NULL},
 };
 
 /* ---- an event is written ---- */

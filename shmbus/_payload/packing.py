@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SMALL: Final = 1024
 """Bytes up to which a buffer goes into the ring with its event."""
+_KNOWN: Final = 256
+"""Kinds of array, by their dtypes and shapes, that a publisher remembers."""
 _PLAIN: Final = (memoryview, bytes, bytearray)
 """What `msgspec.to_builtins` leaves alone."""
 
@@ -44,6 +46,8 @@ class Sealed(NamedTuple):
 
 class Packing:
     """One event, encoded; its buffers have yet to find room."""
+
+    __slots__ = ("body", "loans", "pieces")
 
     def __init__(self, body: bytes, pieces: list[Piece], loans: dict[int, tuple[_core.Lease, int]]) -> None:
         self.body = body
@@ -69,7 +73,8 @@ class Packer:
         self._lock: Final = threading.RLock()
         self._pieces: list[Piece] = []
         self._loans: dict[int, tuple[_core.Lease, int]] = {}
-        self._sealed: list[Sealed] = []
+        self._ndarray: Any = None  # until an array is seen: NumPy may not be there
+        self._arrays: dict[tuple[int, Any, tuple[int, ...]], msgspec.msgpack.Ext] = {}
 
     # -- encoding
 
@@ -128,8 +133,11 @@ class Packer:
 
     def _extend(self, value: Any) -> Any:
         """What msgspec does not know: arrays, and what the topic's own hook makes of the rest."""
+        if type(value) is self._ndarray:
+            return self._known_array(value)
         code = arrays.kind_of(type(value))
         if code == NDARRAY:
+            self._ndarray = arrays.package("numpy").ndarray
             piece, dtype = arrays.piece_of_array(value)
             return arrays.extension_of_array(self._add(piece, value), piece.source, dtype)
         if code in (BATCH, TABLE):
@@ -138,14 +146,25 @@ class Packer:
             raise NotImplementedError(f"Encoding objects of type {type(value).__qualname__} is unsupported")
         return self._hook(value)
 
+    def _known_array(self, array: Any) -> msgspec.msgpack.Ext:
+        """The same for an array; what says so of those that are alike is made once."""
+        key = len(self._pieces), array.dtype, array.shape
+        found = self._arrays.get(key)
+        if found is None:
+            piece, dtype = arrays.piece_of_array(array)
+            found = arrays.extension_of_array(key[0], piece.source, dtype)
+            if len(self._arrays) < _KNOWN:
+                self._arrays[key] = found
+        self._add(Piece(array, array.nbytes), array)
+        return found
+
     def _add(self, piece: Piece, view: Any) -> int:
         number = len(self._pieces)
-        lease = self._loan_of(view) if piece.nbytes > self._small else None
-        if lease is not None:
-            offset = lease.offset(piece.source)
-            if offset >= 0:
-                self._loans[number] = lease, offset
         self._pieces.append(piece)
+        if piece.nbytes > self._small and (type(view) is not self._ndarray or view.base is not None):
+            lease = self._loan_of(view)
+            if lease is not None and (offset := lease.offset(piece.source)) >= 0:
+                self._loans[number] = lease, offset
         return number
 
     def _loan_of(self, view: Any) -> _core.Lease | None:
@@ -166,32 +185,31 @@ class Packer:
         body, pieces = packing.body, packing.pieces
         if not pieces and len(body) <= self._spill:
             return body
-        leases: list[_core.Lease] = []
         parts: list[Any] = []
+        laid: list[tuple[Piece, _core.Lease]] = []
         for number, piece in enumerate(pieces):
-            loan = packing.loans.get(number)
-            if loan is not None:
-                parts.append((*loan, piece.nbytes))
+            if number in packing.loans:
+                parts.append((*packing.loans[number], piece.nbytes))
             elif piece.nbytes <= self._small:
                 parts.append(_small_bytes(piece))
+            elif _is_flat(piece.source):
+                parts.append(piece.source)
             else:
                 lease = self._pool.lease(piece.nbytes)
                 if lease is None:
                     return self._wanted(packing)
-                leases.append(lease)
+                laid.append((piece, lease))
                 parts.append((lease, 0, piece.nbytes))
         rest: bytes | None = body
         if len(body) > self._spill:
-            lease = self._pool.lease(len(body))
-            if lease is None:
-                return self._wanted(packing)
-            memoryview(lease)[:] = body
-            parts.append((lease, 0, len(body)))
+            parts.append(memoryview(body))
             rest = None
-        for piece, part in zip(pieces, parts, strict=False):
-            if isinstance(part, tuple) and part[0] in leases:
-                _write(piece, part[0])
-        return _core.Parcel(self._pool, tuple(parts), rest)
+        parcel = self._pool.pack(tuple(parts), rest)
+        if parcel is None:
+            return self._wanted(packing)
+        for piece, lease in laid:
+            _write(piece, lease)
+        return parcel
 
     def _wanted(self, packing: Packing) -> int:
         """Bytes of the pool, in whole blocks, that an event takes beside its loans."""
@@ -203,7 +221,7 @@ class Packer:
         """Make the loans of an event read-only, as it is about to be published."""
         sealed = []
         for number, (lease, _) in packing.loans.items():
-            views = []
+            views: list[Any] = []
             base: Any = packing.pieces[number].source
             while base is not None and type(base) is not _core.Lease:
                 if isinstance(base, memoryview):
@@ -212,8 +230,9 @@ class Packer:
                         views.append(base)
                     base = base.obj
                 else:
-                    if base.flags.writeable:
-                        base.flags.writeable = False
+                    flags = base.flags
+                    if flags.writeable:
+                        flags.writeable = False
                         views.append(base)
                     base = base.base
             lease.seal(None)
@@ -223,6 +242,13 @@ class Packer:
 
 def _piece_of_view(view: memoryview) -> Piece:
     return Piece(view, view.nbytes)
+
+
+def _is_flat(source: Any) -> bool:
+    """Whether the bytes of an array or memoryview lie as they will in the pool."""
+    if isinstance(source, memoryview):
+        return source.c_contiguous
+    return not callable(source) and bool(source.flags.c_contiguous)
 
 
 def _small_bytes(piece: Piece) -> bytes:
