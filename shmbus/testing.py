@@ -9,7 +9,8 @@ Each raises AssertionError with what does not hold, returns None, and needs noth
 from __future__ import annotations
 
 from shmbus._conformance.bridges import bridge_conformance
+from shmbus._conformance.codecs import codec_conformance
 from shmbus._conformance.journals import journal_conformance
 from shmbus.router.conformance import check_middleware
 
-__all__ = ["bridge_conformance", "check_middleware", "journal_conformance"]
+__all__ = ["bridge_conformance", "check_middleware", "codec_conformance", "journal_conformance"]

@@ -105,7 +105,7 @@ class TopicEntry(msgspec.Struct):
     """Its schema's segment is named by it; the index is another topic's once this one is forgotten."""
     name: Name
     capacity: Capacity
-    codec: Literal["msgpack", "json", "pickle", "record"]
+    codec: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
     fingerprint: Natural
     type: Annotated[str, msgspec.Meta(max_length=TYPE_NAME)]
     history: bool = True
