@@ -157,8 +157,9 @@ _class_of = type
 
 def _field(shape: Description, field: Any, above: tuple[str, ...]) -> pa.Field:
     node, nullable = _values.optional(shape, field.type)
-    default = {} if field.required else {"default": "yes"}
-    return pa.field(field.name, _type(shape, node, above), nullable=nullable, metadata=default or None)
+    default = [] if field.factory in ("list", "set", "frozenset") else field.default
+    known = None if default is msgspec.UNSET else {"default": msgspec.json.encode(default)}
+    return pa.field(field.name, _type(shape, node, above), nullable=nullable, metadata=known)
 
 
 def _type(shape: Description, node: Node, above: tuple[str, ...]) -> pa.DataType:
@@ -185,7 +186,15 @@ def _parsed(schema: str) -> pa.Schema:
 
 
 def _has_default(field: pa.Field) -> bool:
-    return bool(field.metadata) and b"default" in field.metadata
+    return b"default" in (field.metadata or {})
+
+
+def _missing(field: pa.Field, rows: int) -> pa.Array:
+    """A column that the writer does not have."""
+    if not _has_default(field):
+        return pa.nulls(rows, field.type)
+    default = _value(msgspec.json.decode(field.metadata[b"default"]), field.type)
+    return pa.array([default] * rows, field.type)
 
 
 def _widens(theirs: pa.DataType, ours: pa.DataType) -> bool:
@@ -235,7 +244,7 @@ def _cast(event: Any, schema: pa.Schema) -> pa.RecordBatch:
     columns = []
     for field in schema:
         at = batch.schema.get_field_index(field.name)
-        columns.append(pa.nulls(batch.num_rows, field.type) if at < 0 else batch.column(at).cast(field.type))
+        columns.append(_missing(field, batch.num_rows) if at < 0 else batch.column(at).cast(field.type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

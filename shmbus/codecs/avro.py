@@ -72,15 +72,12 @@ def _coding(type: Any, schema: Schema, write: Callable[[Any], bytes], read: Call
     identity = _avro.facts(schema)
     if isinstance(type, dict):
         return Coding(write, read, (), title, text, identity)
-    back = _values.back(type)
-    return Coding(
-        lambda event: write(_values.of(event, uuid.UUID)),
-        lambda data: back(read(data)),
-        accepted(type),
-        title,
-        text,
-        identity,
-    )
+    back = _values.back(type, uuid.UUID)
+
+    def encode(event: Any) -> bytes:
+        return write(_values.of(event, uuid.UUID))
+
+    return Coding(encode, lambda data: back(read(data)), accepted(type), title, text, identity)
 
 
 def _schema_of(type: Any) -> Schema:
