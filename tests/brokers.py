@@ -175,7 +175,7 @@ class Kafka(Broker):
 
     @property
     def url(self) -> str:
-        return f"kafka://{self._servers}"
+        return f"kafka://{self._servers}?session.timeout.ms=1500&heartbeat.interval.ms=300"  # for who is killed
 
     def start(self) -> None:
         import confluent_kafka

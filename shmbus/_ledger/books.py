@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import msgspec
 
 from shmbus import _core
-from shmbus._ledger import past, views
+from shmbus._ledger import notes, past, views
 from shmbus._ledger.departures import with_pending
 from shmbus._ledger.look import Look
 from shmbus._shm import processes
@@ -97,6 +97,7 @@ class _Books(Look):
         document = self.document
         for entry in document.rings:
             self.find_blocking(entry)
+        depths = notes.waiting(consumers := tuple(self.consumers()))
         return BusStats(
             bus=self.registry.bus,
             time_ns=self.now,
@@ -108,9 +109,9 @@ class _Books(Look):
                 TopicStats(name=t.name, capacity=t.capacity, codec=t.codec, type=t.type, max_capacity=t.max_capacity)
                 for t in document.topics
             ),
-            participants=tuple(map(self.participant, document.participants)),
+            participants=tuple(self.participant(p, depths) for p in document.participants),
             publishers=tuple(self.publisher(p) for p in document.publishers),
-            consumers=tuple(self.consumers()),
+            consumers=consumers,
             departed=tuple(past.told(document)),
             deaths=document.died,
         )
@@ -129,10 +130,15 @@ class _Books(Look):
             return "dead"
         return "stopped" if pid and processes.stopped(pid) else "ok"
 
-    def participant(self, entry: Participant) -> ParticipantStats:
+    def participant(self, entry: Participant, depths: Mapping[str, int]) -> ParticipantStats:
         pid, namespace = self.process(entry.life, entry.pid, entry.namespace)
         return ParticipantStats(
-            id=entry.id, pid=pid, namespace=namespace, command=entry.command, state=self.health(entry.id)
+            id=entry.id,
+            pid=pid,
+            namespace=namespace,
+            command=entry.command,
+            state=self.health(entry.id),
+            notes=notes.told(entry.notes, depths),
         )
 
     def process(self, life: int, pid: int, namespace: int) -> tuple[int, int]:

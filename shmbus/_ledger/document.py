@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 
 from shmbus import _core
+from shmbus._ledger.notes import MAX_NOTES, Note
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -95,6 +96,7 @@ class Participant(msgspec.Struct):
     state: Literal["active", "reclaiming"] = "active"
     promised: bool = False
     """Whoever started the process will say how it died (`_ledger/deaths.py`)."""
+    notes: Annotated[list[Note], msgspec.Meta(max_length=MAX_NOTES)] = []
 
 
 class TopicEntry(msgspec.Struct):
