@@ -156,6 +156,10 @@ class Host:
                     found.append(pid)
         return found
 
+    def alone(self) -> bool:
+        """Nobody runs in it any more."""
+        return not self.processes()
+
     def close(self) -> None:
         if self.holder is not None:
             self.holder.kill()
@@ -230,7 +234,7 @@ class Campaign:
             self.broker.end() if isinstance(self.broker, Frozen) else self.broker.kill()
             left = [child.communicate()[0].decode().strip() for child in sitting]
         for host in self.hosts.values():
-            wait(lambda host=host: not host.processes(), f"the end of {host.processes()}")
+            wait(host.alone, "the end of what runs on the hosts")
             host.close()
         if any(left):
             raise AssertionError(f"left in /dev/shm: {left}")
