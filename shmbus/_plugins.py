@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 KINDS: Final = ("shmbus.codecs", "shmbus.journals", "shmbus.bridges")
 """Groups of entry points."""
 OURS: Final = {
-    "shmbus.codecs": {},
+    "shmbus.codecs": {
+        "arrow": "shmbus.codecs.arrow:ArrowCodec",
+        "avro": "shmbus.codecs.avro:AvroCodec",
+        "protobuf": "shmbus.codecs.protobuf:ProtobufCodec",
+    },
     "shmbus.journals": {"sqlite": "shmbus.journal.sqlite:SqliteStore"},
     "shmbus.bridges": {
         "nats": "shmbus.bridge.nats:NatsDriver",

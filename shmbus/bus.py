@@ -158,8 +158,9 @@ class Bus(Closing, Offers):
             rings, mine = self._session.rings, self._session.participant
             me = members.open_publisher(change, rings, entry, mine, name, topic.capacity, pool=topic.pool)
             with or_undone(lambda: departures.close_publisher(change, self._session.rings, me.id)):
-                how = kind or publisher_class(topic)
-                return how(self._session, topic, codec, entry, me, on_full, timeout, self._forget)
+                how, held = kind or publisher_class(topic), topics.held(change, topic, entry)
+                wire = codec if held is topic else codec_of(held)
+                return how(self._session, held, wire, entry, me, on_full, timeout, self._forget)
 
         return self._keep(self._session.enter(enter, topic.name, lock_timeout))
 
@@ -197,7 +198,8 @@ class Bus(Closing, Offers):
                 change, self._session.rings, entry, self._session.participant, name, mode, start
             )
             with or_undone(lambda: departures.close_subscriber(change, self._session.rings, me.id)):
-                return made(self._session, topic, entry, me, on_gap, waits, self._forget)
+                held = topics.held(change, topic, entry)
+                return made(self._session, held, entry, me, on_gap, waits, self._forget)
 
         return self._keep(self._session.enter(enter, topic.name))
 
@@ -287,7 +289,8 @@ class Bus(Closing, Offers):
                 me = members.open_worker(change, owner, self._session.participant, name, ack_within_ns)
                 with or_undone(lambda: departures.close_worker(change, rings, me.id)):
                     ways = self._letters_of(topic), self._forget
-                    return kind(self._session, topic, entry, owner, me, *policy, *ways)
+                    held = topics.held(change, topic, entry)
+                    return kind(self._session, held, entry, owner, me, *policy, *ways)
 
         return self._keep(self._session.enter(enter, topic.name))
 

@@ -150,6 +150,8 @@ def _remove_in_order(bus: str, uid: int, *, force: bool) -> None:
             if not force:
                 _require_unused(change.document, Rings(registry.prefix, owner=uid), registry.lives)
             reclaim.remove_bus(change)
+    except ClosedError:  # somebody else was quicker
+        raise BusNotFoundError(bus) from None
     finally:
         registry.close()
 

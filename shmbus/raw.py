@@ -11,16 +11,25 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from shmbus import _core
+from shmbus._ledger import notes
 from shmbus._schema import compare
 from shmbus._schema.codec import Codec
 from shmbus._schema.description import parse
 from shmbus._shm import schemas
-from shmbus.errors import ConfigError, SchemaMismatchError
+from shmbus.errors import (
+    CapacityError,
+    ClosedError,
+    ConfigError,
+    LockTimeoutError,
+    ReclaimedError,
+    SchemaMismatchError,
+)
 from shmbus.message import ACK, event_id
 from shmbus.topic import Topic, codec_of
 
@@ -29,6 +38,10 @@ if TYPE_CHECKING:
 
     from shmbus.bus import Bus
     from shmbus.worker import Worker
+
+
+State: TypeAlias = Literal["ok", "away", "failing"]
+"""Of a bridge or a journal: it works; what it talks to is not there; or does not do what it is asked for."""
 
 
 class Form(msgspec.Struct, frozen=True):
@@ -121,6 +134,22 @@ def ack(worker: Worker[bytes], events: Iterable[Claimed]) -> int:
     """Ack events; returns how many were no longer this worker's."""
     settle = worker._settle
     return sum(not settle(event.ring_id, event.sequence, event.word, ACK) for event in events)
+
+
+def note(bus: Bus, who: str, state: State, text: str, *, group: str = "", held: int = 0) -> None:
+    """Say what a part of this process does, or what is wrong with it, to whoever looks at the bus (`NoteStats`).
+
+    It takes the place of what `who` said before, and ends with the process, or with `unsay`. What is owed to the groups
+    named `group`, and `held` more events, wait for it. Where there is no room for it, nobody is told.
+    """
+    with suppress(CapacityError, ClosedError, ReclaimedError, LockTimeoutError), bus._session.locked() as change:
+        notes.put(change, bus._session.participant, who, state, text, group, held)
+
+
+def unsay(bus: Bus, who: str) -> None:
+    """Take back what `who` said."""
+    with suppress(ClosedError, ReclaimedError, LockTimeoutError), bus._session.locked() as change:
+        notes.drop(change, bus._session.participant, who)
 
 
 _LOOK: Final = 0.05  # seconds between two looks at a group whose last worker has died

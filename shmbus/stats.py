@@ -187,6 +187,20 @@ class TopicStats(msgspec.Struct, frozen=True, kw_only=True):
     """What its rings may grow to; 0: they are fixed."""
 
 
+class NoteStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What a part of a process says of itself, a bridge or a journal; it goes with the process."""
+
+    who: str
+    state: Literal["ok", "away", "failing"]
+    """away: what it talks to is not there; failing: that does not do what it is asked for."""
+    text: str
+    """What it does, or what is wrong, for people."""
+    since_ns: int
+    """CLOCK_REALTIME in ns: since when it is in that state."""
+    waiting: int = 0
+    """Events that it has not passed on yet."""
+
+
 class ParticipantStats(msgspec.Struct, frozen=True, kw_only=True):
     """A process, once for each Bus object that it has open."""
 
@@ -196,6 +210,7 @@ class ParticipantStats(msgspec.Struct, frozen=True, kw_only=True):
     state: Health
     namespace: int = 0
     """0 when `pid` is one of this PID namespace; else the inode of the namespace that it is a pid of."""
+    notes: tuple[NoteStats, ...] = ()
 
 
 class SupervisorStats(msgspec.Struct, frozen=True, kw_only=True):

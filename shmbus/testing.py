@@ -10,8 +10,17 @@ Each raises AssertionError with what does not hold, returns None, and needs noth
 from __future__ import annotations
 
 from shmbus._conformance.bridges import bridge_conformance
+from shmbus._conformance.codecs import codec_conformance
 from shmbus._conformance.deaths import check_books, kill, kill_at
 from shmbus._conformance.journals import journal_conformance
 from shmbus.router.conformance import check_middleware
 
-__all__ = ["bridge_conformance", "check_books", "check_middleware", "journal_conformance", "kill", "kill_at"]
+__all__ = [
+    "bridge_conformance",
+    "check_books",
+    "check_middleware",
+    "codec_conformance",
+    "journal_conformance",
+    "kill",
+    "kill_at",
+]

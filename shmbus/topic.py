@@ -15,6 +15,7 @@ import msgspec
 from shmbus import _core
 from shmbus._payload.kinds import codec_with_pool
 from shmbus._schema.codec import Codec, codec_for
+from shmbus._schema.foreign import BUILT_IN, CodecName, Known, require_known
 from shmbus.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Topic(Generic[T]):
             ...
 
         @property
-        def codec(self) -> Literal["msgpack", "json", "pickle", "record"]:
+        def codec(self) -> Known | CodecName:
             """How events are written."""
             ...
 
@@ -207,7 +208,7 @@ class Topic(Generic[T]):
         *,
         capacity: int = DEFAULT_CAPACITY,
         schema: Literal["strict", "evolve"] = "strict",
-        codec: Literal["msgpack", "json", "pickle", "record"] = "msgpack",
+        codec: Known | CodecName = "msgpack",
         enc_hook: Callable[[Any], Any] | None = None,
         dec_hook: Callable[[builtins.type, Any], Any] | None = None,
         validate: bool = False,
@@ -220,13 +221,15 @@ class Topic(Generic[T]):
         if pool and max_capacity is not None:  # what a pool's extents are owed is read off the rings that are written
             raise ConfigError(f"rings beside a pool are fixed: {pool=}, {max_capacity=}")
         _check_choice("schema", schema, ("strict", "evolve"))
-        _check_choice("codec", codec, ("msgpack", "json", "pickle", "record"))
+        require_known(codec)
         hooks = {"enc_hook": enc_hook, "dec_hook": dec_hook}
         for option, hook in hooks.items():
             if not (hook is None or callable(hook)):
                 raise ConfigError(f"{option} is None or a callable: {option}={hook!r}")
             if hook is not None and codec == "pickle":
                 raise ConfigError(f"{option} is msgspec's, and codec='pickle' does without: {option}={hook!r}")
+            if hook is not None and codec not in BUILT_IN:
+                raise ConfigError(f"{option} is msgspec's, and codec={codec!r} does without: {option}={hook!r}")
             if hook is not None and codec == "record":
                 raise ConfigError(
                     f"{option} makes values of no fixed size, which codec='record' needs: {option}={hook!r}"
@@ -279,6 +282,19 @@ class Topic(Generic[T]):
 def codec_of(topic: Topic[Any]) -> Codec:
     """How the events of a topic become payloads and come back."""
     return topic._wire
+
+
+def bound_to(topic: Topic[T], description: bytes) -> Topic[T]:
+    """The topic as its bus, or a journal, has it: itself, or what a plugin's codec makes of it under that schema."""
+    bound = topic._wire.bound
+    wire = None if bound is None or description == topic._wire.description else bound(description)
+    if wire is None:
+        return topic
+    held: Topic[T] = object.__new__(Topic)
+    for field in ("name", "type", *Topic._usual):
+        object.__setattr__(held, field, getattr(topic, field))
+    object.__setattr__(held, "_wire", wire)
+    return held
 
 
 def encoded_topic(name: str, capacity: int, codec: Any, max_capacity: int | None = None) -> Topic[Any]:

@@ -44,6 +44,11 @@ class Broker:
         """Where bridges find it."""
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
+    @property
+    def listen(self) -> str:
+        """The address that it listens at: the loopback's, unless the option `listen` says otherwise."""
+        return str(self.options.get("listen", "127.0.0.1"))
+
     @classmethod
     def program(cls) -> str | None:
         """The path of the server."""
@@ -108,7 +113,7 @@ class Nats(Broker):
 
     def command(self) -> list[str]:
         more = [str(word) for word in self.options.get("arguments", ())]
-        where = ["-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.folder / "data")]
+        where = ["-a", self.listen, "-p", str(self.port), "-js", "-sd", str(self.folder / "data")]
         return [str(self.program()), *where, *more]
 
 
@@ -121,7 +126,9 @@ class Redis(Broker):
 
     def command(self) -> list[str]:
         more = [str(word) for word in self.options.get("arguments", ())]
-        ports = ["--bind", "127.0.0.1"] if "--tls-port" in more else ["--bind", "127.0.0.1", "--port", str(self.port)]
+        ports = ["--bind", self.listen, *([] if "--tls-port" in more else ["--port", str(self.port)])]
+        if self.listen != "127.0.0.1":
+            ports += ["--protected-mode", "no"]
         keep = ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""]
         return [str(self.program()), *ports, *keep, *more]
 
@@ -140,7 +147,8 @@ class Rabbit(Broker):
     def environment(self) -> dict[str, str]:
         if not hasattr(self, "dist"):
             self.dist = free_port()
-        (self.folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\nlog.console = true\n")
+        lines = [f"listeners.tcp.1 = {self.listen}:{self.port}", "log.console = true", "loopback_users = none", ""]
+        (self.folder / "rabbitmq.conf").write_text("\n".join(lines))
         (self.folder / "plugins").write_text("[].\n")
         own = {
             "RABBITMQ_NODENAME": f"t{self.port}@localhost",

@@ -1,9 +1,12 @@
-"""Kills bridges, brokers and buses' processes at random while events flow from one bus to another over a broker.
+"""Kills bridges, brokers and buses' processes at random while events flow from one host to another over a broker.
 
-Two buses of one host stand for two hosts: nothing but the broker connects them. Publishers, bridges and the sink are
-processes; each round kills one of them, or the broker, and starts it again; once the broker is away for longer. At the
-end: every event that a publish had returned for is in the sink's file, duplicates are counted by id, and per publisher
-the first arrivals are in order.
+As root the hosts are namespaces: each has a /dev/shm, IPC and a network of its own, joined by nothing but a pair of
+interfaces to where the broker is (Kafka's mock cluster names itself 127.0.0.1: there the network is shared). Others get
+two buses of one host. Publishers, bridges and the sink are processes; each round kills one of them, or the broker, and
+starts it again; once the broker is away for longer. Kafka's mock cluster forgets all when it ends: it is stopped by a
+signal, not killed. At the end: every event that a publish had returned for is in the sink's file; what came again is
+counted, apart from what a sink got again that had been killed itself; first arrivals of each publisher are in order
+where the broker has such a thing; and nothing is left of a bus, neither in /dev/shm nor as a process.
 
     python tools/bridge_kills.py --kind nats                 200,000 events, 50 kills, a minute without the broker
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,9 +32,34 @@ import shmbus
 from shmbus import inspect
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from brokers import Broker, Nats, Rabbit, Redis
+from brokers import Broker, Kafka, Nats, Rabbit, Redis
 
-KINDS: dict[str, type[Broker]] = {"nats": Nats, "redis": Redis, "amqp": Rabbit}
+
+class Frozen(Kafka):
+    """Kafka's mock cluster in a process of its own, which is stopped and continued instead of killed."""
+
+    def start(self) -> None:
+        if self._process is not None:
+            os.kill(self._process.pid, signal.SIGCONT)
+            return
+        words = [sys.executable, __file__, "--as", "mock"]
+        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True)
+        assert self._process.stdout is not None
+        self._servers = self._process.stdout.readline().decode().strip()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.kill(self._process.pid, signal.SIGSTOP)
+
+    def end(self) -> None:
+        Broker.kill(self)
+
+
+KINDS: dict[str, type[Broker]] = {"nats": Nats, "redis": Redis, "amqp": Rabbit, "kafka": Frozen}
+ONCE = ("nats", "redis")
+"""Brokers that drop what they have already."""
+ORDERED = ("redis", "kafka")
+"""Brokers that keep what a publisher sent in order, whoever dies."""
 GRACE = 120.0
 PUBLISHERS = 2
 
@@ -54,14 +83,91 @@ def publish(bus_name: str, writer: str, first: str, total: str, told: str) -> No
         publisher.flush(timeout=None)
 
 
+def mock() -> None:
+    """Kafka's mock cluster, until it is killed."""
+    import confluent_kafka
+
+    host = confluent_kafka.Producer({"test.mock.num.brokers": 3, "bootstrap.servers": "unused"})
+    brokers = host.list_topics(timeout=GRACE).brokers.values()
+    sys.stdout.write(",".join(f"{broker.host}:{broker.port}" for broker in brokers) + "\n")
+    sys.stdout.flush()
+    while True:
+        signal.pause()
+
+
+def sit(bus_name: str, group: str) -> None:
+    """Make a bus with a group, and hold it until standard input ends; then remove it, and say what is left of it."""
+    with shmbus.Bus(bus_name) as bus:
+        bus.group(NOTES, group)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+    with suppress(shmbus.BusNotFoundError):
+        inspect.remove(bus_name, force=True)
+    sys.stdout.write(" ".join(name for name in os.listdir("/dev/shm") if bus_name in name) + "\n")
+
+
 def sink(bus_name: str, path: str) -> None:
     """Append each event to a file, then ack it."""
     with shmbus.Bus(bus_name) as bus, bus.worker(NOTES, group="sink", max_deliver=4000) as worker:
         with open(path, "ab", 0) as file:
             for message in worker.messages():
                 note = message.event
-                file.write(b"%s %s %d\n" % (message.headers["shmbus-id"].encode(), note.writer.encode(), note.count))
+                line = (message.headers["shmbus-id"].encode(), note.writer.encode(), note.count, message.attempt)
+                file.write(b"%s %s %d %d\n" % line)
                 message.ack()
+
+
+class Host:
+    """A host of its own, where we may make one: what runs in it sees its own /dev/shm and network."""
+
+    def __init__(self, number: int, netted: bool) -> None:
+        self.gateway, self.holder = "127.0.0.1", None
+        self.enter: list[str] = []
+        if os.geteuid() != 0:
+            return
+        kinds = ["-m", "-i", "-u", *(["-n"] if netted else [])]
+        script = "mount -t tmpfs tmpfs /dev/shm && echo ready && exec sleep infinity"
+        words = ["unshare", *kinds, "--propagation", "private", "sh", "-c", script]
+        self.holder = subprocess.Popen(words, stdout=subprocess.PIPE)
+        assert self.holder.stdout is not None
+        if self.holder.stdout.readline() != b"ready\n":
+            raise AssertionError("no namespaces")
+        self.enter = ["nsenter", "-t", str(self.holder.pid), *kinds, "--"]
+        if netted:
+            name, net = f"bk{os.getpid() % 100000}{number}", f"10.213.{os.getpid() % 250}.{4 * number}"
+            self.gateway, inside = (net.rpartition(".")[0] + f".{4 * number + last}" for last in (1, 2))
+            command("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(self.holder.pid))
+            command("ip", "addr", "add", f"{self.gateway}/30", "dev", name)
+            command("ip", "link", "set", name, "up")
+            command(*self.enter, "ip", "addr", "add", f"{inside}/30", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                command(*self.enter, "ip", "link", "set", device, "up")
+
+    def processes(self) -> list[int]:
+        """Who runs in it, beside what keeps it."""
+        if self.holder is None:
+            return []
+        own = os.readlink(f"/proc/{self.holder.pid}/ns/mnt")
+        found = []
+        for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+            with suppress(OSError):
+                if pid != self.holder.pid and os.readlink(f"/proc/{pid}/ns/mnt") == own:
+                    found.append(pid)
+        return found
+
+    def alone(self) -> bool:
+        """Nobody runs in it any more."""
+        return not self.processes()
+
+    def close(self) -> None:
+        if self.holder is not None:
+            self.holder.kill()
+            self.holder.wait()
+
+
+def command(*words: str) -> None:
+    subprocess.run(words, check=True)
 
 
 class Campaign:
@@ -71,12 +177,22 @@ class Campaign:
         self.away, self.kills = arguments.away, arguments.kills
         self.here, self.there = f"bkills-{os.getpid()}-a", f"bkills-{os.getpid()}-b"
         (folder / "broker").mkdir()
-        self.broker = kind(folder / "broker")
+        self.kind = arguments.kind
+        self.hosts = {name: Host(number, kind is not Frozen) for number, name in enumerate((self.here, self.there))}
+        listen = {} if self.hosts[self.here].gateway == "127.0.0.1" else {"listen": "0.0.0.0"}
+        self.broker = kind(folder / "broker", **listen)
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.written = folder / "sink"
         self.written.touch()
+        self.read_to = 0
+        self.seen: set[bytes] = set()
 
     def command(self, name: str) -> list[str]:
+        where = self.hosts[self.there if name in ("in", "sink") else self.here]
+        words = self.words(name)
+        return [*where.enter, *(word.replace("127.0.0.1", where.gateway) for word in words)]
+
+    def words(self, name: str) -> list[str]:
         bridge = [sys.executable, "-m", "shmbus", "bridge"]
         if name == "out":
             return [*bridge, self.here, self.broker.url, "--out", "notes", "--name", "out"]
@@ -103,25 +219,36 @@ class Campaign:
     def run(self) -> str:
         writers = [f"p{which}" for which in range(PUBLISHERS)]
         self.broker.start()
-        with shmbus.Bus(self.here) as here, shmbus.Bus(self.there) as there:
-            here.group(NOTES, "bridge:out")
-            there.group(NOTES, "sink")
-            try:
-                for name in ("sink", "in", "out", *writers):
-                    self.start(name)
-                wait(self.arrived, "the first event")
-                for done in range(self.kills):
-                    self.round(writers, away=self.away if done == self.kills // 2 else 0.0)
-                wait(lambda: all(self.told(writer) == self.total for writer in writers), "the publishers' end")
-                wait(lambda: self.arrived() >= PUBLISHERS * self.total, "the last event")
-            finally:
-                for name in self.children:
-                    self.kill(name)
-                self.broker.kill()
-        for name in (self.here, self.there):
-            with suppress(shmbus.BusNotFoundError):
-                inspect.remove(name, force=True)
+        sitting = [self.sit(self.here, "bridge:out"), self.sit(self.there, "sink")]
+        try:
+            for name in ("sink", "in", "out", *writers):
+                self.start(name)
+            wait(self.arrived, "the first event")
+            for done in range(self.kills):
+                self.round(writers, away=self.away if done == self.kills // 2 else 0.0)
+            wait(lambda: all(self.told(writer) == self.total for writer in writers), self.state)
+            wait(lambda: self.arrived() >= PUBLISHERS * self.total, self.state)
+        finally:
+            for name in self.children:
+                self.kill(name)
+            self.broker.end() if isinstance(self.broker, Frozen) else self.broker.kill()
+            left = [child.communicate()[0].decode().strip() for child in sitting]
+        for host in self.hosts.values():
+            wait(host.alone, "the end of what runs on the hosts")
+            host.close()
+        if any(left):
+            raise AssertionError(f"left in /dev/shm: {left}")
         return self.verdict(writers)
+
+    def sit(self, bus: str, group: str) -> subprocess.Popen[bytes]:
+        words = [*self.hosts[bus].enter, sys.executable, __file__, "--as", "sit", bus, group]
+        child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        return child
+
+    def state(self) -> str:
+        return f"{self.arrived()} of {PUBLISHERS * self.total} events have arrived"
 
     def round(self, writers: list[str], away: float) -> None:
         name = "broker" if away else self.random.choice(["broker", "out", "in", "sink", *writers])
@@ -135,35 +262,56 @@ class Campaign:
             self.start(name)
 
     def arrived(self) -> int:
-        return len({line.partition(b" ")[2] for line in self.written.read_bytes().splitlines()})
+        with self.written.open("rb") as file:
+            file.seek(self.read_to)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self.read_to += len(line)
+                    self.seen.add(b" ".join(line.split()[1:3]))
+        return len(self.seen)
 
     def verdict(self, writers: list[str]) -> str:
         seen: dict[str, tuple[str, int]] = {}
-        twice = 0
+        last: dict[str, int] = {}
+        twice = again = unordered = 0
         for line in self.written.read_text().splitlines():
-            id, writer, count = line.split()
-            twice += id in seen
-            seen.setdefault(id, (writer, int(count)))
+            id, writer, count, attempt = line.split()
+            if id in seen:
+                twice, again = (twice + 1, again) if attempt == "1" else (twice, again + 1)
+                continue
+            seen[id] = (writer, int(count))
+            origin = id.rpartition("-")[0]
+            unordered += int(count) < last.get(origin, 0)
+            last[origin] = max(int(count), last.get(origin, 0))
         for writer in writers:
-            counts = [count for name, count in seen.values() if name == writer]
-            if set(counts) != set(range(1, self.total + 1)):
-                raise AssertionError(f"{writer}: {len(set(counts))} of {self.total} events arrived")
-        return f"{len(seen)} events, {self.kills} kills: each arrived; {twice} deliveries of one id beyond the first"
+            counts = {count for name, count in seen.values() if name == writer}
+            if counts != set(range(1, self.total + 1)):
+                raise AssertionError(f"{writer}: {len(counts)} of {self.total} events arrived")
+        if self.kind in ONCE and twice:
+            raise AssertionError(f"{twice} events arrived again under their id, although {self.kind} drops those")
+        if self.kind in ORDERED and unordered:
+            raise AssertionError(f"{unordered} events arrived behind later ones of their publisher")
+        where = "two hosts" if self.hosts[self.here].holder is not None else "one host"
+        return (
+            f"{len(seen)} events, {where}, {self.kills} kills, the broker away for {self.away:g} s: each arrived;"
+            f" {twice} of them again, and {again} more to a sink that had been killed; {unordered} out of order;"
+            " nothing is left"
+        )
 
 
-def wait(condition: Callable[[], Any], what: str) -> None:
+def wait(condition: Callable[[], Any], what: str | Callable[[], str]) -> None:
     deadline, before = time.monotonic() + GRACE, None
     while not (value := condition()):
         if value != before:
             deadline, before = time.monotonic() + GRACE, value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {GRACE:g} s: {what}")
+            raise AssertionError(f"not within {GRACE:g} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.05)
 
 
 def main() -> int:
     if sys.argv[1:2] == ["--as"]:
-        roles: dict[str, Callable[..., None]] = {"publish": publish, "sink": sink}
+        roles: dict[str, Callable[..., None]] = {"publish": publish, "sink": sink, "sit": sit, "mock": mock}
         roles[sys.argv[2]](*sys.argv[3:])
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -64,6 +64,7 @@ def _keeps(opens: Opens, path: Path) -> None:
         assert numbers == sorted(set(numbers)), f"numbers grow: {numbers}"
         assert stamps(store.after("conformance", numbers[0])) == [25, 35, 40], "after a number"
         assert store.last() == numbers[-1], "last is the newest"
+        assert (store.count("conformance"), store.count("nothing")) == (6, 0), "count"
         everything = store.by_time("conformance", FIRST_NS, LAST_NS, store.last())
         assert [entry.time_ns for _, entry in merged(everything)] == [10, 20, 25, 30, 35, 40], "by time"
         assert stamps(store.by_time("conformance", FIRST_NS, LAST_NS, numbers[0])) == [10, 20, 30], "up to a number"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import msgspec
 
 from shmbus import _core
-from shmbus._ledger import past, views
+from shmbus._ledger import notes, past, views
 from shmbus._ledger.departures import trace_of, with_pending
 from shmbus._ledger.look import Look
 from shmbus._shm import processes
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from shmbus.stats import Health
 
 _TERMS: Final = ("offered", "delivered", "depth", "overrun", "refused", "abandoned", "undecodable", "rejected")
+_FIGURES: Final = ("count", "first", "last", "first_ns", "last_ns")  # of a loss
 _BEAT_NS: Final = 5_000_000_000  # a supervisor looks once a second
 
 
@@ -97,6 +98,7 @@ class _Books(Look):
         document = self.document
         for entry in document.rings:
             self.find_blocking(entry)
+        depths = notes.waiting(consumers := tuple(self.consumers()))
         return BusStats(
             bus=self.registry.bus,
             time_ns=self.now,
@@ -108,9 +110,9 @@ class _Books(Look):
                 TopicStats(name=t.name, capacity=t.capacity, codec=t.codec, type=t.type, max_capacity=t.max_capacity)
                 for t in document.topics
             ),
-            participants=tuple(map(self.participant, document.participants)),
+            participants=tuple(self.participant(p, depths) for p in document.participants),
             publishers=tuple(self.publisher(p) for p in document.publishers),
-            consumers=tuple(self.consumers()),
+            consumers=consumers,
             departed=tuple(past.told(document)),
             deaths=document.died,
         )
@@ -129,10 +131,15 @@ class _Books(Look):
             return "dead"
         return "stopped" if pid and processes.stopped(pid) else "ok"
 
-    def participant(self, entry: Participant) -> ParticipantStats:
+    def participant(self, entry: Participant, depths: Mapping[str, int]) -> ParticipantStats:
         pid, namespace = self.process(entry.life, entry.pid, entry.namespace)
         return ParticipantStats(
-            id=entry.id, pid=pid, namespace=namespace, command=entry.command, state=self.health(entry.id)
+            id=entry.id,
+            pid=pid,
+            namespace=namespace,
+            command=entry.command,
+            state=self.health(entry.id),
+            notes=notes.told(entry.notes, depths),
         )
 
     def process(self, life: int, pid: int, namespace: int) -> tuple[int, int]:
@@ -362,25 +369,19 @@ class _Books(Look):
         return found + [Loss(**msgspec.structs.asdict(loss)) for loss in settled]
 
     def ring_losses(self, consumer: ConsumerEntry, entry: RingEntry) -> Iterable[Loss]:
-        details: Mapping[str, _core.LossTuple] = (
-            self.work[entry.id].losses() if entry.group else self.broadcast[entry.id].losses(consumer.slot)
-        )
+        details = self.work[entry.id].losses() if entry.group else self.broadcast[entry.id].losses(consumer.slot)
         terms = self.terms(consumer, entry)
         publisher = self.publishers.get(entry.publisher)
         for cause, recorded in details.items():
             if terms[cause]:
-                _, first, last, first_ns, last_ns = with_pending(cause, recorded, terms, self.now)
+                figures = with_pending(cause, recorded, terms, self.now)
                 yield Loss(
                     consumer=consumer.name,
                     topic=self.topics[consumer.topic].name,
                     publisher=publisher.name if publisher else "(gone)",
                     cause=cast("Any", cause),
-                    count=terms[cause],
-                    first=first,
-                    last=last,
-                    first_ns=first_ns,
-                    last_ns=last_ns,
-                    trace=trace_of(self.traces, entry, cause, first),
+                    trace=trace_of(self.traces, entry, cause, figures[1]),
+                    **dict(zip(_FIGURES, (terms[cause], *figures[1:]), strict=True)),
                 )
 
 

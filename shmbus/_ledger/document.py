@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 
 from shmbus import _core
+from shmbus._ledger.notes import MAX_NOTES, Note
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -97,6 +98,7 @@ class Participant(msgspec.Struct):
     state: Literal["active", "reclaiming"] = "active"
     promised: bool = False
     """Whoever started the process will say how it died (`_ledger/deaths.py`)."""
+    notes: Annotated[list[Note], msgspec.Meta(max_length=MAX_NOTES)] = []
 
 
 class TopicEntry(msgspec.Struct):
@@ -107,7 +109,7 @@ class TopicEntry(msgspec.Struct):
     """Its schema's segment is named by it; the index is another topic's once this one is forgotten."""
     name: Name
     capacity: Capacity
-    codec: Literal["msgpack", "json", "pickle", "record"]
+    codec: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
     fingerprint: Natural
     type: Annotated[str, msgspec.Meta(max_length=TYPE_NAME)]
     history: bool = True

@@ -20,6 +20,7 @@ from shmbus._schema import description as _description
 from shmbus._shm import schemas
 from shmbus._shm.failpoint import reach
 from shmbus.errors import CapacityError, ConfigError, CorruptSegmentError, SchemaMismatchError
+from shmbus.topic import T, bound_to, codec_of
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -60,6 +61,14 @@ def ensure_topic(change: Change, topic: Topic[Any], codec: Codec, role: Literal[
     if entry.fingerprint != codec.fingerprint:
         _require_compatible(change.registry.prefix, topic, entry, codec.description, role)
     return entry
+
+
+def held(change: Change, topic: Topic[T], entry: TopicEntry) -> Topic[T]:
+    """The topic as this bus has it: another one only where a plugin's codec goes by the schema that the bus has."""
+    wire = codec_of(topic)
+    if wire.bound is None or wire.fingerprint == entry.fingerprint:
+        return topic
+    return bound_to(topic, schemas.read(change.registry.prefix, entry.id))
 
 
 def _require_compatible(prefix: str, topic: Topic[Any], entry: TopicEntry, ours: bytes, role: str) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from shmbus._schema.description import describe, wire_form
+from shmbus._schema import foreign
+from shmbus._schema.description import describe, describe_foreign, parse, wire_form
 from shmbus.errors import ConfigError
 
 try:  # what hashlib would hand out, without the OpenSSL that it loads
@@ -56,6 +57,8 @@ class Codec(NamedTuple):
     """What msgspec writes into JSON for NaN; a payload with any of it is of an event that `finite` must look at."""
     finite: Callable[[Any], bool] = bool
     """False for an event that may hold NaN or an infinity."""
+    bound: Callable[[bytes], Codec | None] | None = None
+    """Under a plugin's codec: what writes and reads a topic whose bus has another description of it; None: this."""
 
 
 def pooled_codec(
@@ -87,7 +90,7 @@ def pooled_codec(
         import pickle
 
         encode = functools.partial(pickle.dumps, protocol=_PICKLE_PROTOCOL)
-    accepts = (memoryview, bytes, bytearray) if event_type is memoryview else _accepts(event_type)
+    accepts = (memoryview, bytes, bytearray) if event_type is memoryview else accepted(event_type)
     return Codec(encode, None, accepts, description, _fingerprint(description), None, enc_hook)
 
 
@@ -96,10 +99,32 @@ def codec_for(event_type: Any, codec: str, enc_hook: Hook | None = None, dec_hoo
 
     Raises `ConfigError` naming the type and msgspec's reason when no decoder can be built for it.
     """
+    if codec not in foreign.BUILT_IN:
+        return _of_plugin(event_type, codec)
     plain = type(event_type) is type(msgspec.Struct) or type(event_type) is type  # a class is equal to itself alone
     if plain and enc_hook is None and dec_hook is None:
         return _of_class(event_type, codec)
     return _build(event_type, codec, enc_hook, dec_hook)
+
+
+def _of_plugin(event_type: Any, codec: str) -> Codec:
+    plugin = foreign.plugin(codec)
+    try:
+        made = plugin.coding(event_type)
+        return _of_coding(event_type, codec, made, describe_foreign(codec, made))
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"codec {codec} cannot carry type={event_type!r}: {error}") from error
+
+
+def _of_coding(event_type: Any, codec: str, made: foreign.Coding, description: bytes) -> Codec:
+    def bound(theirs: bytes) -> Codec | None:
+        found = parse(theirs).foreign
+        made = None if found is None else foreign.plugin(codec).bound(event_type, found.schema)
+        return None if made is None else _of_coding(event_type, codec, made, theirs)
+
+    return Codec(made.encode, made.decode, made.accepts, description, _fingerprint(description), bound=bound)
 
 
 def _build(event_type: Any, codec: str, enc_hook: Hook | None = None, dec_hook: DecodeHook | None = None) -> Codec:
@@ -117,7 +142,7 @@ def _build(event_type: Any, codec: str, enc_hook: Hook | None = None, dec_hook: 
         keyed = any(b'"kind":"%b"' % kind in description for kind in (b"dict", b"frozendict", b"any", b"custom"))
         suspects = _NULL_KEYS if keyed else _NULL
     fingerprint = _fingerprint(description)
-    accepts = _accepts(event_type)
+    accepts = accepted(event_type)
     return Codec(encode, decode, accepts, description, fingerprint, into, enc_hook, suspects, _finite(enc_hook))
 
 
@@ -175,7 +200,8 @@ def _fingerprint(description: bytes) -> int:
     return int.from_bytes(blake2b(wire_form(description), digest_size=8).digest(), "little") or 1
 
 
-def _accepts(event_type: Any) -> tuple[type, ...]:
+def accepted(event_type: Any) -> tuple[type, ...]:
+    """The exact types that an event of this type may have; empty: any."""
     if event_type is bytes:
         return (bytes, bytearray, memoryview)
     members = dict.fromkeys(cls for hint in alternatives(event_type) for cls in _instances(hint))

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
+from shmbus._schema import foreign
 from shmbus._schema.columns import Column
 from shmbus._schema.conform import conform, decode_any, decoder_of, encoder_of
 from shmbus._schema.description import (
@@ -67,6 +68,8 @@ def admits(reader: bytes, writer: bytes) -> list[str]:
         return [f"codec: ours {ours.codec}, theirs {theirs.codec}"]
     if ours.codec == "pickle":
         return difference(reader, writer)
+    if ours.foreign is not None and theirs.foreign is not None:
+        return foreign.admits(ours.codec, ours.foreign, theirs.foreign)
     if ours.columns != theirs.columns:
         return _columns_apart(ours.columns, theirs.columns)
     return _Admission(ours, theirs).lines()
@@ -84,6 +87,8 @@ class _Difference:
         found += self.nodes("event", self.ours.root, self.theirs.root)
         if not found and self.ours.columns != self.theirs.columns:
             found = _columns_apart(self.ours.columns, self.theirs.columns)
+        if self.ours.foreign is not None and self.theirs.foreign is not None:
+            found += foreign.apart(self.ours.foreign.identity, self.theirs.foreign.identity)
         return list(dict.fromkeys(found))
 
     def nodes(self, path: str, a: Node, b: Node) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 
-from shmbus._schema import columns
+from shmbus._schema import columns, foreign
 from shmbus._schema.description import MAPPINGS, OBJECTS, SEQUENCES, Description, Field, Node, parse, words
 from shmbus.errors import ConfigError, CorruptSegmentError
 
@@ -53,6 +53,8 @@ def conform(value: Any, description: bytes) -> Any:
     schema = parse(description)
     if schema.codec == "pickle":
         raise ConfigError(f"events of a pickle topic cannot be made from JSON: type={schema.root.title}")
+    if schema.foreign is not None:
+        return value  # its encoder checks it
     try:
         return _Conformer(schema).node("$", schema.root, value)
     except RecursionError as error:
@@ -77,6 +79,8 @@ def decoder_of(description: bytes) -> Callable[[bytes], Any]:
     schema = parse(description)
     if schema.codec == "record":
         return functools.partial(columns.unpack, schema.columns)
+    if schema.foreign is not None:
+        return foreign.plain(schema.codec, schema.foreign.schema)
     return functools.partial(decode_any, codec_name=schema.codec)
 
 
@@ -85,6 +89,8 @@ def encoder_of(description: bytes) -> Callable[[Any], bytes]:
     schema = parse(description)
     if schema.codec == "record":
         return functools.partial(columns.pack, schema.columns)
+    if schema.foreign is not None:
+        return foreign.packed(schema.codec, schema.foreign.schema)
     if schema.codec == "raw":
         return lambda value: cast("bytes", value)
     return msgspec.json.encode if schema.codec == "json" else msgspec.msgpack.encode

@@ -17,12 +17,13 @@ import enum
 import math
 import re
 import typing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import NODEFAULT, UNSET, UnsetType
 
 from shmbus._schema.columns import Column, columns_of
+from shmbus._schema.foreign import BUILT_IN, Coding, Foreign
 from shmbus.errors import ConfigError, CorruptSegmentError
 
 if TYPE_CHECKING:
@@ -83,13 +84,19 @@ class Field(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 class Description(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A whole event type under one codec."""
 
-    codec: Literal["msgpack", "json", "pickle", "record", "raw"]
+    codec: Annotated[str, msgspec.Meta(max_length=32)]
     root: Node
     defs: dict[str, Node] = {}
     columns: tuple[Column, ...] = ()
     """Where the fields lie, under "record"."""
     pooled: bool = False
     """Buffers travel beside the event."""
+    foreign: Foreign | None = None
+    """The schema under a plugin's codec; those alone have one."""
+
+    def __post_init__(self) -> None:
+        if (self.foreign is None) != (self.codec in (*BUILT_IN, "raw")):
+            raise ValueError(f"a description of codec {self.codec!r}, foreign={self.foreign}")
 
     def resolve(self, node: Node) -> Node:
         """The named type that a "ref" node points to; any other node itself."""
@@ -134,6 +141,12 @@ def describe(type: Any, codec_name: str, *, hooks: bool = False, pooled: Callabl
     return _canonical(found)
 
 
+def describe_foreign(codec: str, coding: Coding) -> bytes:
+    """Describe the type of a topic whose codec is a plugin's."""
+    foreign = Foreign(coding.identity, coding.schema)
+    return _canonical(Description(codec, Node("foreign", title=coding.title), foreign=foreign))
+
+
 def _as_record(found: Description) -> Description:
     """A record has every field, in its order, and nothing else."""
     columns = columns_of(found.root, found.resolve)
@@ -158,7 +171,8 @@ def wire_form(description: bytes) -> bytes:
     """
     schema = parse(description)
     defs = {name: _as_written(node) for name, node in schema.defs.items()}
-    return _canonical(Description(schema.codec, _as_written(schema.root), defs, schema.columns, schema.pooled))
+    foreign = None if schema.foreign is None else Foreign(schema.foreign.identity)
+    return _canonical(Description(schema.codec, _as_written(schema.root), defs, schema.columns, schema.pooled, foreign))
 
 
 def _as_written(node: Node) -> Node:
@@ -172,7 +186,7 @@ def _as_written(node: Node) -> Node:
 def words(schema: Description, node: Node) -> str:
     """A type in the words of a message: "integer (ge 0)", "list of OrderPaid", "integer | null"."""
     node = schema.resolve(node)
-    if node.title and (node.kind in OBJECTS or node.kind in ("python", "custom")):
+    if node.title and (node.kind in OBJECTS or node.kind in ("python", "custom", "foreign")):
         return node.title
     if node.kind == "union":
         return " | ".join(words(schema, member) for member in node.of)

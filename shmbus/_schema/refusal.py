@@ -21,6 +21,7 @@ import msgspec
 from shmbus._schema.codec import alternatives
 from shmbus._schema.compare import difference
 from shmbus._schema.description import describe, wire_form
+from shmbus._schema.foreign import BUILT_IN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,6 +49,8 @@ def _origin(hint: Any) -> Any:
 
 
 def _against(member: Any, cls: type, codec: str, hooks: bool) -> list[str]:
+    if codec not in BUILT_IN:
+        return [f"ours {getattr(_origin(member), '__qualname__', member)}, theirs {cls.__qualname__}"]
     if codec == "pickle":
         known, given = _looked_up(_origin(member)), _looked_up(cls)
         return [] if known == given else [f"ours {'.'.join(known)}, theirs {'.'.join(given)}"]
@@ -83,6 +86,8 @@ def where(event: Any, error: Exception, codec: Codec, name: str) -> tuple[str, s
     if isinstance(error, msgspec.DecodeError) or name == "record":
         found = _AT.search(str(error))  # a decoder knows where it was
         return (found[1] if found else "$"), str(error)
+    if name not in BUILT_IN:  # no part of an event is one
+        return "$", str(error) or type(error).__name__
     path = blame(event, codec.encode, codec.enc_hook, opened=name == "pickle") if codec.encode else "$"
     return path, f"{str(error) or type(error).__name__} - at `{path}`"
 

@@ -91,8 +91,15 @@ class Bridge:
         self._outward: dict[str, wire.Outward] = {}
         self._workers: list[Worker[bytes]] = []
         self._publishers: list[Publisher[bytes]] = []
+        self._lost: dict[object, str] = {}
+        """Lanes without a broker, and why."""
+        self._next_note = 0.0
         self.sent = self.received = 0
         """Events that the broker has confirmed, and that were published here, by this object."""
+
+    @property
+    def _who(self) -> str:
+        return f"bridge {self.name}"
 
     @property
     def group(self) -> str:
@@ -105,6 +112,7 @@ class Bridge:
 
     async def arun(self) -> None:
         """`run` in an event loop."""
+        await self._say()
         lanes = [self._lane(topic, self._send_all, self._collect) for topic in self._out]
         lanes += [self._lane(topic, self._receive_all) for topic in self._in]
         try:
@@ -116,6 +124,7 @@ class Bridge:
             self.stop()
             for handle in (*self._workers, *self._publishers):
                 handle.close()
+            raw.unsay(self._bus, self._who)
             if self._spool is not None:
                 await asyncio.to_thread(self._spool.close)
 
@@ -147,14 +156,17 @@ class Bridge:
             await asyncio.to_thread(prepare, form)
         pause, longest = _BACKOFF
         next_log = 0.0
+        lane = object()
         while not self._stopped.is_set():
             driver = self._driver(self._setup)
             began = time.monotonic()
             try:
                 await driver.connect()
+                await self._found(lane)
                 await carry(form, driver)
                 return
             except Away as error:
+                await self._missing(lane, str(error))
                 if time.monotonic() - began > longest:
                     pause = _BACKOFF[0]
                 if time.monotonic() >= next_log:
@@ -164,6 +176,28 @@ class Bridge:
                 await driver.close()
             await self._pause(pause * (0.5 + random.random() / 2))
             pause = min(2 * pause, longest)
+
+    async def _found(self, lane: object) -> None:
+        if self._lost.pop(lane, None) is not None and not self._lost:
+            await self._say()
+
+    async def _missing(self, lane: object, why: str) -> None:
+        new = not self._lost
+        self._lost[lane] = why
+        if new or time.monotonic() >= self._next_note:
+            await self._say()
+
+    async def _say(self) -> None:
+        """Tell who looks at the bus how we are."""
+        self._next_note = time.monotonic() + _LOG_INTERVAL
+        why = next(iter(self._lost.values()), "")
+        text = f"{self._setup.address} is away: {why}" if why else f"carries to and from {self._setup.address}"
+        state: raw.State = "away" if self._lost else "ok"
+        await asyncio.to_thread(self._noted, state, text)
+
+    def _noted(self, state: raw.State, text: str) -> None:
+        held = self._spool.waiting() if self._spool is not None and state != "ok" else 0
+        raw.note(self._bus, self._who, state, text, group=self.group, held=held)
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.to_thread(self._stopped.wait, seconds)

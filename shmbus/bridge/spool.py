@@ -48,6 +48,10 @@ class Spool:
             raise self._failed
         return next(self._store.after(topic, 0), None)
 
+    def waiting(self) -> int:
+        """Events of all topics that are in it."""
+        return sum(map(self._store.count, self._recorders))
+
     def sent(self, number: int) -> None:
         """The broker has a batch: it may go."""
         self._store.remove(number)

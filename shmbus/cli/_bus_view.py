@@ -8,6 +8,7 @@ Readable from 80 columns on; there is more to see from 100 and from 150.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
@@ -76,6 +77,7 @@ class BusView:
             yield Rows(_CONSUMER_COLUMNS, sorted(stats.consumers, key=_consumer_order))
             yield from _consumer_notes(stats.consumers)
         yield from _participant_notes(stats)
+        yield from _part_notes(stats)
         if stats.lost_rings:
             lost = plural(stats.lost_rings, "ring")
             yield _note(f"{lost} removed by hand: what was in them is on nobody's books", "red")
@@ -246,6 +248,19 @@ def _participant_notes(stats: BusStats) -> Iterator[Text]:
         if participant.state in _ILL and participant.pid not in named:
             ill = _ILL[participant.state]
             yield _note(f"process {participant.pid}{_where(participant.namespace)} {ill}, {participant.command}", "red")
+
+
+def _part_notes(stats: BusStats) -> Iterator[Text]:
+    """What bridges and journals say of themselves."""
+    for participant in stats.participants:
+        for note in participant.notes:
+            who = f"{note.who} (pid {participant.pid})"
+            if note.state == "ok":
+                yield _note(f"{who} {note.text}")
+                continue
+            waiting = f"{plural(note.waiting, 'event')} waiting"
+            since = time.strftime("%H:%M:%S", time.localtime(note.since_ns / 1e9))
+            yield _note(f"{who}: {note.text}, since {since}, {waiting}", "red")
 
 
 def _where(namespace: int) -> str:

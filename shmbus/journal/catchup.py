@@ -23,6 +23,7 @@ from shmbus.errors import ConfigError
 from shmbus.journal.entries import FIRST_NS, group_of, merged, message_of
 from shmbus.message import Gap
 from shmbus.subscriber import Subscriber
+from shmbus.topic import Topic, bound_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +81,8 @@ class CatchingUp(Subscriber[T]):
         self._hole: tuple[Gap, _Found, float] | None = None
         self._filled: deque[_Found] = deque()
         self._stale = -1
+        self._written: Topic[Any] | None = None
+        """The topic as the journal has it."""
         self._plain = False
         session, topic, entry, me, on_gap, *rest = arguments
         super().__init__(session, topic, entry, me, None if repair else on_gap, *rest)
@@ -169,7 +172,9 @@ class CatchingUp(Subscriber[T]):
         return self._as_found(bus, entry, entry.sequence)
 
     def _as_found(self, bus: str, entry: Entry, sequence: int) -> _Found:
-        event = message_of(self.topic, bus, entry).event
+        if self._written is None:
+            self._written = bound_to(self.topic, self._journal.form(self.topic.name).description)
+        event = message_of(self._written, bus, entry).event
         return event, sequence, entry.publisher, entry.time_ns, entry.headers, entry.origin
 
     def _drain(self, timeout: float = 0.0) -> None:

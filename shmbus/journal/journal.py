@@ -22,7 +22,7 @@ from shmbus.errors import ConfigError, SchemaMismatchError
 from shmbus.journal.entries import FIRST_NS, LAST_NS, merged, message_of
 from shmbus.journal.store import Entry, Store, open_store
 from shmbus.message import Message
-from shmbus.topic import Topic
+from shmbus.topic import Topic, bound_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -82,6 +82,7 @@ class Journal(Closing):
             raise ConfigError(f"speed is None or a positive number: {speed=!r}")
         span = _ns("since", since, FIRST_NS), _ns("until", until, LAST_NS)
         found = self._entries(form.name, *span, publisher)
+        topic = bound_to(topic, form.description)
         return paced((message_of(topic, bus, entry) for bus, entry in found), attrgetter("time_ns"), speed)
 
     def recorded(

@@ -70,6 +70,8 @@ class Recorder(Closing):
         self._stop = threading.Event()
         self._worker: Worker[bytes] | None = None
         self._due = self._next_log = 0.0
+        self._who = self._group = ""
+        self._failing = False
         self._opened = isinstance(store, str)
         self._store: Final[Store] = open_store(store, path, write=True) if isinstance(store, str) else store
         self.path: Final = path
@@ -86,10 +88,15 @@ class Recorder(Closing):
         with self._bus.worker(raw.topic_of(form), group=group, max_deliver=_MAX_DELIVER, prefetch=_CHUNK) as worker:
             self._worker = worker
             _log.info("journal %s writes topic %s of bus %s", self.path, form.name, self._bus.name)
-            while not self._stop.is_set() and (lot := self._lot(worker)) is not None:
-                if lot and not self._record(form.name, worker, lot):
-                    return
-                self._prune()
+            self._group, self._who = group, f"journal {form.name}"
+            self._say("ok", f"writes to {self.path}")
+            try:
+                while not self._stop.is_set() and (lot := self._lot(worker)) is not None:
+                    if lot and not self._record(form.name, worker, lot):
+                        return
+                    self._prune()
+            finally:
+                raw.unsay(self._bus, self._who)
 
     def stop(self) -> None:
         """End `run` once what is in hand is written; from any thread or signal handler."""
@@ -104,6 +111,10 @@ class Recorder(Closing):
             self._store.close()
 
     # -- inside
+
+    def _say(self, state: raw.State, text: str) -> None:
+        if self._who:
+            raw.note(self._bus, self._who, state, text, group=self._group)
 
     def _form(self) -> raw.Form | None:
         """The topic's form, once the bus or the journal knows it; the journal has it from now on."""
@@ -169,8 +180,14 @@ class Recorder(Closing):
         while True:
             try:
                 write()
+                if self._failing:
+                    self._failing = False
+                    self._say("ok", f"writes to {self.path}")
                 return True
             except OSError as error:
+                if not self._failing:
+                    self._failing = True
+                    self._say("failing", f"does not write: {error}")
                 if time.monotonic() >= self._next_log:
                     self._next_log = time.monotonic() + _LOG_INTERVAL
                     _log.error("%s; nothing is acked, it is tried again: the rings hold what is owed", error)

@@ -146,6 +146,11 @@ class SqliteStore:
         """The number of the newest batch."""
         return int(self._rows("SELECT coalesce(max(id), 0) FROM batches")[0][0])
 
+    def count(self, topic: str) -> int:
+        """How many events of a topic are in it."""
+        rows = self._rows("SELECT coalesce(sum(count), 0) FROM batches WHERE topic = ?", self._topic(topic))
+        return int(rows[0][0])
+
     def prune(self, max_age: float | None, max_bytes: int | None) -> int:
         """Remove the oldest batches that are too old or too much; the file shrinks by what they took."""
         gone = 0

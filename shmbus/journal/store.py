@@ -78,6 +78,10 @@ class Store(Protocol):
         """The number of the newest batch of all topics, 0 for none."""
         ...
 
+    def count(self, topic: str) -> int:
+        """How many events of a topic are in it."""
+        ...
+
     def prune(self, max_age: float | None, max_bytes: int | None) -> int:
         """Remove the oldest batches that are older than `max_age` seconds, or too much; returns the events gone."""
         ...

@@ -6,7 +6,8 @@ publisher that nobody lets go on: `/readyz` is 503 then. All else is a warning.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+import time
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -19,12 +20,18 @@ STUCK: Final = 1.0
 """Seconds without an event after which a publisher that waits is blocked, and not just throttled."""
 
 
+Kind: TypeAlias = Literal[
+    "unreadable", "blocked", "stalled", "stopped", "dead", "idle", "supervisor", "lost rings", "away", "failing"
+]
+"""What is wrong; "away" and "failing" are said by bridges and journals of themselves."""
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is wrong with a bus."""
 
     bus: str
     severity: Literal["critical", "warning"]
-    kind: Literal["unreadable", "blocked", "stalled", "stopped", "dead", "idle", "supervisor", "lost rings"]
+    kind: Kind
     topic: str = ""
     who: str = ""
     """A publisher, consumer or process; "" where it is the bus."""
@@ -52,7 +59,7 @@ class Patience:
 
 def problems(stats: BusStats, waited: dict[int, float]) -> list[Problem]:
     """What is wrong, the worst first; `waited` comes from `Patience.look`."""
-    found = [*_publishers(stats, waited), *_consumers(stats), *_bus(stats)]
+    found = [*_publishers(stats, waited), *_consumers(stats), *_notes(stats), *_bus(stats)]
     return sorted(found, key=lambda problem: problem.severity == "warning")
 
 
@@ -86,6 +93,17 @@ def _consumers(stats: BusStats) -> Iterator[Problem]:
                 kind: Literal["stopped", "dead"] = "stopped" if worker.state == "stopped" else "dead"
                 why = f"worker {worker.name} (pid {worker.pid}) of {c.name} is {kind} and holds {worker.held:,} events"
                 yield _of(stats, c, "critical" if worker.held else "warning", kind, why)
+
+
+def _notes(stats: BusStats) -> Iterator[Problem]:
+    """What bridges and journals that live say of themselves."""
+    for participant in stats.participants:
+        for note in participant.notes if participant.state != "dead" else ():
+            if note.state == "ok":
+                continue
+            since = time.strftime("%H:%M:%S", time.gmtime(note.since_ns / 1e9))
+            why = f"{note.who} (pid {participant.pid}): {note.text}, since {since} UTC, {note.waiting:,} waiting"
+            yield Problem(bus=stats.bus, severity="critical", kind=note.state, who=note.who, why=why)
 
 
 def _bus(stats: BusStats) -> Iterator[Problem]:

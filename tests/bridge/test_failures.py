@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from bridges import arriving, bridging, group_is_there, own, topic_of
 from brokers import Broker, Nats, Redis
 from events import PATIENT, Order, opened, orders
 from journals import command, publish
-from support import child_environment, eventually
+from rich.console import Console
+from support import Processes, child_environment, eventually
 
 import shmbus
 from shmbus.bridge import Bridge
+from shmbus.cli._bus_view import BusView
+from shmbus.observe.health import problems
 
 
 @pytest.mark.parametrize("kind", [Nats, Redis])
@@ -46,6 +50,50 @@ def test_a_broker_that_is_away(
                     finally:
                         broker.kill()
     assert sorted(set(got)) == list(range(1, 2 * count + 1))
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_a_broker_that_is_away_is_seen(bus_name: str, tmp_path: Path, spooled: bool, processes: Processes) -> None:
+    """`stat` and health say that the broker is away, since when, and how much waits, for as long as that is so."""
+    broker = own(Redis, tmp_path)
+    topic = topic_of(bus_name)
+    with opened(bus_name) as bus, bus.publisher(topic) as publisher:
+        spool = ["--spool", str(tmp_path / "spool")] if spooled else []
+        words = command("bridge", bus_name, broker.url, "--out", topic.name, "--name", "here", *spool)
+        bridge = processes.run(words, stderr=subprocess.DEVNULL)
+
+        def note() -> shmbus.stats.NoteStats | None:
+            found = (note for p in bus.stats().participants for note in p.notes if note.who == "bridge here")
+            return next(found, None)
+
+        def state() -> str:
+            found = note()
+            return found.state if found is not None else ""
+
+        eventually(lambda: state() == "away")
+        eventually(lambda: any(c.kind == "group" for c in bus.stats().consumers))
+        publish(publisher, orders(7))
+        eventually(lambda: (found := note()) is not None and found.waiting == 7, "seven wait")
+        found = note()
+        assert found is not None
+        assert broker.url in found.text
+        said = [problem for problem in problems(bus.stats(), {}) if problem.kind == "away"]
+        assert [problem.severity for problem in said] == ["critical"]
+        assert "7 waiting" in said[0].why
+        screen = Console(width=200, file=io.StringIO())
+        screen.print(BusView(bus.stats()))
+        assert "is away: " in screen.file.getvalue()  # type: ignore[attr-defined]
+        broker.start()
+        try:
+            eventually(lambda: state() == "ok")
+            eventually(lambda: (found := note()) is not None and found.waiting == 0, "nothing waits")
+            bridge.kill()
+            bridge.wait()
+            eventually(lambda: note() is None, "what a dead process says")
+        finally:
+            broker.kill()
+            for group in {c.name for c in bus.stats().consumers if c.kind == "group"}:
+                bus.remove_group(topic, group, force=True)
 
 
 @pytest.mark.parametrize(

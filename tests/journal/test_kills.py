@@ -63,6 +63,10 @@ def groups_name(bus: shmbus.Bus) -> str:
     return next(c.name for c in bus.stats().consumers if c.name.startswith("journal:"))
 
 
+def notes(bus: shmbus.Bus) -> list[str]:
+    return [note.state for p in bus.stats().participants for note in p.notes]
+
+
 def test_many_deaths_with_one_event_in_hand(bus_name: str, tmp_path: Path, processes: Processes) -> None:
     """An event in whose hands ten recorders died is no dead letter: it is in the journal."""
     path = tmp_path / "orders.journal"
@@ -92,8 +96,10 @@ def test_a_full_disk(bus_name: str, tmp_path: Path, processes: Processes) -> Non
         said = next(line for line in child.stderr if " ERROR " in line)
         assert "nothing is acked, it is tried again" in said
         assert groups(bus)[0].depth == 200
+        eventually(lambda: notes(bus) == ["failing"], "what the journal says of itself")
         resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         eventually(lambda: settled(bus), "it goes on")
+        eventually(lambda: notes(bus) == ["ok"], "what it says then")
         child.send_signal(signal.SIGTERM)
         assert child.wait() == 0
     assert ids(path) == list(range(1, 211))
