@@ -158,8 +158,8 @@ class Receiver:
             return _core.unplain(body) if body[0] == _core.PLAIN else pickle.loads(body)
         view = memoryview(self._mapping(parcel, last))
         cuts = zip(parcel.cuts[::2], parcel.cuts[1::2], strict=True)
-        body, *buffers = [view[at : at + length] for at, length in cuts]
-        return pickle.loads(body, buffers=buffers)
+        pickled, *buffers = [view[at : at + length] for at, length in cuts]
+        return pickle.loads(pickled, buffers=buffers)
 
     def _mapping(self, parcel: Parcel, last: bool) -> _core.Mapping:
         found = self._maps.pop(parcel.path, None)
