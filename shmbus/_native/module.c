@@ -91,11 +91,11 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "shmbus
 PyMODINIT_FUNC PyInit__core(void) {
     PyObject *module = PyModule_Create(&definition);
     if (!module || common_begin() < 0 || add_constants(module) < 0 || guard_add(module) < 0 || rings_add(module) < 0 ||
-        tap_add(module) < 0 || window_add(module) < 0 || words_add(module) < 0 || line_add(module) < 0 ||
-        mapping_add(module) < 0 || pools_add(module) < 0 || parcels_add(module) < 0 || semaphores_add(module) < 0 ||
-        starter_add(module) < 0 || latencies_add(module) < 0 || producer_add(module) < 0 || receiver_add(module) < 0 ||
-        consumer_add(module) < 0 || claimer_add(module) < 0 || record_add(module) < 0 || rows_add(module) < 0 ||
-        PyModule_AddObjectRef(module, "NOTHING", Nothing) < 0) {
+        lanes_add(module) < 0 || tap_add(module) < 0 || window_add(module) < 0 || words_add(module) < 0 ||
+        line_add(module) < 0 || mapping_add(module) < 0 || pools_add(module) < 0 || parcels_add(module) < 0 ||
+        semaphores_add(module) < 0 || starter_add(module) < 0 || latencies_add(module) < 0 ||
+        producer_add(module) < 0 || receiver_add(module) < 0 || consumer_add(module) < 0 || claimer_add(module) < 0 ||
+        record_add(module) < 0 || rows_add(module) < 0 || PyModule_AddObjectRef(module, "NOTHING", Nothing) < 0) {
         Py_XDECREF(module);
         return NULL;
     }
