@@ -68,8 +68,6 @@ static void reclaim_first(unsigned self) {
     reclaim(1);
 }
 
-static void finish_kept_or_lose_it(unsigned self) { finish_job(the.work, self, kept(self)); }
-
 /* The supervisor: worker 1 has held its event for too long. */
 static void take_back(unsigned self) {
     (void)self;
@@ -191,6 +189,11 @@ static void build_kept(void) {
     keep(1);
 }
 
+static void build_kept_same(void) {
+    build_same();
+    keep(1);
+}
+
 static void build_kept_two(void) {
     build("aa", 2);
     keep(1);
@@ -246,6 +249,13 @@ const scene lane_scenes[] = {
      {OBSERVER, WORKER('A', work_on), WORKER('B', work_on)},
      {2, 1},
      {4, 2}},
+    {"lane-pass",
+     "a lane is freed while another passes over what waits for it",
+     build_kept_same,
+     verify_all_done,
+     {OBSERVER, WORKER('A', finish_kept), WORKER('B', work_on)},
+     {2, 1},
+     {4, 2}},
     {"lane-publish",
      "a publisher goes on meanwhile",
      build_two_then_two,
@@ -294,8 +304,8 @@ const scene lane_scenes[] = {
     {"lane-slow",
      "a record is taken back from a slow worker, which acks it at the same time",
      build_slow,
-     verify,
-     {OBSERVER, WORKER('A', finish_kept_or_lose_it), WORKER('B', work_on), {'S', "supervisor", take_back, true, false}},
+     verify_all_done,
+     {OBSERVER, WORKER('A', finish_kept), WORKER('B', work_on), {'S', "supervisor", take_back, true, false}},
      {2, 1},
      {3, 1}},
     {"lane-rings",
