@@ -30,7 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "shmbus" / "_native"
 HARNESS = ROOT / "tests" / "native"
 
-STRATA = [NATIVE / name for name in ("ring.c", "reader.c", "work.c", "delay.c", "lane.c", "retire.c", "pool.c", "extents.c")]
+STRATA = [
+    NATIVE / name for name in ("ring.c", "reader.c", "work.c", "delay.c", "lane.c", "retire.c", "pool.c", "extents.c")
+]
 PARTS = ("explore", "sched", "memory", "names", "world_ring", "world_work")
 SCENES = (
     "scenes_ring",

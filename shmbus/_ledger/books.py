@@ -281,6 +281,7 @@ class _Books(Look):
             pid=self.pid(consumer.participant),
             lag_ns=max((s.lag_ns for s in sources.values()), default=0),
             claimed=sum(w.held for w in workers),
+            key=consumer.key,
             blocks=tuple(sorted(self.blocks[consumer.id])),
             latency=self.latency(consumer),
             latencies=past.dense(past.sampled(self.registry.map, consumer)),
