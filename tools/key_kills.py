@@ -31,7 +31,6 @@ import shmbus
 from shmbus import inspect
 
 if TYPE_CHECKING:
-    from multiprocessing.context import BaseContext
     from multiprocessing.process import BaseProcess
 
 GROUP = "keyed"
@@ -153,7 +152,7 @@ def expected(plan: Plan, publisher: int) -> list[int]:
 class Crew:
     """Workers, of whom one is killed every now and then and replaced."""
 
-    def __init__(self, plan: Plan, context: BaseContext, size: int, pause: float) -> None:
+    def __init__(self, plan: Plan, context: Any, size: int, pause: float) -> None:
         self.kills = 0
         self._plan, self._context, self._pause = plan, context, pause
         self._over = threading.Event()
@@ -163,7 +162,7 @@ class Crew:
             self._killer.start()
 
     def _started(self) -> BaseProcess:
-        process: BaseProcess = self._context.Process(target=work, args=(self._plan,))  # type: ignore[attr-defined]
+        process: BaseProcess = self._context.Process(target=work, args=(self._plan,))
         process.start()
         return process
 
@@ -189,14 +188,14 @@ class Crew:
 
 def run(plan: Plan, method: str, workers: int, pause: float) -> tuple[float, int, list[str]]:
     """Seconds from the first event to the last ack, kills, and what was wrong."""
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     table = Table(plan, create=True)
     with shmbus.Bus(plan.bus) as bus:
         bus.group(plan.topic, GROUP, key=plan.key)
         crew = Crew(plan, context, workers, pause)
         _until(lambda: len(_group(bus).workers) >= workers - 1)
         began = time.perf_counter()
-        sources: list[Any] = [context.Process(target=publish, args=(plan, n)) for n in range(plan.publishers)]  # type: ignore[attr-defined]
+        sources: list[Any] = [context.Process(target=publish, args=(plan, n)) for n in range(plan.publishers)]
         for source in sources:
             source.start()
         for source in sources:
