@@ -14,7 +14,7 @@ from test_keys import MOVES, Move, held, kept, numbers, publisher
 
 import shmbus
 from shmbus import Bus
-from shmbus._ledger import reclaim
+from shmbus._ledger import departures, reclaim
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_reclaim_cut_short(bus: Bus) -> None:
             ring.reclaim(mine.slot, mine.generation, bus._session.rings.lanes.map(group.id))  # and then it dies
         assert held(two) is None
         with bus._session.locked() as change:
-            reclaim.departures.give_back(change.document, bus._session.rings, group, mine.slot, mine.generation)
+            departures.give_back(change.document, bus._session.rings, group, mine.slot, mine.generation)
         assert numbers(two) == [0, 1]
         one._open.clear()
 

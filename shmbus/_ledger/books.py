@@ -260,6 +260,7 @@ class _Books(Look):
             workers=(),
             publishers=(),
             blocks=(),
+            key="",
             **_sums(closed, ()),
         )
 
