@@ -19,7 +19,7 @@ from events import PATIENT, opened
 from support import eventually
 
 import shmbus
-from shmbus import Bus, Topic, inspect
+from shmbus import Bus, Topic, _core, inspect
 from shmbus._schema import keys
 from shmbus.topic import dead_letter_topic
 
@@ -230,8 +230,7 @@ def test_a_parked_worker_is_told(bus: Bus) -> None:
 
 def parked(bus: Bus) -> bool:
     """Whether a worker of the first group sleeps."""
-    core = shmbus._core
-    return core.load(bus._session.map, core.GROUP_LINES + core.GROUP_PARKED) != 0
+    return _core.load(bus._session.map, _core.GROUP_LINES + _core.GROUP_PARKED) != 0
 
 
 # -- what a key may be
