@@ -6,6 +6,7 @@ May touch: nothing.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from shmbus.errors import ConfigError
 from shmbus.topic import Topic
@@ -40,6 +41,15 @@ def nanoseconds(option: str, seconds: float | None) -> int:
     if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 < seconds < 1e9:
         raise ConfigError(f"{option} is None or a positive number of seconds: {option}={seconds!r}")
     return max(1, int(seconds * 1e9))
+
+
+def check_path(key: str | None, topic: Topic[Any]) -> str | None:
+    """The key of a group; None takes the group as it is."""
+    if key is None:
+        return None
+    from shmbus._schema import keys  # whoever has none does without
+
+    return keys.check_key(key, topic.type, topic.name)
 
 
 def expiry_ns(expires: float | None) -> int | None:

@@ -26,7 +26,7 @@ from shmbus._handles.waiting import IDLE_MODES
 from shmbus._ledger import departures, groups, members, policies, topics
 from shmbus._ledger.registry import LOCK_TIMEOUT
 from shmbus._offers import Offers
-from shmbus._options import check_choice, check_range, check_stall, check_topic, expiry_ns, nanoseconds
+from shmbus._options import check_choice, check_path, check_range, check_stall, check_topic, expiry_ns, nanoseconds
 from shmbus.errors import ConfigError, CorruptSegmentError
 from shmbus.letters import PATIENCE, Letters
 from shmbus.pooled import publisher_class
@@ -203,20 +203,24 @@ class Bus(Closing, Offers):
 
         return self._keep(self._session.enter(enter, topic.name))
 
-    def group(self, topic: Topic[Any], name: str, *, expires: float | None = None) -> None:
+    def group(self, topic: Topic[Any], name: str, *, key: str | None = None, expires: float | None = None) -> None:
         """Make sure that a group exists: it collects events from now on, also while no worker lives.
 
         One that has no worker for `expires` seconds is removed, as by `remove_group`, and the log says what it was
         owed; math.inf: never. None leaves a group that exists as it is, and a new one never expires. The last one to
         say something else is right.
+
+        `key` is the path of a field ("account", "customer.id"): events with the same there are handled one at a time
+        and in each publisher's order, whatever the number of workers. A group has its key for as long as it exists:
+        another one is a ConfigError, None takes it as it is.
         """
         check_topic(topic)
         check_label("group", name)
-        expires_ns = expiry_ns(expires)
+        expires_ns, path = expiry_ns(expires), check_path(key, topic)
 
         def enter(change: Change) -> None:
             entry = topics.ensure_topic(change, topic, codec_of(topic), "reader")
-            members.open_group(change, self._session.rings, entry, name, expires_ns)
+            members.open_group(change, self._session.rings, entry, name, expires_ns, path)
 
         self._session.enter(enter, topic.name)
 
@@ -242,6 +246,7 @@ class Bus(Closing, Offers):
         topic: Topic[T],
         *,
         group: str,
+        key: str | None = None,
         name: str | None = None,
         max_deliver: int = 5,
         prefetch: int = 1,
@@ -256,8 +261,8 @@ class Bus(Closing, Offers):
         those that a living one gives back without having shown them to anybody do not.
 
         An event that this worker holds for longer than `ack_within` seconds is given to another one, up to two seconds
-        later: settling it then raises ReclaimedError, and it costs an attempt. `expires` is that of `group`.
-        Raises ConfigError, SchemaMismatchError, NoSpaceError, CapacityError.
+        later: settling it then raises ReclaimedError, and it costs an attempt. `expires` and `key`: as `group`
+        has them. Raises ConfigError, SchemaMismatchError, NoSpaceError, CapacityError.
         """
         check_topic(topic)
         check_label("group", group)
@@ -268,7 +273,7 @@ class Bus(Closing, Offers):
         check_range("max_deliver", max_deliver, MAX_DELIVER)
         check_range("prefetch", prefetch, MAX_PREFETCH)
         within, policy = nanoseconds("ack_within", ack_within), (max_deliver, prefetch, self._checked_idle(idle))
-        return self._open_worker(topic, group, name, policy, (within, expiry_ns(expires)))
+        return self._open_worker(topic, group, name, policy, (within, expiry_ns(expires), check_path(key, topic)))
 
     def _open_worker(
         self,
@@ -276,15 +281,15 @@ class Bus(Closing, Offers):
         group: str,
         name: str | None,
         policy: tuple[int, int, str],
-        terms: tuple[int, int | None] = (0, None),
+        terms: tuple[int, int | None, str | None] = (0, None, None),
         kind: type[Worker[T]] = Worker,
     ) -> Worker[T]:
-        ack_within_ns, expires_ns = terms
+        ack_within_ns, expires_ns, path = terms
 
         def enter(change: Change) -> Worker[T]:
             entry = topics.ensure_topic(change, topic, codec_of(topic), "reader")
             known, rings = {c.id for c in change.document.consumers}, self._session.rings
-            owner = members.open_group(change, rings, entry, group, expires_ns)
+            owner = members.open_group(change, rings, entry, group, expires_ns, path)
             with or_undone(lambda: None if owner.id in known else departures.undo_group(change, rings, owner.id)):
                 me = members.open_worker(change, owner, self._session.participant, name, ack_within_ns)
                 with or_undone(lambda: departures.close_worker(change, rings, me.id)):

@@ -103,7 +103,7 @@ class PooledPublisher(Publisher[T]):
         sealed = self._sealed.pop(me, [])  # other tasks of this thread publish meanwhile
         length = len(payload) + (len(encoded or b"") + 7) // 8 * 8
         try:
-            return cast("int | None", await self._in_room(lambda drop: self._put(record, drop), lambda: length))
+            return cast("int | None", await self._in_room(lambda drop: self._put(record, drop, event), lambda: length))
         except BaseException:
             for one in sealed:
                 one.undo()

@@ -137,7 +137,7 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
             await interpreter_ends()
         record = payload, encoded = self._encode(event, headers)
         length = len(payload) + (len(encoded or b"") + 7) // 8 * 8
-        return cast("int | None", await self._in_room(lambda drop: self._put(record, drop), lambda: length))
+        return cast("int | None", await self._in_room(lambda drop: self._put(record, drop, event), lambda: length))
 
     async def apublish_many(self, events: Iterable[T]) -> int:
         """`publish_many` that waits for room without blocking the event loop.
@@ -146,12 +146,13 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
         """
         if self.closed and _core.exiting():
             await interpreter_ends()
+        events = list(events)
         payloads = self._encode_many(events)
         done = missed = 0
 
         def put(drop: bool) -> object:
             nonlocal done, missed
-            more, less = self._put_many(payloads, done, drop)
+            more, less = self._put_many(payloads, done, drop, events)
             done, missed = done + more, missed + less
             return done - missed if done == len(payloads) else _core.NOTHING
 
@@ -196,7 +197,7 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
     def publish_now(self, event: T, *, headers: dict[str, Any] | None = None) -> int:
         """Publish one event if there is room for it now. Raises Full, whatever `on_full` and `timeout` are."""
         record = payload, _ = self._encode(event, headers)
-        found = self._put(record, False)
+        found = self._put(record, False, event)
         if found is _core.NOTHING:
             _, slots, lines = self._full(len(payload))
             self._unblock(False)
@@ -227,7 +228,7 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
             raise ReclaimedError(self._session.why_reclaimed(who))
         consumers = {c.id: c for c in document.consumers if c.state == "active"}
         groups = [
-            (self._ring(self._session.rings.work, ring), consumers[ring.group].slot)
+            (self._ring(self._session.rings.work, ring), consumers[ring.group].slot, self._key(consumers[ring.group]))
             for ring in self._written(document)
             if ring.group in consumers
         ]
@@ -236,6 +237,14 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
             raise CorruptSegmentError(f"publisher {self.name!r} of topic {self.topic.name!r} has no ring")
         subscribed = any(c.kind == "subscriber" for c in consumers.values())
         self._set_groups(subscribed, groups, self._ring(self._session.rings.broadcast, broadcast), epoch)
+
+    def _key(self, group: ConsumerEntry) -> tuple[tuple[str, ...], Callable[[Any], Any]] | None:
+        """What a group orders its events by, as `_core` takes it."""
+        if not group.key:
+            return None
+        from shmbus._schema import keys
+
+        return keys.resolver(group.key, self.topic.enc_hook)
 
     def _written(self, document: Membership) -> list[RingEntry]:
         return [r for r in document.rings if r.publisher == self._id and r.state == "active"]

@@ -94,6 +94,8 @@ class ConsumerStats(Books, frozen=True, kw_only=True):
     """Age of the oldest event not yet received, 0 when there is none."""
     claimed: int = 0
     """Group: events in workers' hands; part of `depth`."""
+    key: str = ""
+    """Group: the path of the field by which it orders its events; "": it has no key."""
     blocks: tuple[str, ...] = ()
     """Publishers that wait, or would have to, for this consumer to free room."""
     rate: float = 0.0

@@ -23,7 +23,7 @@ from shmbus._handles.waiting import Parking, Receiver
 from shmbus._ledger import deaths, departures
 from shmbus._log import logger
 from shmbus._shm.failpoint import reach
-from shmbus.errors import ClosedError, DecodeError, ForkedError, ReclaimedError, ShmbusError
+from shmbus.errors import ClosedError, ConfigError, DecodeError, ForkedError, ReclaimedError, ShmbusError
 from shmbus.message import NACK, REJECT, SPARE, UNDECODABLE, ClaimedMessage, event_id
 from shmbus.topic import DeadLetter, decoder_of
 
@@ -101,6 +101,7 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._session = session
         self.topic: Final = topic
         self.group: Final = group.name
+        self.key: Final = group.key or None
         self.name: Final = me.name
         self._entry = entry
         self._group_id = self._consumer_id = group.id
@@ -113,20 +114,13 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
         self._open: dict[tuple[int, int, int], ClaimedMessage[T]] = {}
         self._settling: dict[tuple[int, int, int], tuple[LockType, int]] = {}
         decode, buffers = decoder_of(topic)
-        _core.Claimer.__init__(
-            self,
-            session.map,
-            entry.index,
-            decode,
-            group.slot,
-            me.slot,
-            me.generation,
-            max_deliver,
-            prefetch,
-            me.ack_within_ns != 0,
-        )
+        mine, most = (group.slot, me.slot, me.generation), (max_deliver, prefetch)
+        _core.Claimer.__init__(self, session.map, entry.index, decode, *mine, *most, me.ack_within_ns != 0)
         if buffers is not None:
             self._buffers_into(buffers)
+        if group.key:
+            self._window = MANY_RINGS  # those that wait for a key keep their place
+            self._key_lanes(session.rings.lanes.map(group.id))
         self._sample_into(group.line)
         self._parking = Parking(
             session,
@@ -154,8 +148,10 @@ class Worker(Handle, Receiver[T], _core.Claimer[T], Generic[T]):
 
         What was out before another event was begun comes before it, whoever published the two; beyond 1,024 publishers
         that are gone and have left some, those come in the order in which they began. Without this the publishers have
-        their turns, those that are gone first. Each publisher's own order holds in any case.
+        their turns, those that are gone first. Each publisher's own order holds in any case. ConfigError: by key.
         """
+        if self.key:
+            raise ConfigError(f"group {self.group!r} orders its events by key alone: key={self.key!r}")
         self._window = MANY_RINGS
         super().oldest_first()
 

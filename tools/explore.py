@@ -30,7 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NATIVE = ROOT / "shmbus" / "_native"
 HARNESS = ROOT / "tests" / "native"
 
-STRATA = [NATIVE / name for name in ("ring.c", "reader.c", "work.c", "delay.c", "retire.c", "pool.c", "extents.c")]
+STRATA = [
+    NATIVE / name for name in ("ring.c", "reader.c", "work.c", "delay.c", "lane.c", "retire.c", "pool.c", "extents.c")
+]
 PARTS = ("explore", "sched", "memory", "names", "world_ring", "world_work")
 SCENES = (
     "scenes_ring",
@@ -42,6 +44,7 @@ SCENES = (
     "scenes_delay",
     "scenes_pool",
     "scenes_rows",
+    "scenes_lane",
 )
 SOURCES = [*STRATA, *(HARNESS / f"{name}.c" for name in PARTS + SCENES)]
 STRESS = [*STRATA, HARNESS / "stress.c"]
@@ -50,7 +53,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # longjmp between stacks is what the coroutines are made of: neither guard has a place here.
 EXPLORER = [
     *("-std=gnu11", "-O2", "-g", "-fno-stack-protector", "-U_FORTIFY_SOURCE"),
-    *('-DSHMBUS_HOOKS="hooks.h"', f"-I{NATIVE}", f"-I{HARNESS}"),
+    *('-DSHMBUS_HOOKS="hooks.h"', "-DLANE_BITS=1", f"-I{NATIVE}", f"-I{HARNESS}"),
 ]
 THREAD = ["-std=gnu11", "-O1", "-g", "-fsanitize=thread", f"-I{NATIVE}", "-pthread"]
 

@@ -52,7 +52,7 @@ def one_life(bus: str, point: str, visits: int) -> None:
     """Everything that a participant can go through; dies on the way."""
     failpoint.arm(point, visits)
     with shmbus.Bus(bus, supervise=False) as opened:
-        opened.group(NOTES, "gone")
+        opened.group(NOTES, "gone", key="writer")
         with opened.publisher(NOTES, name="mortal") as publisher:
             publisher.publish_many(Note("mortal", count + 1) for count in range(10))
         with opened.publisher(BLOBS) as lender, opened.subscriber(BLOBS) as viewer:

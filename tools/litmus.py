@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # PYTHONSAFEPATH keeps it out
 
 from litmus_delay import PATTERNS as DELAY  # noqa: E402
+from litmus_lane import PATTERNS as LANE  # noqa: E402
 from litmus_model import Order, executions  # noqa: E402
 from litmus_park import PATTERNS as PARK  # noqa: E402
 from litmus_patterns import (  # noqa: E402
@@ -45,7 +46,7 @@ from litmus_ring import PATTERNS as RING  # noqa: E402
 from litmus_work import PATTERNS as WORK  # noqa: E402
 
 SOURCE = HERE.parent / "shmbus" / "_native"
-PATTERNS: list[Pattern] = [*PARK, *RING, *WORK, *DELAY, *POOL]
+PATTERNS: list[Pattern] = [*PARK, *RING, *WORK, *DELAY, *POOL, *LANE]
 
 _WORDS = "words of the Python layer are seq_cst, all of them: one rule, and none of them is on the path of an event"
 _BITS = "whoever gets here makes a system call: one rule for the words of the lines"

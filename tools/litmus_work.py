@@ -317,21 +317,21 @@ PATTERNS = [
             {"body": 0, "position": 0, "claim": 0, "tail": 0},
             {
                 "P body": BODY_WORD,
-                "P position": ("work.c", position + "; STORE_{}(&d->position, position)"),
+                "P position": ("work.c", position + "; STORE_{}(&d->place, PLACE(position, part" + part + "lane))"),
                 "P claim": ready,
                 "P tail": WORK_TAIL,
                 "W tail": CLAIM_TAIL,
                 "W claim": CLAIM_LOAD,
                 "W claims": CLAIMS,
-                "W position": ("work.c", "position = LOAD_{}(&descriptor_of(view, sequence)->position); if"),
+                "W position": ("claim_word.h", "return POSITION_OF(LOAD_{}(&descriptor_of(view, sequence)->place))"),
             },
             _claim,
             lambda o: o.seen["stale"] != 0,
             ("P claim", "P tail"),
         )
-        for how, position, ready in (
-            ("", "RECORD_EVENT, part)", READY_WORD),
-            (", rows", "w->sequence, &part)", READY_ROW),
+        for how, position, part, ready in (
+            ("", "RECORD_EVENT, part)", "->", READY_WORD),
+            (", rows", "w->sequence, &part)", ".", READY_ROW),
         )
     ),
     *(

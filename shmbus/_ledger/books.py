@@ -267,6 +267,7 @@ class _Books(Look):
             workers=(),
             publishers=(),
             blocks=(),
+            key="",
             **_sums(closed, ()),
         )
 
@@ -288,6 +289,7 @@ class _Books(Look):
             pid=self.pid(consumer.participant),
             lag_ns=max((s.lag_ns for s in sources.values()), default=0),
             claimed=sum(w.held for w in workers),
+            key=consumer.key,
             blocks=tuple(sorted(self.blocks[consumer.id])),
             latency=self.latency(consumer),
             latencies=past.dense(past.sampled(self.registry.map, consumer)),

@@ -19,8 +19,10 @@ from shmbus._ledger import past, pools, retired, topics
 from shmbus._ledger.document import Cause, ClosedEntry, GivenUp, LossEntry, Totals
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._ledger.slots import MAX_GIVEN_UP, MAX_LOSSES
+from shmbus._log import logger
 from shmbus._shm.failpoint import reach
 from shmbus._shm.traces import BROADCAST, REFUSED
+from shmbus.errors import ShmbusError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from shmbus._ledger.registry import Change
     from shmbus._shm.rings import Rings
     from shmbus._shm.traces import Traces
+
+_log = logger("shmbus.reclaim")
 
 MAX_CLOSED: Final = 32
 """Closed subscribers that a topic keeps by name, and as many removed groups; past it the oldest are merged into one."""
@@ -113,15 +117,41 @@ def close_worker(change: Change, rings: Rings, id: int) -> int:
     group = document.consumer(worker.group)
     given_back = 0
     if group is not None:
-        for entry in document.rings_of(group):
-            with unless_unreadable(entry):
-                given_back += rings.work(entry).reclaim(worker.slot, worker.generation)
+        given_back = give_back(document, rings, group, worker.slot, worker.generation)
     reach("close.worker")
     document.workers.remove(worker)
     if group is not None and all(w.group != group.id for w in document.workers):
         group.idle_since_ns = _core.host_ns()
     change.commit(*(() if group is None else (group.topic,)))
     return given_back
+
+
+def give_back(document: Document, rings: Rings, group: ConsumerEntry, slot: int, generation: int) -> int:
+    """Give back what a worker of a group held that is gone, and then its lanes; returns how many events went back.
+
+    Of nobody, slot and generation 0: what was taken from somebody by one who died, and the hints, which the dead may
+    not have lowered.
+    """
+    given_back = 0
+    lanes = lanes_of(rings, group)
+    for entry in document.rings_of(group):
+        with unless_unreadable(entry):
+            given_back += rings.work(entry).reclaim(slot, generation, lanes)
+            reach("close.claims")
+    if lanes is not None:
+        _core.lanes_free(lanes, slot, generation)
+    return given_back
+
+
+def lanes_of(rings: Rings, group: ConsumerEntry) -> _core.Mapping | None:
+    """The lanes of a group with a key; None as well where somebody has taken them away: events go back all the same."""
+    if not group.key:
+        return None
+    try:
+        return rings.lanes.map(group.id)
+    except ShmbusError as error:
+        _log.warning("group %s: what its workers held of its keys cannot be freed: %s", group.name, error)
+        return None
 
 
 def undo_group(change: Change, rings: Rings, id: int) -> None:
@@ -137,6 +167,8 @@ def undo_group(change: Change, rings: Rings, id: int) -> None:
     change.commit(group.topic)
     for ring in gone:
         rings.remove(ring)
+    if group.key:
+        rings.lanes.remove(id)
     topics.forget_unused(change)
 
 

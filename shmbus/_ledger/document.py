@@ -178,6 +178,8 @@ class ConsumerEntry(msgspec.Struct):
     """Group: the last generation of each worker slot."""
     expires_ns: Natural = 0
     """Group: it is removed after so long without a worker; 0: never."""
+    key: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    """Group: the path of the field whose events it gets one at a time; "": it has no key, and no lanes."""
     idle_since_ns: Natural = 0
     """Group: CLOCK_MONOTONIC since when it has no worker; 0: it has one."""
     given_up: list[GivenUp] = []

@@ -108,6 +108,8 @@ def _finish(change: Change, rings: Rings, group: ConsumerEntry) -> int:
     reach("group.closed")
     for id in gone:
         rings.remove(id)
+    if group.key:
+        rings.lanes.remove(group.id)
     pools.remove(rings, gone_pools)
     departures.forget_traces(document, rings, entries)
     pools.drop_idle(change, rings)

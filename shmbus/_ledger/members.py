@@ -18,7 +18,7 @@ from shmbus import _core
 from shmbus._ledger import departures, past, slots
 from shmbus._ledger.document import COMMAND, ConsumerEntry, Participant, PublisherEntry, RingEntry, WorkerEntry
 from shmbus._shm.failpoint import reach
-from shmbus.errors import CapacityError, NameTakenError
+from shmbus.errors import CapacityError, ConfigError, NameTakenError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -190,17 +190,20 @@ def _begin_latency(change: Change, consumer: ConsumerEntry, since_ns: int) -> No
 
 
 def open_group(
-    change: Change, rings: Rings, topic: TopicEntry, name: str, expires_ns: int | None = None
+    change: Change, rings: Rings, topic: TopicEntry, name: str, expires_ns: int | None = None, key: str | None = None
 ) -> ConsumerEntry:
     """The group of that name, created if need be with a work ring for every live publisher.
 
     One that was removed comes back with its totals. `expires_ns` None leaves what a group has; the last one to say
-    something else is right.
+    something else is right. `key` None takes a group as it is; raises ConfigError if it has another key.
     """
     document = change.document
     groups = [c for c in document.consumers if c.kind == "group"]
     for group in groups:
         if group.topic == topic.index and group.name == name and group.state == "active":
+            if key is not None and key != group.key:
+                has = f"the key {group.key!r}" if group.key else "no key"
+                raise ConfigError(f"group {name!r} of topic {topic.name!r} has {has}, for as long as it exists: {key=}")
             if expires_ns is not None and expires_ns != group.expires_ns:
                 group.expires_ns = expires_ns
                 change.commit()
@@ -209,7 +212,7 @@ def open_group(
     group = _new_consumer(change, topic, "group", name, slot)
     _take_totals(document, group)
     group.state = "active"
-    group.expires_ns, group.idle_since_ns = expires_ns or 0, _core.host_ns()
+    group.expires_ns, group.idle_since_ns, group.key = expires_ns or 0, _core.host_ns(), key or ""
     _begin_latency(change, group, 0)
     active = {p.id: p for p in document.publishers if p.topic == topic.index and p.state == "active"}
     capacities = {r.publisher: r.capacity for r in document.rings if r.group == 0 and r.state == "active"}
@@ -217,6 +220,8 @@ def open_group(
     created: list[RingEntry] = []
     version = change.version
     try:
+        if group.key:
+            rings.lanes.create(group.id)
         for entry in entries:
             rings.create(entry)
             created.append(entry)
@@ -227,6 +232,8 @@ def open_group(
         if change.version == version:
             for entry in created:
                 rings.remove(entry.id)
+            if group.key:
+                rings.lanes.remove(group.id)
         raise
     return group
 

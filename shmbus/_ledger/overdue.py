@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from shmbus import _core
-from shmbus._ledger import deaths, groups
+from shmbus._ledger import deaths, departures, groups
 from shmbus._ledger.retired import unless_unreadable
 from shmbus._log import logger
 from shmbus._shm.failpoint import reach
@@ -61,7 +61,9 @@ def act(change: Change, rings: Rings, seen: Seen) -> bool:
     for worker, entry, claim in list(_held(document, rings)):
         if now - seen.get(claim, now) < worker.ack_within_ns:
             continue
-        if not rings.work(entry).take_back(claim.sequence, claim.word):
+        group = document.consumer(worker.group)
+        lanes = departures.lanes_of(rings, group) if group is not None else None
+        if not rings.work(entry).take_back(claim.sequence, claim.word, lanes):
             continue
         reach("overdue.taken")
         taken += 1

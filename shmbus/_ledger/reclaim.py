@@ -78,13 +78,12 @@ def repair(change: Change, rings: Rings) -> None:
     """After a death under the lock: remove the segments that the document does not know, and finish what was begun."""
     document = change.document
     groups.finish_all(change, rings)
-    for entry in document.rings:
-        if entry.group:
-            with unless_unreadable(entry):
-                rings.work(entry).reclaim(0, 0)  # nobody's generation: the hints, which the dead may not have lowered
+    for group in [c for c in document.consumers if c.kind == "group"]:
+        departures.give_back(document, rings, group, 0, 0)
     orphans = rings.remove_orphans({r.id for r in document.rings})
     orphans += rings.pools.remove_orphans(set(pools.ids(document)))
     orphans += rings.traces.remove_orphans(p.id for p in document.publishers)
+    orphans += rings.lanes.remove_orphans({c.id for c in document.consumers if c.key})
     orphans += segment.remove_temporaries(change.registry.prefix)
     orphans += schemas.remove_orphans(change.registry.prefix, {t.id for t in document.topics})
     topics.forget_unused(change)

@@ -27,7 +27,30 @@ static inline note *note_of(const ring_view *view, uint64_t sequence) {
     return notes + (sequence & (view->slots - 1));
 }
 
+static inline uint64_t position_of(const ring_view *view, uint64_t sequence) {
+    return POSITION_OF(LOAD_RELAXED(&descriptor_of(view, sequence)->place));
+}
+
+/* Of a record that we hold, or that nobody can overwrite; any other's may be anything. */
+static inline unsigned lane_of(const ring_view *view, uint64_t sequence) {
+    return LANE_OF(LOAD_RELAXED(&descriptor_of(view, sequence)->place));
+}
+
 static inline uint64_t lap_of(const ring_view *view, uint64_t sequence) { return (sequence / view->slots) & LAP_MASK; }
+
+/* How far a hint lies behind a sequence, 0 if it does not: modulo what a hint can hold. */
+static inline uint64_t behind(uint64_t hint, uint64_t sequence) {
+    uint64_t distance = (sequence - hint) & SEQUENCE_MASK;
+    return distance >> (SEQUENCE_BITS - 1) ? 0 : distance;
+}
+
+/* Reads the record of a sequence that we hold, or that nobody can overwrite. */
+static inline int read_claimed(const ring_view *view, uint64_t sequence, record *out) {
+    uint64_t position = position_of(view, sequence);
+    if (record_read(view, position, position + view->capacity, out) != RING_OK || out->sequence != sequence)
+        return RING_CORRUPT;
+    return RING_OK;
+}
 
 int work_open_range(const ring_view *view, uint64_t *from, uint64_t *to);
 void work_lower_next(const ring_view *view, uint64_t sequence);

@@ -32,6 +32,8 @@ static PyObject *claimer_add_source(PyObject *object, PyObject *args) {
     self->sources[self->count++] = (source){.ring = (Ring *)Py_NewRef(ring),
                                             .publisher = Py_NewRef(publisher),
                                             .origin = Py_NewRef(origin ? origin : Py_None)};
+    if (self->keys)
+        self->keys->dry = false;
     if (retired)
         claims_retire(self, self->count - 1);
     Py_RETURN_NONE;
@@ -81,8 +83,8 @@ static claim claim_of(unsigned long long sequence, unsigned long long claim_word
 /* Gives back a claim: at once, or after `delay_ns`. 1, 0 if it is not ours any more, -1. */
 static int settle_back(Claimer *self, Ring *ring, const claim *c, uint64_t delay_ns, bool unseen) {
     bool first = false;
-    int status = delay_ns ? work_delay(&ring->view, c, host_ns() + delay_ns, unseen, &first)
-                          : work_give_back(&ring->view, c, unseen);
+    int status = delay_ns ? claims_delay(self, ring, c, host_ns() + delay_ns, unseen, &first)
+                          : claims_give_back(self, ring, c, unseen);
     if (status != RING_OK)
         return 0;
     return (first ? claims_wake_all(self) : claims_pass_on(self)) < 0 ? -1 : 1;
@@ -95,10 +97,10 @@ static int settle_claim(Claimer *self, Ring *ring, const claim *c, int how) {
         return 0;
     if (how != HOW_ACK)
         work_count_loss(how == HOW_REJECT ? &h->rejected : &h->undecodable, c->record.sequence, realtime_ns());
-    if (work_done(&ring->view, c) != RING_OK)
+    if (claims_done(self, ring, c) != RING_OK)
         return 0;
     ring->acked++;
-    return claims_settle(self, ring, false) < 0 ? -1 : 1;
+    return (self->keys && lanes_tell(self) < 0) || claims_settle(self, ring, false) < 0 ? -1 : 1;
 }
 
 /* _settle(ring_id, sequence, word, how, delay_ns=0, unseen=False): false if the claim is not ours any more. From any
@@ -130,7 +132,7 @@ static PyObject *claimer_give_back(PyObject *object, PyObject *args) {
     source *s = claims_source(self, ring_id);
     if (s && self->base.guard.fork_generation == fork_generation) {
         claim c = claim_of(sequence, claim_word);
-        work_give_back(&s->ring->view, &c, false);
+        claims_give_back(self, s->ring, &c, false);
     }
     Py_RETURN_NONE;
 }
@@ -193,6 +195,8 @@ static PyObject *claimer_ack(PyObject *object, PyObject *unused) {
     if (status == 0) {
         status = claims_ack(self, &by, UINT64_MAX);
         status = status == 0 ? claims_ack_ended(self) : status;
+        if (self->keys && lanes_tell(self) < 0)
+            status = -1;
         asker_drop(&by);
     }
     return guard_leave(&self->base.guard, object, status < 0 ? NULL : Py_NewRef(Py_None));
@@ -308,6 +312,7 @@ static PyMethodDef methods[] = {
     {"oldest_first", claimer_oldest_first, METH_NOARGS, "oldest_first(): of several rings, the oldest event."},
     {"_settle", claimer_settle, METH_VARARGS, NULL},
     {"_ask", claimer_ask, METH_NOARGS, NULL},
+    {"_key_lanes", claimer_key_lanes, METH_O, NULL},
     {"_give_back", claimer_give_back, METH_VARARGS, NULL},
     {"_payload", claimer_payload, METH_VARARGS, NULL},
     {"_headers", claimer_headers, METH_VARARGS, NULL},

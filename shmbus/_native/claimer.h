@@ -2,6 +2,7 @@
 #ifndef SHMBUS_CLAIMER_H
 #define SHMBUS_CLAIMER_H
 
+#include "lane.h"
 #include "receiver.h"
 
 typedef struct source {
@@ -9,7 +10,21 @@ typedef struct source {
     PyObject *publisher; /* its name */
     PyObject *origin;    /* what the ids of its events begin with */
     PyObject *pool;      /* NULL: not asked for; None: gone */
+    lane_ring seen;      /* of a group with a key: as the last look found it */
 } source;
+
+#define MANY_FREED 16
+
+typedef struct keyed { /* of a group with a key: see claims_lanes.c */
+    Py_buffer buffer;
+    lane_table *table;
+    lane_look look;
+    uint64_t freed;           /* of the table, before the last look */
+    bool dry;                 /* that found nothing; what is there since tells `freed`, and the sources */
+    unsigned due[MANY_FREED]; /* lanes that we have freed, and told nobody of */
+    unsigned due_count;       /* MANY_FREED: more than that */
+    bool many;                /* several became READY at once */
+} keyed;
 
 typedef struct held { /* a claim, and its ring, which it keeps whatever becomes of the source */
     Ring *ring;
@@ -33,6 +48,7 @@ typedef struct Claimer {
     bool expires;        /* others may take a claim that is held for too long: nothing is decoded in place */
     unsigned char *copy; /* of the record at `held[handed]`, then */
     uint64_t copy_size;
+    keyed *keys; /* NULL: the group has no key */
     group_line *line;
     wakers siblings;
     held *held; /* [handed, held_count): claimed ahead; changed by the call that takes events alone */
@@ -66,6 +82,28 @@ PyObject *claims_take_rows(Receiver *base);
 PyObject *claims_take_copies(Receiver *base);
 PyObject *claims_flatten(Claimer *self, source *s, const record *r);
 void claims_take_off(Claimer *self);
+
+PyObject *claimer_key_lanes(PyObject *object, PyObject *segment);
+void lanes_drop(Claimer *self);
+int lanes_claim_some(Claimer *self, unsigned most);
+bool lanes_ready(const Claimer *self);
+int lanes_tell(Claimer *self);
+RARE int lanes_done(Claimer *self, Ring *ring, const claim *c);
+RARE int lanes_give_back(Claimer *self, Ring *ring, const claim *c, bool unseen);
+RARE int lanes_delay(Claimer *self, Ring *ring, const claim *c, uint64_t due_ns, bool unseen, bool *first);
+
+static inline int claims_done(Claimer *self, Ring *ring, const claim *c) {
+    return RARELY(self->keys) ? lanes_done(self, ring, c) : work_done(&ring->view, c);
+}
+
+static inline int claims_give_back(Claimer *self, Ring *ring, const claim *c, bool unseen) {
+    return RARELY(self->keys) ? lanes_give_back(self, ring, c, unseen) : work_give_back(&ring->view, c, unseen);
+}
+
+static inline int claims_delay(Claimer *self, Ring *ring, const claim *c, uint64_t due_ns, bool unseen, bool *first) {
+    return RARELY(self->keys) ? lanes_delay(self, ring, c, due_ns, unseen, first)
+                              : work_delay(&ring->view, c, due_ns, unseen, first);
+}
 
 /* The claim at `held[handed]` is about to be handed out; a redelivery is late by the death or the nack before it. */
 static inline void claims_sample(Claimer *self) {

@@ -44,9 +44,9 @@ Py_ssize_t claims_retired_left(const Claimer *self) {
     return left;
 }
 
-static void give_back(const Claimer *self, const held *h, bool unseen) {
+static void give_back(Claimer *self, const held *h, bool unseen) {
     if (self->base.guard.fork_generation == fork_generation)
-        work_give_back(&h->ring->view, &h->claim, unseen); /* what was reclaimed meanwhile is no longer ours to give */
+        claims_give_back(self, h->ring, &h->claim, unseen); /* what was reclaimed meanwhile is no longer ours to give */
 }
 
 /* Gives back what was claimed ahead, and handed to nobody: that has cost no attempt. */
@@ -80,6 +80,7 @@ void claims_drop_all(Claimer *self) {
     PyMem_Free(self->sources);
     PyMem_Free(self->held);
     PyMem_Free(self->copy);
+    lanes_drop(self);
     wakers_clear(&self->siblings);
     self->sources = NULL;
     self->held = NULL;
@@ -126,7 +127,7 @@ int claims_ack(Claimer *self, const asker *by, uint64_t asked) {
             self->out[kept++] = *h;
             continue;
         }
-        if (work_done(&h->held.ring->view, &h->held.claim) != RING_OK)
+        if (claims_done(self, h->held.ring, &h->held.claim) != RING_OK)
             missing = h->held.claim.record.sequence;
         else
             acked = ++h->held.ring->acked;
@@ -215,6 +216,8 @@ static int claim_from(Claimer *self, source *s) {
 }
 
 bool claims_ready(const Claimer *self) {
+    if (self->keys)
+        return lanes_ready(self);
     for (Py_ssize_t i = 0; i < self->count; i++) {
         const ring_view *view = &self->sources[i].ring->view;
         if (work_ready(view) || (work_delayed(view) && work_is_due(work_due(view), host_ns())))
@@ -313,11 +316,17 @@ static int claim_oldest(Claimer *self) {
 /* Makes sure that something is prefetched: 1, 0 when there is nothing, -1. Each call begins with the next source. */
 static int claim_some(Claimer *self) {
     if (self->held_count > self->handed)
-        return 1;
+        return self->keys && lanes_tell(self) < 0 ? -1 : 1;
     self->held_count = self->handed = 0;
 restart:
     if (receiver_refresh(&self->base) < 0)
         return -1;
+    if (self->keys) {
+        int status = lanes_claim_some(self, self->prefetch);
+        if (status == 2)
+            goto restart;
+        return status;
+    }
     if (self->oldest_first && self->count) {
         int status = claim_oldest(self);
         if (status)

@@ -13,6 +13,8 @@ static const claim *next_of(const Claimer *self, const Ring *ring, const claim *
 
 /* Claims one more from a ring: 1, 0 if nothing is ready, -1. */
 static int claim_one_more(Claimer *self, Ring *ring) {
+    if (self->keys) /* of whichever ring; one that does not go on where the run ends waits for its turn */
+        return lanes_claim_some(self, 1) == 1;
     for (unsigned vain = 0; work_ready(&ring->view);) {
         if (claims_held_room(self) < 0)
             return -1;

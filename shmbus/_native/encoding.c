@@ -158,6 +158,18 @@ PyObject *encoding_one(Producer *self, PyObject *event, uint64_t headers, bool m
     return payload;
 }
 
+/* The headers of one event as bytes, a new reference, or NULL: without an exception if there are none. */
+PyObject *encoding_headers(Producer *self, PyObject *given) {
+    if (!given || given == Py_None)
+        return NULL;
+    PyObject *headers = PyObject_CallMethod((PyObject *)self, "_encode_headers", "(O)", given);
+    if (headers && (!PyBytes_Check(headers) || PyBytes_Size(headers) > MAX_HEADERS)) {
+        PyErr_Format(PyExc_ValueError, "headers are at most %u bytes", MAX_HEADERS);
+        Py_CLEAR(headers);
+    }
+    return headers;
+}
+
 /* The payloads of all events, as a list of bytes objects. */
 PyObject *encoding_many(Producer *self, PyObject *events) {
     PyObject *iterator = PyObject_GetIter(events), *payloads = iterator ? PyList_New(0) : NULL, *event;

@@ -2,7 +2,7 @@
  *
  * Layout      A bus segment (header, topic lines, group lines, consumer lines, latency lines, two document slots), and ring
  *             segments: broadcast (header, cursor slots, records) and work (header, descriptors, notes, records), and pool
- *             segments: header with holders, a table of extents, blocks.
+ *             segments: header with holders, a table of extents, blocks; and lane segments: header, lanes.
  * Writers     Each word names its writer below: P the publisher, S one subscriber, W any worker by CAS, V the
  *             supervisor, L whoever holds the bus lock.
  * Invariants  Sizes and offsets are ABI: LAYOUT_VERSION changes with any of them.
@@ -13,12 +13,13 @@
 
 #include "atomics.h"
 
-#define LAYOUT_VERSION 4u
+#define LAYOUT_VERSION 5u
 #define BEAT_FRESH_NS 3000000000ull /* a supervisor beats once a second: after this long it is not at work */
 
 #define BUS_MAGIC 0x3173756273756d68ull  /* "hmsubsu1" in memory: no other program's first eight bytes */
 #define RING_MAGIC 0x31676e6972756d68ull /* "hmuring1" */
 #define POOL_MAGIC 0x316c6f6f70756d68ull /* "hmupool1" */
+#define LANE_MAGIC 0x31656e616c756d68ull /* "hmulane1" */
 
 #define LINE 64 /* bytes in a cache line of x86-64 and of most aarch64 */
 #define PAGE 4096
@@ -232,9 +233,22 @@ typedef struct cursor_slot {
  * within a lap, so no word ever comes back. `spared` is how many of them were given back before anybody saw the event;
  * what is told as an attempt is the difference. */
 typedef struct descriptor {
-    word position; /*  0  P  before the claim word */
-    word claim;    /*  8  P at first (release: SYNC claim), then W and L by CAS */
+    word place; /*  0  P  before the claim word: position, and the lane of its key */
+    word claim; /*  8  P at first (release: SYNC claim), then W and L by CAS */
 } descriptor;
+
+/*   place:  63          55 54               3 2          0
+ *           +-------------+------------------+------------+
+ *           | lane, upper | position         | lane, low  |      a position is a multiple of eight; 36 PB of records
+ *           +-------------+------------------+------------+ */
+#ifndef LANE_BITS /* a harness has fewer */
+#define LANE_BITS 12
+#endif
+#define LANES (1u << LANE_BITS)
+#define POSITION_MASK (((1ull << 55) - 1) & ~7ull)
+#define PLACE(position, lane) ((uint64_t)(position) | ((uint64_t)(lane) & 7) | (uint64_t)(lane) >> 3 << 55)
+#define POSITION_OF(place) ((place) & POSITION_MASK)
+#define LANE_OF(place) ((unsigned)((place) >> 55 << 3 | ((place) & 7)))
 
 #define CLAIM_FREE 0u
 #define CLAIM_READY 1u
@@ -254,6 +268,21 @@ typedef struct note {
 
 #define TICK_BITS 13 /* a tick is 8,192 ns of the host's CLOCK_MONOTONIC: 48 bits of them last for 73 years */
 #define MAX_DELAY_NS (7 * 86400 * 1000000000ull) /* a due time further ahead is none: nobody wrote it on this clock */
+
+/* Lanes of a group with a key: which of its keys are in somebody's hands. A key is hashed to a lane, so two keys may share
+ * one; that costs parallelism and nothing else. */
+typedef struct lane_table {
+    uint64_t magic;          /*   0  creator */
+    uint64_t layout_version; /*   8  creator */
+    uint64_t group_id;       /*  16  creator; never used twice on a bus */
+    uint64_t reserved0[5];
+    word freed; /*  64  W and L  add after a lane is free: SYNC lane */
+    uint64_t reserved1[7];
+    unsigned char pad[PAGE - 128];
+    word lanes[LANES]; /* W and L by CAS: 0, or the one who holds a record of it (LANE_HELD, owner 8, generation 16) */
+} lane_table;
+
+#define LANE_HELD (1ull << 63)
 
 typedef struct broadcast_segment {
     ring_header header;
@@ -336,6 +365,7 @@ _Static_assert(sizeof(ring_header) == 512, "layout is ABI");
 _Static_assert(offsetof(cursor_slot, losses) == 128 && sizeof(cursor_slot) == 320, "layout is ABI");
 _Static_assert(sizeof(broadcast_segment) % PAGE == 0, "records begin on a page");
 _Static_assert(sizeof(lives_file) == PAGE, "layout is ABI");
+_Static_assert(offsetof(lane_table, freed) == 64 && offsetof(lane_table, lanes) == PAGE, "layout is ABI");
 _Static_assert(sizeof(descriptor) == 16 && sizeof(note) == 16, "layout is ABI");
 
 #endif

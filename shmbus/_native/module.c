@@ -88,15 +88,22 @@ static int add_constants(PyObject *module) {
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "shmbus._core",
                                         .m_doc = "Memory: layout, rings, claims.", .m_size = -1};
 
+static int (*const parts[])(PyObject *) = {
+    guard_add,   rings_add,   lanes_add,      tap_add,     window_add,    words_add,    line_add,     mapping_add,
+    pools_add,   parcels_add, semaphores_add, starter_add, latencies_add, producer_add, receiver_add, consumer_add,
+    claimer_add, record_add,  rows_add,       ends_add,    plain_add,     depth_add,
+};
+
+static int add_parts(PyObject *module) {
+    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
+        if (parts[i](module) < 0)
+            return -1;
+    return PyModule_AddObjectRef(module, "NOTHING", Nothing);
+}
+
 PyMODINIT_FUNC PyInit__core(void) {
     PyObject *module = PyModule_Create(&definition);
-    if (!module || common_begin() < 0 || add_constants(module) < 0 || guard_add(module) < 0 || rings_add(module) < 0 ||
-        tap_add(module) < 0 || window_add(module) < 0 || words_add(module) < 0 || line_add(module) < 0 ||
-        mapping_add(module) < 0 || pools_add(module) < 0 || parcels_add(module) < 0 || semaphores_add(module) < 0 ||
-        starter_add(module) < 0 || latencies_add(module) < 0 || producer_add(module) < 0 || receiver_add(module) < 0 ||
-        consumer_add(module) < 0 || claimer_add(module) < 0 || record_add(module) < 0 || rows_add(module) < 0 ||
-        ends_add(module) < 0 || plain_add(module) < 0 || depth_add(module) < 0 ||
-        PyModule_AddObjectRef(module, "NOTHING", Nothing) < 0) {
+    if (!module || common_begin() < 0 || add_constants(module) < 0 || add_parts(module) < 0) {
         Py_XDECREF(module);
         return NULL;
     }

@@ -18,6 +18,7 @@
 static void drop_group(group_out *group) {
     wakers_clear(&group->workers);
     Py_DECREF((PyObject *)group->ring);
+    Py_XDECREF(group->key);
 }
 
 static void drop_rings(PyObject *object) {
@@ -26,6 +27,7 @@ static void drop_rings(PyObject *object) {
         drop_group(&self->groups[--self->group_count]);
     PyMem_Free(self->groups);
     self->groups = NULL;
+    self->keyed = 0;
     wakers_clear(&self->subscribers);
     Py_CLEAR(self->ring);
     lines_unbind(&self->lines);
@@ -88,6 +90,8 @@ static int producer_traverse(PyObject *object, visitproc visit, void *arg) {
     Py_VISIT(self->validate);
     Py_VISIT(self->finite);
     Py_VISIT(self->type_error);
+    for (unsigned i = 0; i < self->group_count; i++)
+        Py_VISIT(self->groups[i].key);
     return 0;
 }
 
@@ -146,9 +150,11 @@ static void find_maximum(Producer *self) {
 
 /* A group as _set_groups is told of it; its ring is still the caller's. */
 static int open_group(Producer *self, PyObject *told, group_out *out) {
-    PyObject *ring;
-    if (!PyArg_ParseTuple(told, "OI", &ring, &out->line) || !ring_checked(ring, RING_WORK, true))
+    PyObject *ring, *key = Py_None;
+    if (!PyArg_ParseTuple(told, "OI|O", &ring, &out->line, &key) || !ring_checked(ring, RING_WORK, true) ||
+        (key != Py_None && keys_check(key) < 0))
         return -1;
+    out->key = key != Py_None ? key : NULL;
     if (!lines_group(&self->lines, out->line)) {
         PyErr_Format(PyExc_IndexError, "no group line %u", out->line);
         return -1;
@@ -160,13 +166,14 @@ static int open_group(Producer *self, PyObject *told, group_out *out) {
     return 0;
 }
 
-/* _set_groups(routed, [(WorkRing, line), ...], ring=None, epoch=None): the groups from now on; writers of rings that stay
+/* _set_groups(routed, [(WorkRing, line[, key]), ...], ring=None, epoch=None): the groups from now on; writers of rings that stay
  * are kept. The broadcast ring, and the epoch that all of it belongs to, go with them in one step, so that no other thread
  * writes into a ring that its consumers let go of. */
 static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
     Producer *self = (Producer *)object;
     PyObject *list, *broadcast = NULL;
     unsigned long long epoch = self->lines.epoch;
+    unsigned keyed = 0;
     int routed;
     if (!PyArg_ParseTuple(args, "pO!|OK:_set_groups", &routed, &PyList_Type, &list, &broadcast, &epoch) ||
         guard_check(&self->guard, "publisher") < 0)
@@ -190,13 +197,17 @@ static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
     }
     for (Py_ssize_t i = 0; i < count; i++) {
         group_out *old = group_of(self, fresh[i].ring);
-        if (old) {
+        if (old) { /* a group has the key that it was made with */
+            PyObject *key = fresh[i].key;
             fresh[i] = *old;
+            fresh[i].key = key;
             old->workers = (wakers){0};
         }
         Py_INCREF((PyObject *)fresh[i].ring);
+        keyed += Py_XNewRef(fresh[i].key) != NULL;
     }
     unsigned before = self->group_count;
+    self->keyed = keyed;
     self->groups = fresh;
     self->group_count = (unsigned)count;
     self->routed = routed || count;

@@ -16,6 +16,7 @@ typedef struct group_out {
     unsigned line;
     bool fits;
     roomy roomy;
+    PyObject *key; /* of its events, as keys.c takes it; NULL: it has none */
 } group_out;
 
 typedef struct Producer {
@@ -40,6 +41,7 @@ typedef struct Producer {
     uint64_t shrink_ns; /* how long it must have been mostly empty */
     group_out *groups;
     unsigned group_count;
+    unsigned keyed;      /* of them, those with a key */
     unsigned changes;    /* of the groups */
     unsigned blocked[2]; /* threads and tasks that wait for room */
     unsigned flushing;   /* of them, those that wait for all to be received */
@@ -57,10 +59,33 @@ PyObject *encoding_foreign(PyObject *self, PyObject *event);
 PyObject *encoding_refused(PyObject *self, PyObject *args);
 int encoding_bytes(Producer *self, PyObject *payload, part *out);
 PyObject *encoding_one(Producer *self, PyObject *event, uint64_t headers, bool mine);
+PyObject *encoding_headers(Producer *self, PyObject *given);
 PyObject *encoding_many(Producer *self, PyObject *events);
 int encoding_row(Producer *self, PyObject *event, uint64_t headers, unsigned char *row);
 int encoding_rows(Producer *self, PyObject *events, rows *out);
 int encoding_rows_given(Producer *self, PyObject *given, Py_buffer *view);
+
+/* The lanes of the events of one call, in each group that has a key: found before anything of it is written, and again when
+ * the groups have changed. */
+typedef struct lanes_of {
+    PyObject *event;           /* of one, or */
+    PyObject *events;          /* a list or tuple, or */
+    const unsigned char *rows; /* of a record topic; else nothing is to be had of the key */
+    Py_ssize_t total, at;      /* how many, and which one is next */
+    uint16_t *lane;            /* by event and group; NULL: not found yet */
+    unsigned groups, changes;
+} lanes_of;
+
+int keys_find(Producer *self, lanes_of *lanes);
+int keys_check(PyObject *key);
+
+static inline unsigned keys_lane(const lanes_of *lanes, unsigned group) {
+    return lanes->lane[(size_t)lanes->at * lanes->groups + group];
+}
+
+static inline bool keys_known(const Producer *self, const lanes_of *lanes) {
+    return !self->keyed || (lanes->lane && lanes->changes == self->changes);
+}
 
 int publish_reserve(Producer *self, uint64_t length);
 PyObject *producer_publish(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names);

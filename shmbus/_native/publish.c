@@ -9,7 +9,8 @@ typedef struct batch {  /* one call of publish or publish_many; threads may shar
     uint64_t pending;   /* written, not yet committed */
     uint64_t committed; /* events of this call that are in */
     uint64_t since;     /* CLOCK_MONOTONIC in ns when it first found no room, 0: it has not */
-    bool patient;       /* whoever called it waits for room, or drops */
+    lanes_of lanes;
+    bool patient; /* whoever called it waits for room, or drops */
     bool drop;
 } batch;
 
@@ -52,7 +53,8 @@ static int wake_group(Producer *self, group_out *g) {
     g->shown = g->writer.sequence;
     for (int w = 0; line && w < MAX_WORKERS / 64; w++)
         any |= LOAD_SEQ(&line->parked[w]); /* SYNC park */
-    if (!any || !count || !work_fresh(&g->ring->view, first))
+    if (!any || !count ||
+        !(g->key || work_fresh(&g->ring->view, first))) /* what waits may be no other worker's to do */
         return 0;
     return wakers_wake((PyObject *)self, &g->workers, line->parked, line->awaiting, MAX_WORKERS / 64, count);
 }
@@ -80,7 +82,7 @@ static uint64_t stamp(Producer *self, uint64_t now_ns) {
 }
 
 /* Writes where there is room, and counts a refusal where there is none. */
-static bool write_all(Producer *self, const part *part) {
+static bool write_all(Producer *self, part *part, lanes_of *lanes) {
     bool all = self->fits;
     if (self->fits)
         ring_write(&self->writer, part);
@@ -88,6 +90,7 @@ static bool write_all(Producer *self, const part *part) {
         ring_refuse(&self->ring->view, self->writer.sequence, 1, part->time_ns);
     for (unsigned i = 0; i < self->group_count; i++) {
         group_out *g = &self->groups[i];
+        part->lane = g->key ? keys_lane(lanes, i) : 0;
         if (g->fits)
             work_write(&g->writer, part);
         else
@@ -96,6 +99,7 @@ static bool write_all(Producer *self, const part *part) {
     }
     if (!self->routed)
         STORE_RELAXED(&self->ring->view.header->unrouted, LOAD_RELAXED(&self->ring->view.header->unrouted) + 1);
+    lanes->at++;
     return all;
 }
 
@@ -133,6 +137,11 @@ static int ask(Producer *self, bool stale, uint64_t length, batch *b) {
 static int acquire(Producer *self, uint64_t length, batch *b) {
     for (;;) {
         bool stale = LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch; /* SYNC epoch */
+        if (RARELY(!stale && !keys_known(self, &b->lanes))) {
+            if (flush(self, b) < 0 || keys_find(self, &b->lanes) < 0)
+                return -1;
+            continue;
+        }
         int status = stale ? RING_EMPTY : publish_reserve(self, length);
         if (status == RING_OK)
             return 1;
@@ -144,7 +153,7 @@ static int acquire(Producer *self, uint64_t length, batch *b) {
         if (again < 0)
             return -1;
         if (!again) { /* the policy is to drop; another thread may have changed anything while it was asked */
-            if (LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch)
+            if (LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch || !keys_known(self, &b->lanes))
                 continue;
             status = publish_reserve(self, length);
             return status < 0 ? -1 : status == RING_OK;
@@ -241,11 +250,14 @@ static part part_with(PyObject *headers) {
 /* Writes one event that is encoded; Nothing for who is patient, when there is no room. */
 static inline PyObject *publish_part(Producer *self, part *p, PyObject *payload, batch *one) {
     int status = acquire(self, p->payload_length + ((p->headers_length + 7u) & ~(uint64_t)7), one);
-    if (status < 0 || status == NO_ROOM)
+    if (status < 0 || status == NO_ROOM) {
+        PyMem_Free(one->lanes.lane);
         return status < 0 ? NULL : Py_NewRef(Nothing);
+    }
     uint64_t now_ns = realtime_ns();
     p->time_ns = stamp(self, now_ns);
-    bool all = write_all(self, p);
+    bool all = write_all(self, p, &one->lanes);
+    PyMem_Free(one->lanes.lane);
     if (RARELY(p->flags))
         parcel_ship(self, payload);
     commit_all(self);
@@ -266,7 +278,7 @@ static PyObject *publish_bytes(Producer *self, PyObject *payload, PyObject *head
 static PyObject *publish_row(Producer *self, PyObject *event, PyObject *headers) {
     unsigned char local[SHORT_ROW], *row = local;
     part p = part_with(headers);
-    batch one = {0};
+    batch one = {.lanes = {.event = event, .total = 1}};
     uint32_t size = self->record->size;
     if (size > SHORT_ROW && !(row = PyMem_Malloc(size)))
         return PyErr_NoMemory();
@@ -278,28 +290,16 @@ static PyObject *publish_row(Producer *self, PyObject *event, PyObject *headers)
     return result;
 }
 
-/* The headers of one event as bytes, a new reference, or NULL: without an exception if there are none. */
-static PyObject *headers_bytes(Producer *self, PyObject *given) {
-    if (!given || given == Py_None)
-        return NULL;
-    PyObject *headers = PyObject_CallMethod((PyObject *)self, "_encode_headers", "(O)", given);
-    if (headers && (!PyBytes_Check(headers) || PyBytes_Size(headers) > MAX_HEADERS)) {
-        PyErr_Format(PyExc_ValueError, "headers are at most %u bytes", MAX_HEADERS);
-        Py_CLEAR(headers);
-    }
-    return headers;
-}
-
 static PyObject *publish_one(Producer *self, PyObject *event, PyObject *given) {
     PyObject *headers = NULL, *result = NULL;
-    if (given && given != Py_None && !(headers = headers_bytes(self, given)))
+    if (given && given != Py_None && !(headers = encoding_headers(self, given)))
         return NULL;
     if (self->record && self->validate == Py_None) {
         result = publish_row(self, event, headers);
         Py_XDECREF(headers);
         return result;
     }
-    batch one = {0};
+    batch one = {.lanes = {.event = event, .total = 1}};
     bool mine =
         self->into != Py_None && !self->scratch_busy; /* another thread, or the encoder's own code, may have it */
     self->scratch_busy = self->scratch_busy || mine;
@@ -328,8 +328,9 @@ PyObject *producer_publish(PyObject *object, PyObject *const *args, Py_ssize_t c
 
 /* Writes payloads from `first` on; one commit for as many as fit at once: how many could not go everywhere, or -1. What is in
  * is in `b`, and fewer than all for who is patient. */
-static Py_ssize_t publish_all(Producer *self, PyObject *payloads, Py_ssize_t first, batch *b) {
+static Py_ssize_t publish_all(Producer *self, PyObject *payloads, PyObject *events, Py_ssize_t first, batch *b) {
     Py_ssize_t missed = 0;
+    b->lanes = (lanes_of){.events = events, .total = PyList_Size(payloads), .at = first};
     uint64_t now_ns = 0;
     int status = guard_check(&self->guard, "publisher");
     for (Py_ssize_t i = first; status >= 0 && i < PyList_Size(payloads); i++) {
@@ -340,15 +341,18 @@ static Py_ssize_t publish_all(Producer *self, PyObject *payloads, Py_ssize_t fir
             if (!b->pending)
                 now_ns = realtime_ns(); /* one look for all that become visible together */
             p.time_ns = stamp(self, now_ns);
-            missed += !write_all(self, &p);
+            missed += !write_all(self, &p, &b->lanes);
             if (p.flags)
                 parcel_ship(self, payload);
             b->pending++;
         }
         Py_DECREF(payload); /* our list has it still */
         if (status == NO_ROOM)
-            return missed;
+            break;
     }
+    PyMem_Free(b->lanes.lane);
+    if (status == NO_ROOM)
+        return missed;
     return status < 0 || flush(self, b) < 0 || (now_ns && look_after(self, now_ns) < 0) ? -1 : missed;
 }
 
@@ -376,6 +380,7 @@ static void write_rows(Producer *self, const part *first, uint64_t count) {
 /* The same for rows, which nobody else may change or free meanwhile; the sequence of the last one goes into `last`. */
 static Py_ssize_t publish_rows(Producer *self, const unsigned char *bytes, size_t count, batch *b, uint64_t *last) {
     Py_ssize_t missed = 0;
+    b->lanes = (lanes_of){.rows = bytes, .total = (Py_ssize_t)count};
     part p = {.payload = bytes, .payload_length = self->record->size};
     uint64_t now_ns = 0;
     int status = guard_check(&self->guard, "publisher");
@@ -387,14 +392,15 @@ static Py_ssize_t publish_rows(Producer *self, const unsigned char *bytes, size_
         if (!b->pending)
             now_ns = realtime_ns(); /* one look for all that become visible together */
         p.time_ns = stamp(self, now_ns);
-        if (status == 1)
+        if (status == 1 && !self->keyed)
             write_rows(self, &p, some = rows_at_once(self, p.payload_length, count));
         else
-            missed += !write_all(self, &p);
+            missed += !write_all(self, &p, &b->lanes);
         *last = self->writer.sequence - 1;
         b->pending += some;
         p.payload = (const unsigned char *)p.payload + some * p.payload_length;
     }
+    PyMem_Free(b->lanes.lane);
     return status < 0 || flush(self, b) < 0 || (now_ns && look_after(self, now_ns) < 0) ? -1 : missed;
 }
 
@@ -431,12 +437,14 @@ PyObject *producer_publish_many(PyObject *object, PyObject *events) {
         return NULL;
     if (self->record && self->validate == Py_None)
         return guard_leave(&self->guard, object, publish_many_rows(self, events));
-    PyObject *payloads = encoding_many(self, events), *result = NULL;
+    PyObject *all = PyList_CheckExact(events) && !self->keyed ? Py_NewRef(events) : PySequence_List(events);
+    PyObject *payloads = all ? encoding_many(self, all) : NULL, *result = NULL;
     batch b = {0};
-    Py_ssize_t missed = payloads ? publish_all(self, payloads, 0, &b) : -1;
+    Py_ssize_t missed = payloads ? publish_all(self, payloads, all, 0, &b) : -1;
     if (missed >= 0)
         result = PyLong_FromUnsignedLongLong(b.committed - (uint64_t)missed);
     Py_XDECREF(payloads);
+    Py_XDECREF(all);
     return guard_leave(&self->guard, object, result);
 }
 
@@ -461,7 +469,7 @@ PyObject *producer_encode(PyObject *object, PyObject *args) {
     PyObject *event, *given, *result = NULL;
     if (!PyArg_ParseTuple(args, "OO:_encode", &event, &given) || guard_enter(&self->guard, "publisher") < 0)
         return NULL;
-    PyObject *headers = headers_bytes(self, given);
+    PyObject *headers = encoding_headers(self, given);
     if (headers || !PyErr_Occurred()) {
         PyObject *payload = encoding_one(self, event, headers ? (uint64_t)PyBytes_Size(headers) : 0, false);
         result = payload ? Py_BuildValue("(NO)", payload, headers ? headers : Py_None) : NULL;
@@ -470,14 +478,15 @@ PyObject *producer_encode(PyObject *object, PyObject *args) {
     return guard_leave(&self->guard, object, result);
 }
 
-/* _put((payload, headers), drop): as publish; NOTHING if there is no room and it is not to be dropped. */
+/* _put((payload, headers), drop, event=None): as publish; NOTHING if there is no room and it is not to be dropped. */
 PyObject *producer_put(PyObject *object, PyObject *args) {
     Producer *self = (Producer *)object;
-    PyObject *payload, *headers;
+    PyObject *payload, *headers, *event = Py_None;
     int drop;
-    if (!PyArg_ParseTuple(args, "(OO)p:_put", &payload, &headers, &drop) || guard_enter(&self->guard, "publisher") < 0)
+    if (!PyArg_ParseTuple(args, "(OO)p|O:_put", &payload, &headers, &drop, &event) ||
+        guard_enter(&self->guard, "publisher") < 0)
         return NULL;
-    batch one = {.patient = true, .drop = drop};
+    batch one = {.lanes = {.event = event, .total = 1}, .patient = true, .drop = drop};
     return guard_leave(&self->guard, object,
                        publish_bytes(self, payload, PyBytes_Check(headers) ? headers : NULL, &one));
 }
@@ -490,17 +499,17 @@ PyObject *producer_encode_many(PyObject *object, PyObject *events) {
     return guard_leave(&self->guard, object, encoding_many(self, events));
 }
 
-/* _put_many(payloads, first, drop): (how many are in, how many of them could not go everywhere). */
+/* _put_many(payloads, first, drop, events=None): (how many are in, how many of them could not go everywhere). */
 PyObject *producer_put_many(PyObject *object, PyObject *args) {
     Producer *self = (Producer *)object;
-    PyObject *payloads;
+    PyObject *payloads, *events = NULL;
     Py_ssize_t first;
     int drop;
-    if (!PyArg_ParseTuple(args, "O!np:_put_many", &PyList_Type, &payloads, &first, &drop) ||
+    if (!PyArg_ParseTuple(args, "O!np|O!:_put_many", &PyList_Type, &payloads, &first, &drop, &PyList_Type, &events) ||
         guard_enter(&self->guard, "publisher") < 0)
         return NULL;
     batch b = {.patient = true, .drop = drop};
-    Py_ssize_t missed = publish_all(self, payloads, first, &b);
+    Py_ssize_t missed = publish_all(self, payloads, events, first, &b);
     return guard_leave(&self->guard, object,
                        missed < 0 ? NULL : Py_BuildValue("(Kn)", (unsigned long long)b.committed, missed));
 }

@@ -9,6 +9,7 @@
 #include <semaphore.h>
 #include <string.h>
 
+#include "lane.h"
 #include "latency.h"
 #include "retire.h"
 #include "ring.h"
@@ -157,9 +158,13 @@ int wakers_init(wakers *w, int group, unsigned slots);
 void wakers_clear(wakers *w);
 int wakers_wake(PyObject *self, const wakers *w, word *parked, word *awaiting, unsigned count, uint64_t most);
 
+int lanes_of_buffer(PyObject *object, lane_table **table); /* NULL for None */
+PyObject *work_take_back(PyObject *ring, PyObject *args);  /* lanes.c */
+
 int common_begin(void);
 int guard_add(PyObject *module);
 int rings_add(PyObject *module);
+int lanes_add(PyObject *module);
 int tap_add(PyObject *module);
 int window_add(PyObject *module);
 int words_add(PyObject *module);

@@ -134,7 +134,7 @@ static uint64_t first_kept(const ring_view *view, uint64_t end) {
     if (gate >= tail)
         return end;
     const descriptor *table = (const descriptor *)((const unsigned char *)view->header + PAGE);
-    return LOAD_RELAXED(&table[gate & (view->slots - 1)].position);
+    return POSITION_OF(LOAD_RELAXED(&table[gate & (view->slots - 1)].place));
 }
 
 uint64_t work_slack(const ring_view *view) {

@@ -60,6 +60,7 @@ typedef struct part { /* what a publisher hands in for one event */
     const void *headers;
     uint32_t headers_length;
     uint32_t flags; /* of the record */
+    unsigned lane;  /* of its key, in the work ring of a group that has one */
     const void *payload;
     uint64_t payload_length;
     uint64_t time_ns;

@@ -362,11 +362,18 @@ static int owner_of(PyObject *args, const char *format, unsigned *owner, unsigne
 }
 
 static PyObject *work_reclaim_(PyObject *object, PyObject *args) {
-    unsigned owner, generation;
+    unsigned long owner;
+    unsigned generation;
     uint64_t count;
-    if (owner_of(args, "kI:reclaim", &owner, &generation) < 0 || !writable(object))
+    PyObject *lanes = Py_None;
+    lane_table *table;
+    if (!PyArg_ParseTuple(args, "kI|O:reclaim", &owner, &generation, &lanes) ||
+        slot_number(owner, MAX_WORKERS, "worker slot") < 0 || !writable(object) || lanes_of_buffer(lanes, &table) < 0)
         return NULL;
-    if (work_reclaim(&((Ring *)object)->view, owner, generation, &count) != RING_OK) {
+    const ring_view *view = &((Ring *)object)->view;
+    int status = table ? lane_reclaim(table, view, (unsigned)owner, generation, &count)
+                       : work_reclaim(view, (unsigned)owner, generation, &count);
+    if (status != RING_OK) {
         corrupt((Ring *)object, "gate and tail cannot be");
         return NULL;
     }
@@ -404,14 +411,6 @@ static PyObject *work_claims(PyObject *object, PyObject *args) {
     PyObject *list = claim_list(claims, held < room ? held : room);
     PyMem_Free(claims);
     return list;
-}
-
-static PyObject *work_take_back(PyObject *object, PyObject *args) {
-    unsigned long long sequence, word;
-    if (!PyArg_ParseTuple(args, "KK:take_back", &sequence, &word) || !writable(object))
-        return NULL;
-    claim c = {.word = word, .record = {.sequence = sequence}};
-    return PyBool_FromLong(work_give_back(&((Ring *)object)->view, &c, false) == RING_OK);
 }
 
 static PyObject *work_abandon_(PyObject *object, PyObject *unused) {
@@ -460,7 +459,7 @@ static PyMethodDef work_methods[] = {
     {"size", work_size_, METH_O | METH_STATIC,
      "Bytes of a segment for `capacity` bytes of records, 0 if it cannot be."},
     {"reclaim", work_reclaim_, METH_VARARGS,
-     "reclaim(owner, generation): give back what a dead worker held; how many."},
+     "reclaim(owner, generation, lanes=None): give back what a dead worker held; how many."},
     {"held", work_held_, METH_VARARGS, "held(owner, generation): records that a worker holds."},
     {"claims", work_claims, METH_VARARGS, "claims(owner, generation): (sequence, word) of each record that it holds."},
     {"take_back", work_take_back, METH_VARARGS,

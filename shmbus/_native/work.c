@@ -50,7 +50,7 @@ static int refresh_gate(work_writer *w) {
     if (gate < w->gate || gate > w->sequence)
         return RING_CORRUPT;
     w->gate = gate;
-    uint64_t start = gate == w->sequence ? w->head : LOAD_RELAXED(&descriptor_of(&w->view, gate)->position);
+    uint64_t start = gate == w->sequence ? w->head : position_of(&w->view, gate);
     if (start < w->start || start > w->head)
         return RING_CORRUPT;
     w->start = start;
@@ -91,7 +91,7 @@ void work_write(work_writer *w, const part *part) {
     uint64_t position = place(&w->view, w->head, span);
     descriptor *d = descriptor_of(&w->view, w->sequence);
     record_write(w->view.data + (position & (w->view.capacity - 1)), w->sequence, RECORD_EVENT, part);
-    STORE_RELAXED(&d->position, position);
+    STORE_RELAXED(&d->place, PLACE(position, part->lane));
     STORE_RELEASE(&d->claim, WORD(lap_of(&w->view, w->sequence), CLAIM_READY, 0, 0, 0)); /* SYNC claim */
     w->head = position + span;
     w->sequence++;
@@ -113,7 +113,7 @@ void work_write_rows(work_writer *w, const part *first, uint64_t count) {
     for (uint64_t i = 0; i < count; i++, position += span) {
         descriptor *d = descriptor_of(&w->view, w->sequence);
         record_write_row(w->view.data + (position & (w->view.capacity - 1)), w->sequence, &part);
-        STORE_RELAXED(&d->position, position);
+        STORE_RELAXED(&d->place, PLACE(position, part.lane));
         STORE_RELEASE(&d->claim, WORD(lap_of(&w->view, w->sequence), CLAIM_READY, 0, 0, 0)); /* SYNC claim */
         w->sequence++;
         part.payload = (const unsigned char *)part.payload + part.payload_length;
@@ -133,17 +133,11 @@ uint64_t work_room(const ring_view *view) {
     uint64_t head = LOAD_ACQUIRE(&view->header->position);
     if (gate >= tail)
         return view->capacity;
-    uint64_t used = head - LOAD_RELAXED(&descriptor_of(view, gate)->position);
+    uint64_t used = head - position_of(view, gate);
     return used < view->capacity && tail - gate < view->slots ? view->capacity - used : 0;
 }
 
 /* ---- workers ---- */
-
-/* How far a hint lies behind a sequence, 0 if it does not: modulo what a hint can hold. */
-static uint64_t behind(uint64_t hint, uint64_t sequence) {
-    uint64_t distance = (sequence - hint) & SEQUENCE_MASK;
-    return distance >> (SEQUENCE_BITS - 1) ? 0 : distance;
-}
 
 /* True if a look at the ring is worth it. Whoever has raised the hint asks this afterwards and, if so, looks again or has
  * a parked worker look; nobody parks while it is true. So a record above the hint is one that somebody will look at. */
@@ -165,14 +159,6 @@ void work_lower_next(const ring_view *view, uint64_t sequence) {
         uint64_t low = behind(hint, sequence) ? hint : sequence;
         lowered = ((hint >> SEQUENCE_BITS) + 1) << SEQUENCE_BITS | (low & SEQUENCE_MASK);
     } while (!CAS_SEQ(&view->header->next, &hint, lowered));
-}
-
-/* Reads the record of a sequence that we hold, or that nobody can overwrite. */
-static int read_claimed(const ring_view *view, uint64_t sequence, record *out) {
-    uint64_t position = LOAD_RELAXED(&descriptor_of(view, sequence)->position);
-    if (record_read(view, position, position + view->capacity, out) != RING_OK || out->sequence != sequence)
-        return RING_CORRUPT;
-    return RING_OK;
 }
 
 /* Reads again the record of a claim that is still ours. */
@@ -237,7 +223,7 @@ int work_peek(const ring_view *view, uint64_t *time_ns) {
         uint64_t seen = LOAD_ACQUIRE(&d->claim); /* SYNC claim */
         if (STATE_OF(seen) != CLAIM_READY || LAP_OF(seen) != lap_of(view, sequence))
             continue;
-        uint64_t position = LOAD_ACQUIRE(&d->position);
+        uint64_t position = POSITION_OF(LOAD_ACQUIRE(&d->place));
         *time_ns = LOAD_ACQUIRE(word_at(view, (position + RECORD_TIME) & ~(uint64_t)7));
         if (LOAD_RELAXED(&d->claim) == seen)
             return RING_OK;

@@ -19,6 +19,7 @@ from shmbus import _core
 from shmbus._payload.pool import Pools
 from shmbus._shm import place, segment
 from shmbus._shm.failpoint import reach
+from shmbus._shm.lanes import Lanes
 from shmbus._shm.segment import Segment
 from shmbus._shm.traces import Traces
 from shmbus.errors import CorruptSegmentError
@@ -42,6 +43,7 @@ class Rings:
         self.prefix: Final = prefix + "ring-"
         self.pools: Final = Pools(prefix, writable=writable, owner=owner)
         self.traces: Final = Traces(prefix, owner)
+        self.lanes: Final = Lanes(prefix, owner)
         self._writable = writable
         self._owner = owner
         self._keep = keep

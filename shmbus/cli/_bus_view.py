@@ -138,7 +138,9 @@ def _ring(publisher: PublisherStats) -> str:
 
 
 def _kind(consumer: ConsumerStats) -> str:
-    return f"group of {len(consumer.workers)}" if consumer.kind == "group" else consumer.mode
+    if consumer.kind != "group":
+        return consumer.mode
+    return f"group of {len(consumer.workers)}{f' by {consumer.key}' if consumer.key else ''}"
 
 
 def _consumer_order(consumer: ConsumerStats) -> tuple[bool, str, str]:

@@ -9,7 +9,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
-from shmbus._options import check_choice, check_range, check_topic, expiry_ns, nanoseconds
+from shmbus._options import check_choice, check_path, check_range, check_topic, expiry_ns, nanoseconds
 from shmbus.bus import MAX_DELIVER
 from shmbus.errors import ClosedError, ConfigError
 from shmbus.middleware import Retry
@@ -86,6 +86,7 @@ class Router:
         topic: Topic[T],
         *,
         group: str,
+        key: str | None = None,
         to: None = None,
         middleware: Iterable[Middleware] = (),
         concurrency: int = 1,
@@ -102,6 +103,7 @@ class Router:
         topic: Topic[T],
         *,
         group: str,
+        key: str | None = None,
         to: Topic[R],
         middleware: Iterable[Middleware] = (),
         concurrency: int = 1,
@@ -118,6 +120,7 @@ class Router:
         topic: Topic[Any],
         *,
         group: str,
+        key: str | None = None,
         to: Topic[Any] | None = None,
         middleware: Iterable[Middleware] = (),
         concurrency: int = 1,
@@ -154,7 +157,7 @@ class Router:
         check_range("concurrency", concurrency, MAX_CONCURRENCY)
         nanoseconds("ack_within", ack_within)
         expiry_ns(expires)
-        options = {"name": name, "prefetch": prefetch, "expires": expires, "idle": idle}
+        options = {"key": check_path(key, topic), "name": name, "prefetch": prefetch, "expires": expires, "idle": idle}
         what = f"group {group!r} of topic {topic.name!r}"
 
         def register(function: Any) -> Any:

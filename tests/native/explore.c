@@ -12,7 +12,7 @@
 #include <string.h>
 
 static const scene *const groups[] = {ring_scenes,   join_scenes,  park_scenes, work_scenes, chain_scenes,
-                                      retire_scenes, delay_scenes, pool_scenes, row_scenes};
+                                      retire_scenes, delay_scenes, pool_scenes, row_scenes,  lane_scenes};
 
 typedef struct options {
     const char *scene, *schedule;

@@ -39,7 +39,7 @@ typedef struct scene {
 } scene;
 
 extern const scene ring_scenes[], join_scenes[], park_scenes[], work_scenes[], chain_scenes[], retire_scenes[],
-    delay_scenes[], pool_scenes[], row_scenes[]; /* each ends with one without a name */
+    delay_scenes[], pool_scenes[], row_scenes[], lane_scenes[]; /* each ends with one without a name */
 
 /* ---- what scenes call ---- */
 

@@ -120,5 +120,5 @@ void name_of(const void *at, char *out, size_t size) {
                  (offset - PAGE) % sizeof(note) ? "due" : "spared");
     else
         snprintf(out, size, "%s.descriptor[%u].%s", r->label, (unsigned)((offset - PAGE) / sizeof(descriptor)),
-                 (offset - PAGE) % sizeof(descriptor) ? "claim" : "position");
+                 (offset - PAGE) % sizeof(descriptor) ? "claim" : "place");
 }

@@ -5,6 +5,7 @@
 #define SHMBUS_TEST_WORLD_H
 
 #include "explore.h"
+#include "lane.h"
 #include "pool.h"
 
 #define CAPACITY MIN_CAPACITY
@@ -82,6 +83,8 @@ typedef struct world {
     uint64_t raised;            /* times that `waiting` was set and no post answered */
     uint64_t asleep;            /* bit per actor: sleeps and nobody posts */
     word *clock;                /* ticks */
+    lane_table *lanes;          /* NULL: the group has no key */
+    unsigned char lane[8];      /* of the n-th record of a ring */
     bool contested;             /* a claim may go while it is delayed: then what it is delayed to counts once it is */
     bool opened, lost, settled; /* what became of a slot that was to be given up */
 } world;
@@ -116,6 +119,9 @@ void verify_broadcast(void);
 /* ---- work: world_work.c ---- */
 
 void make_work(uint64_t start, uint32_t length);
+void make_lanes(void);
+int look_at(lane_look *look, workshop *w, unsigned self, claim *out);
+void verify_lanes(void);
 bool offer(workshop *w, enum when_full how);
 void offer_batch(workshop *w, unsigned count);
 void offer_rows(workshop *w, unsigned count);

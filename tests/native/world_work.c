@@ -49,6 +49,7 @@ static int wait_for_room(workshop *w) {
 static void write_one(workshop *w) {
     fill(outgoing[w->publisher], w->length, w->writer.sequence);
     part p = {.payload = outgoing[w->publisher], .payload_length = w->length, .time_ns = w->writer.sequence};
+    p.lane = the.lanes ? the.lane[(w->writer.sequence - FIRST_SEQUENCE) % sizeof(the.lane)] : 0;
     work_write(&w->writer, &p);
 }
 
@@ -139,7 +140,75 @@ static void note_claim(workshop *w, unsigned self, const claim *c) {
     j->claims++;
 }
 
+/* ---- lanes ---- */
+
+void make_lanes(void) {
+    unsigned char *base = arena + MAX_SHOPS * 0x8000;
+    if (lane_format(base, lane_size(), 7) != RING_OK || lane_open(&the.lanes, base, lane_size()) != RING_OK)
+        fail("no lanes");
+    name_region(base, lane_size(), 0, "lanes");
+}
+
+/* As it stands, with no access that others could come between. */
+static uint64_t now_at(const word *w) { return *(const volatile uint64_t *)w; }
+
+static const descriptor *descriptor_at(const workshop *w, uint64_t sequence) {
+    return (const descriptor *)((unsigned char *)w->view.header + PAGE) + (sequence & (w->view.slots - 1));
+}
+
+/* L1, and the order: when a record is claimed all that came before in its lane is DONE, and nobody has another one. A ring
+ * that comes before another one is of the same publisher. */
+static void check_lane(const workshop *of, const claim *c) {
+    unsigned lane = LANE_OF(now_at(&descriptor_at(of, c->record.sequence)->place));
+    for (const workshop *w = the.work; w < the.work + the.shops; w++)
+        for (uint64_t sequence = FIRST_SEQUENCE; sequence < w->writer.sequence; sequence++) {
+            uint64_t seen = now_at(&descriptor_at(w, sequence)->claim);
+            unsigned state = (unsigned)(seen >> 36) & 7;
+            if (LANE_OF(now_at(&descriptor_at(w, sequence)->place)) != lane ||
+                (w == of && sequence == c->record.sequence))
+                continue;
+            if ((w < of || (w == of && sequence < c->record.sequence)) && state != CLAIM_DONE)
+                fail("L3: event %llu of ring %u is claimed before event %llu of its lane",
+                     (unsigned long long)c->record.sequence, (unsigned)(of - the.work), (unsigned long long)sequence);
+            if (state == CLAIM_CLAIMED && !given_up((unsigned)(seen >> 16) & 0xff))
+                fail("L1: two of one lane are claimed at once");
+        }
+}
+
+/* One look at a ring, with what was met before: as lane_claim. */
+int look_at(lane_look *look, workshop *w, unsigned self, claim *out) {
+    int status = lane_claim(look, &w->view, self, GENERATION, out);
+    if (status == RING_CORRUPT)
+        fail("worker %u finds a healthy ring corrupt", self);
+    if (status == RING_OK) {
+        check_lane(w, out);
+        note_claim(w, self, out);
+    }
+    return status;
+}
+
+static bool take_from(workshop *w, unsigned self, claim *out) {
+    lane_ring rings[2];
+    lane_look look = {.table = the.lanes, .rings = rings};
+    int status = LANE_AGAIN;
+    while (status == LANE_AGAIN) {
+        lane_begin(&look);
+        lane_next(&look, false);
+        status = look_at(&look, w, self, out);
+    }
+    return status == RING_OK;
+}
+
+/* L4: in the end, when the dead are seen to. */
+void verify_lanes(void) {
+    for (unsigned lane = 0; lane < LANES; lane++)
+        if (now_at(&the.lanes->lanes[lane]))
+            fail("L4: lane %u is held by nobody who lives", lane);
+}
+
 bool take_job(workshop *w, unsigned self, claim *out) {
+    if (the.lanes)
+        return take_from(w, self, out);
     int status = work_claim(&w->view, self, GENERATION, out);
     if (status == RING_CORRUPT)
         fail("worker %u finds a healthy ring corrupt", self);
@@ -155,7 +224,8 @@ bool take_job(workshop *w, unsigned self, claim *out) {
 bool finish_job(workshop *w, unsigned self, const claim *c) {
     job *j = job_of(w, c->record.sequence);
     j->finishing = true;
-    bool done = work_done(&w->view, c) == RING_OK;
+    unsigned lane;
+    bool done = (the.lanes ? lane_done(the.lanes, &w->view, c, &lane) : work_done(&w->view, c)) == RING_OK;
     if (!done && !given_up(self))
         fail("K1: the claim of actor %u on event %llu went away", self, (unsigned long long)c->record.sequence);
     if (!done)
@@ -184,9 +254,14 @@ static bool returned(unsigned self, const claim *c, int status) {
     return status == RING_OK;
 }
 
+static int give_back(const workshop *w, const claim *c, bool unseen) {
+    unsigned lane;
+    return the.lanes ? lane_give_back(the.lanes, &w->view, c, unseen, &lane) : work_give_back(&w->view, c, unseen);
+}
+
 bool return_job(workshop *w, unsigned self, const claim *c) {
     let_go(w, self, c);
-    return returned(self, c, work_give_back(&w->view, c, false));
+    return returned(self, c, give_back(w, c, false));
 }
 
 /* Counted before it is done, for others may claim at once. */
@@ -194,7 +269,7 @@ bool return_unseen(workshop *w, unsigned self, const claim *c) {
     job *j = let_go(w, self, c);
     j->unseen++;
     j->returning++;
-    bool done = returned(self, c, work_give_back(&w->view, c, true));
+    bool done = returned(self, c, give_back(w, c, true));
     if (!done)
         j->unseen--;
     j->returning--;
@@ -205,7 +280,11 @@ bool delay_job(workshop *w, unsigned self, const claim *c, unsigned due, bool *f
     job *j = let_go(w, self, c);
     if (!the.contested)
         j->due = (unsigned char)due;
-    bool done = returned(self, c, work_delay(&w->view, c, (uint64_t)due << TICK_BITS, false, first));
+    uint64_t until = (uint64_t)due << TICK_BITS;
+    unsigned lane;
+    int status = the.lanes ? lane_delay(the.lanes, &w->view, c, until, false, first, &lane)
+                           : work_delay(&w->view, c, until, false, first);
+    bool done = returned(self, c, status);
     if (done)
         j->due = (unsigned char)due;
     return done;
@@ -221,7 +300,8 @@ static void reclaim_ring(workshop *w, unsigned victim) {
     for (unsigned i = 0; i < MAX_JOBS; i++)
         if (w->jobs[i].holder == victim)
             w->jobs[i].holder = NO_HOLDER;
-    if (work_reclaim(&w->view, victim, GENERATION, &count) != RING_OK)
+    if ((the.lanes ? lane_reclaim(the.lanes, &w->view, victim, GENERATION, &count)
+                   : work_reclaim(&w->view, victim, GENERATION, &count)) != RING_OK)
         fail("the reclaimer finds a healthy ring corrupt");
     if (work_held(&w->view, victim, GENERATION, NULL, 0) && is_dead(victim))
         fail("K2: a dead worker still holds something after its reclaim");
@@ -231,6 +311,8 @@ void reclaim(unsigned victim) {
     the.reclaimed |= 1ull << victim;
     for (unsigned i = 0; i < the.shops; i++)
         reclaim_ring(&the.work[i], victim);
+    if (the.lanes)
+        lane_free_all(the.lanes, victim, GENERATION);
 }
 
 /* ---- what must hold in the end ---- */
