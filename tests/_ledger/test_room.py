@@ -274,9 +274,9 @@ def test_reserve() -> None:
         entry.state, entry.dead, entry.totals = "leaving", True, totals
     for closed in full.closed:
         closed.name, closed.totals = "(departed)", totals
-    full.losses = [
-        d.LossEntry(long, long, long, "undecodable", most, *[most * 2] * 4, "x" * d.TRACE)
-    ] * slots.MAX_LOSSES
+    large = most * 2
+    loss = d.LossEntry(long, long, long, "undecodable", most, large, large, large, large, "x" * d.TRACE)
+    full.losses = [loss] * slots.MAX_LOSSES
     full.losses_forgotten = most
     held = [d.HeldRun(most * 2, most * 2, most * 2)] * slots.MAX_HELD
     full.deaths = [d.Death(most * 2, 1 << 22, most * 2, most * 2, True, True, "x" * d.HOW, held)] * slots.MAX_DEATHS
