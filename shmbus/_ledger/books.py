@@ -59,6 +59,7 @@ class Progress(NamedTuple):
 
     entry: ConsumerEntry
     done: tuple[int, ...]
+    """Its own doing: what others refuse it, or overwrite, is none."""
     depth: int
     """Events that wait for it; those that are delayed are not waited for."""
     dropped: int
@@ -289,6 +290,7 @@ class _Books(Look):
             lag_ns=max((s.lag_ns for s in sources.values()), default=0),
             claimed=sum(w.held for w in workers),
             blocks=tuple(sorted(self.blocks[consumer.id])),
+            quarantined_ns=consumer.quarantined_ns,
             latency=self.latency(consumer),
             latencies=past.dense(past.sampled(self.registry.map, consumer)),
             workers=workers,
@@ -350,9 +352,10 @@ class _Books(Look):
                 sums = _sums(consumer, terms)
                 if not self.still_there(consumer):
                     continue
-                done = tuple(sums[t] for t in _TERMS if t not in ("offered", "depth"))
+                done = tuple(sums[t] for t in ("delivered", "undecodable", "rejected"))
                 depth = sums["depth"] - sum(t.get("delayed", 0) for t in terms)
-                found.append(Progress(consumer, done, depth, sum(done) - sums["delivered"]))
+                dropped = sum(sums[t] for t in _TERMS if t not in ("offered", "delivered", "depth"))
+                found.append(Progress(consumer, done, depth, dropped))
         return found
 
     # -- losses

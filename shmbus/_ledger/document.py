@@ -181,9 +181,16 @@ class ConsumerEntry(msgspec.Struct):
     idle_since_ns: Natural = 0
     """Group: CLOCK_MONOTONIC since when it has no worker; 0: it has one."""
     given_up: list[GivenUp] = []
-    """Not reliable: the last of them."""
+    """Not reliable, or in quarantine: the last of them."""
     sampled: Sampled = {}
     """Of those of its name before it."""
+    quarantined_ns: Natural = 0
+    """CLOCK_REALTIME since when, by policy, it holds nobody back though it is reliable; 0: it is in no quarantine."""
+
+    @property
+    def gates(self) -> bool:
+        """Whether it is, for now, a reliable subscriber of rings that are made."""
+        return self.mode == "reliable" and not self.quarantined_ns
 
 
 class ClosedEntry(msgspec.Struct):
@@ -309,7 +316,7 @@ class Head(msgspec.Struct):
 
     next_id: Count = 1
     stall_ns: Natural = 10_000_000_000
-    policy: Literal["report", "kill"] = "report"
+    policy: Literal["report", "quarantine", "kill"] = "report"
     """What is done about consumers without progress for `policy_ns`."""
     policy_ns: Natural = 10_000_000_000
     participants: list[Participant] = []
