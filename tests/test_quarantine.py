@@ -167,12 +167,14 @@ def test_raised_once_for_each_publisher(bus: Bus) -> None:
     quarantine(bus, "sleeper")
     for publisher, number in zip(publishers, numbers, strict=True):
         publisher.publish_many(range(number, number + 3 * FITS))
-    got, raised = [], []
+    got: list[int] = []
+    raised: list[tuple[str, int]] = []
     while True:
         try:
             event = sleeper.try_receive()
         except shmbus.GapError as error:
-            raised.append((error.gap.publisher, len(got)))
+            gap: Any = error.gap
+            raised.append((gap.publisher, len(got)))
             continue
         if event is None:
             break

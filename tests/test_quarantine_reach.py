@@ -75,7 +75,8 @@ def test_arrays_in_hand_stay_as_they_are(bus: Bus) -> None:
     """An array of a ring that its publisher has left shows the same rows for as long as it ever would have."""
     numpy = pytest.importorskip("numpy")
     topic = shmbus.Topic("rows", Row, capacity=4096, codec="record")
-    publisher, gaps = bus.publisher(topic, on_full="raise"), []
+    publisher = bus.publisher(topic, on_full="raise")
+    gaps: list[shmbus.Gap] = []
     subscriber = bus.subscriber(topic, name="sleeper", on_gap=gaps.append)
     with pytest.raises(shmbus.Full):
         publisher.publish_many(Row(n, n / 2) for n in range(1000))
@@ -104,7 +105,8 @@ class Row(msgspec.Struct):
 def test_a_pool_owes_nothing_to_who_was_left(bus: Bus) -> None:
     """A full pool is freed as a ring is; views in hand stay, and buffers that are gone are overrun."""
     topic = shmbus.Topic("blobs", memoryview, capacity=1 << 14, pool=1 << 16)
-    publisher, gaps = bus.publisher(topic, on_full="raise"), []
+    publisher = bus.publisher(topic, on_full="raise")
+    gaps: list[shmbus.Gap] = []
     subscriber = bus.subscriber(topic, name="sleeper", on_gap=gaps.append)
     other = bus.subscriber(topic, name="other")
 

@@ -176,9 +176,12 @@ class Campaign:
         process.start()
         self.running[name] = process, topic
 
+    def there(self) -> set[str]:
+        return {c.name for c in inspect.stats_of(self.bus).consumers if c.pid}
+
     def disturb(self) -> None:
         """Stop one for a while, and wake it or kill it; or kill one as it is."""
-        there = {c.name for c in inspect.stats_of(self.bus).consumers if c.pid}
+        there = self.there()
         name = self.draw.choice(sorted(self.running))
         process, topic = self.running[name]
         if name not in there or process.pid is None:
@@ -201,7 +204,7 @@ class Campaign:
 
     def run(self) -> list[str]:
         until = time.time() + self.options.seconds
-        writers = []
+        writers: list[BaseProcess] = []
         for writer in range(6):
             out = self.scratch / f"writer-{writer}"
             arguments = (self.bus, writer % 3, writer + writer // 3, self.supervise, until, str(out))
@@ -215,21 +218,30 @@ class Campaign:
         for process in writers:
             process.join(60)
             wrong += [f"writer {process.pid} hangs"] * process.is_alive()
+        deadline = time.monotonic() + 60
+        while self.running.keys() - self.there() and time.monotonic() < deadline:
+            time.sleep(0.05)  # one that was made just now has to be ready for its signal
         for process, _ in self.running.values():
             process.terminate()
         for name, (process, _) in self.running.items():
             process.join(60)
             if process.exitcode:
                 wrong.append(f"{name}: exit code {process.exitcode}")
+        wrong += self.audit()
+        for process in [*writers, *(process for process, _ in self.running.values())]:
+            process.kill()
+            process.join()
+        return wrong
+
+    def audit(self) -> list[str]:
+        """What is wrong with what all have written down."""
+        wrong: list[str] = []
         for path in sorted(self.scratch.iterdir()):
             found = json.loads(path.read_text())
             if "books" in found:
                 wrong += audit(found)
             elif found["longest"] > PATIENCE:
                 wrong.append(f"writer {found['writer']} has waited for {found['longest']:.1f} s")
-        for process in [*writers, *(process for process, _ in self.running.values())]:
-            process.kill()
-            process.join()
         return wrong
 
 
