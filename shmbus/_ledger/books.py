@@ -58,8 +58,7 @@ class Progress(NamedTuple):
     """What an active consumer has done so far, and whether it could do more: no progress is the same `done` again."""
 
     entry: ConsumerEntry
-    done: tuple[int, ...]
-    """Its own doing: what others refuse it, or overwrite, is none."""
+    done: tuple[int, ...]  # its own doing: what others refuse it, or overwrite, is none
     depth: int
     """Events that wait for it; those that are delayed are not waited for."""
     dropped: int

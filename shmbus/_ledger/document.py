@@ -38,7 +38,6 @@ Mode = Literal["reliable", "lossy", "latest"]
 """Of a subscriber; what is not reliable holds up nobody, and its cursor slot says `lossy`."""
 Cause = Literal["overrun", "refused", "abandoned", "undecodable", "rejected"]
 
-
 SAMPLED: Final = 26
 """Octaves of latency that outlive a consumer: up to 1,024 ns, 24 that double, above 17.2 s."""
 COMMAND: Final = 80
@@ -188,8 +187,7 @@ class ConsumerEntry(msgspec.Struct):
     """CLOCK_REALTIME since when, by policy, it holds nobody back though it is reliable; 0: it is in no quarantine."""
 
     @property
-    def gates(self) -> bool:
-        """Whether it is, for now, a reliable subscriber of rings that are made."""
+    def gates(self) -> bool:  # in rings that are made now
         return self.mode == "reliable" and not self.quarantined_ns
 
 
