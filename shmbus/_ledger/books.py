@@ -353,8 +353,7 @@ class _Books(Look):
                     continue
                 done = tuple(sums[t] for t in ("delivered", "undecodable", "rejected"))
                 depth = sums["depth"] - sum(t.get("delayed", 0) for t in terms)
-                dropped = sum(sums[t] for t in _TERMS if t not in ("offered", "delivered", "depth"))
-                found.append(Progress(consumer, done, depth, dropped))
+                found.append(Progress(consumer, done, depth, sum(sums[t] for t in _TERMS[3:])))
         return found
 
     # -- losses

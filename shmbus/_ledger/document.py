@@ -1,6 +1,4 @@
-"""The registry document: who takes part in a bus, and what each holds. Data only; `_ledger/slots.py` says how it lies
-in the bus segment.
-
+"""The registry document: who takes part in a bus, and what each holds. Data only; slots.py says how it lies.
 Whatever comes out of a segment is untrusted: every number and every string is bounded by its type, and the checks of
 this module say what entries must not say of each other. Ids count up from 1 and are never used twice on a bus; slots
 and indices are those of the fixed tables of layout.h, and are.
