@@ -19,6 +19,7 @@ from shmbus import _core
 from shmbus._handles.awaiting import interpreter_ends
 from shmbus._handles.care import BOUND
 from shmbus._handles.flushing import NAP
+from shmbus._handles.growing import PATIENCE, PATIENCE_IN_LOOPS
 from shmbus._payload import arrays
 from shmbus._payload.packing import Packer, Sealed
 from shmbus.errors import ConfigError, CorruptSegmentError, EventTooLargeError, Full
@@ -141,7 +142,12 @@ class PooledPublisher(Publisher[T]):
             return placed
         since = time.monotonic_ns()
         while True:
-            if threading.get_ident() in self._impatient or self._on_full == dropping:
+            impatient = threading.get_ident() in self._impatient
+            if self._leave_pool(PATIENCE_IN_LOOPS if impatient else PATIENCE):
+                placed = place()
+                if placed is not None and not isinstance(placed, int):
+                    return placed
+            if impatient or self._on_full == dropping:
                 self._session.care()
                 raise _NoRoomError(self.topic.name, ())
             if self._on_full != "block" or not self._comes_soon():
@@ -157,6 +163,14 @@ class PooledPublisher(Publisher[T]):
             if self._pool.wanted(False):
                 return True
         return False
+
+    def _leave_pool(self, patience: float) -> bool:
+        """Let those in quarantine be owed nothing of the pool; True if they were."""
+        consumers = self._session.membership(self._entry.index).consumers  # who waits for a pool does not refresh
+        quarantined = sum(1 << c.slot for c in consumers if c.quarantined_ns)
+        if not quarantined or time.monotonic() < self._not_before:
+            return False
+        return self._pool.debtors()[0] & quarantined != 0 and self._leave_behind(patience)
 
     def _wait_for_pool(self, since: int) -> None:
         """Sleep until something in the pool may be free; raises Full at the timeout."""

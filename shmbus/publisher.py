@@ -162,7 +162,7 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
         self, put: Callable[[bool], object], length: Callable[[], int], committed: Callable[[], int] = int
     ) -> object:
         """What `put` returns once it finds room for the `length` that it needs next; raises Full."""
-        found = put(self._on_full == "drop" and not self._largest)
+        found = put(self._on_full == "drop" and not self._largest and not self._quarantined)
         while found is _core.NOTHING and self._within(self._grow, length(), PATIENCE_IN_LOOPS):
             found = put(False)
         if found is _core.NOTHING and self._on_full == "drop":
@@ -198,6 +198,10 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
         """Publish one event if there is room for it now. Raises Full, whatever `on_full` and `timeout` are."""
         record = payload, _ = self._encode(event, headers)
         found = self._put(record, False, event)
+        while found is _core.NOTHING and self._quarantined:
+            if not self._within(self._grow, len(payload), PATIENCE_IN_LOOPS):
+                break
+            found = self._put(record, False, event)
         if found is _core.NOTHING:
             _, slots, lines = self._full(len(payload))
             self._unblock(False)
@@ -235,6 +239,7 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
         broadcast = next((ring for ring in self._written(document) if not ring.group), None)
         if broadcast is None:
             raise CorruptSegmentError(f"publisher {self.name!r} of topic {self.topic.name!r} has no ring")
+        self._quarantined = sum(1 << c.slot for c in consumers.values() if c.quarantined_ns)
         subscribed = any(c.kind == "subscriber" for c in consumers.values())
         self._set_groups(subscribed, groups, self._ring(self._session.rings.broadcast, broadcast), epoch)
 

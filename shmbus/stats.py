@@ -30,7 +30,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     depth: int = 0
     """Not yet received, or not yet acked."""
     overrun: int = 0
-    """Overwritten before a lossy subscriber came to them."""
+    """Overwritten before a lossy subscriber, or one in quarantine, came to them."""
     refused: int = 0
     """Not written, because a ring was full and its publisher drops."""
     abandoned: int = 0
@@ -98,6 +98,9 @@ class ConsumerStats(Books, frozen=True, kw_only=True):
     """Group: the path of the field by which it orders its events; "": it has no key."""
     blocks: tuple[str, ...] = ()
     """Publishers that wait, or would have to, for this consumer to free room."""
+    quarantined_ns: int = 0
+    """CLOCK_REALTIME in ns since when it is in quarantine: reliable, and yet it holds up nobody, for it was stalled.
+    What it misses is overrun. 0: it is in none."""
     rate: float = 0.0
     """Events delivered per second between two looks."""
     latency: Latency | None = None

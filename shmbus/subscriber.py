@@ -10,16 +10,18 @@ Must stay true:
 from __future__ import annotations
 
 import time
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Protocol, TypeVar
 
 from shmbus import _core
 from shmbus._handles.handle import Handle
 from shmbus._handles.messages import Messages
 from shmbus._handles.waiting import Parking, Receiver
-from shmbus._ledger import departures, past
+from shmbus._ledger import departures, past, policies
 from shmbus._log import logger
 from shmbus._options import check_choice
-from shmbus.errors import ConfigError, DecodeError, GapError, ReclaimedError
+from shmbus._shm.failpoint import reach
+from shmbus.errors import ConfigError, DecodeError, GapError, LockTimeoutError, ReclaimedError
 from shmbus.message import Gap, Message
 from shmbus.topic import decoder_of
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from shmbus._handles.session import Session
-    from shmbus._ledger.document import ConsumerEntry, RingEntry, TopicEntry
+    from shmbus._ledger.document import ConsumerEntry, Membership, RingEntry, TopicEntry
     from shmbus._ledger.registry import Change
     from shmbus._payload.records import Arrays
     from shmbus.topic import Topic
@@ -44,6 +46,9 @@ STARTS: Final = ("latest", "oldest")
 
 LOG_INTERVAL: Final = 1.0
 """Seconds between two log records of one lossy subscriber; the books have every event all the same."""
+
+_PATIENCE: Final = 0.2
+"""Seconds that the end of a quarantine waits for the bus lock; in vain: it is tried again from the next wait."""
 
 _log = logger("shmbus.loss")
 
@@ -105,6 +110,8 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
         self._forget = forget
         self._sources = {}
         self._told = _given_up(me)
+        self._missed: deque[tuple[str, int, int]] = deque()
+        self._late = False
         self._unlogged, self._next_log = 0, 0.0
         decode, buffers = decoder_of(topic)
         _core.Consumer.__init__(self, session.map, entry.index, decode, me.mode == "latest")
@@ -142,28 +149,79 @@ class Subscriber(Handle, Receiver[T], _core.Consumer[T], Generic[T]):
 
     def _refresh(self) -> None:
         """Take over the topic's rings as they are now."""
+        document, me = self._look_up()
+        if me.quarantined_ns:
+            self._rejoin()
+            document, me = self._look_up()
+        entries = document.rings_of(me)
+        missed = _given_up(me) > self._told
+        if missed and self._retired_left():  # these are older: first what they hold
+            self._follow(document, [entry for entry in entries if entry.id in self._sources], self._add)
+            self._more_retired(True)
+            return
+        if missed:
+            self._tell(me)
+        self._follow(document, entries, self._add)
+        if (self._missed or me.quarantined_ns) and self._retired_left():
+            self._more_retired(True)  # the same: what was missed came after what they hold
+        while self._missed and not self._retired_left():
+            self._gap(*self._missed.popleft())
+
+    def _care(self) -> bool:
+        if self._late:
+            self._more_retired(True)  # `_refresh` is called
+        return super()._care()
+
+    def _look_up(self) -> tuple[Membership, ConsumerEntry]:
         self._seen_epoch()
         document = self._session.membership(self._entry.index)
         me = document.consumer(self._id)
         if me is None or me.participant != self._session.participant or me.state != "active":
             who = f"subscriber {self.name!r} of topic {self.topic.name!r}"
             raise ReclaimedError(self._session.why_reclaimed(who))
+        return document, me
 
-        def add(entry: RingEntry, publisher: str) -> bool:
-            ring = self._session.rings.broadcast(entry)
-            member = ring.info()["members"] >> self._slot & 1 != 0
-            origin = self._session.registry.origin(entry.publisher)
-            return member and self._add_source(ring, self._slot, publisher, entry.state == "retired", origin)
+    def _add(self, entry: RingEntry, publisher: str) -> bool:
+        ring = self._session.rings.broadcast(entry)
+        member = ring.info()["members"] >> self._slot & 1 != 0
+        origin = self._session.registry.origin(entry.publisher)
+        return member and self._add_source(ring, self._slot, publisher, entry.state == "retired", origin)
 
-        entries = document.rings_of(me)
-        missed = _given_up(me) > self._told
-        if missed and self._retired_left():  # these are older: first what they hold
-            self._follow(document, [entry for entry in entries if entry.id in self._sources], add)
-            self._more_retired(True)
+    def _rejoin(self) -> None:
+        """End the quarantine: be gated in every ring that is written; or not yet, then it is tried again.
+
+        Who has been left two rings of one publisher receives those first: so one that stalls again and again is never
+        owed more than that.
+        """
+        self._late = False
+        try:
+            with self._session.locked(_PATIENCE) as change:
+                document, me = self._session.membership(self._entry.index), change.document.consumer(self._id)
+                if me is None or not me.quarantined_ns:
+                    return
+                entries = document.rings_of(me)
+                written = [entry for entry in entries if entry.state == "active"]
+                left = Counter(entry.publisher for entry in entries if entry.state == "retired")
+                self._follow(document, entries, self._add)
+                if self._retired_left() > 1 and any(left[entry.publisher] > 1 for entry in written):
+                    return
+                if any(entry.id not in self._sources for entry in written):
+                    return  # these come once older ones are received
+                self._missed.extend(filter(None, (self._regate(entry.id) for entry in written)))
+                reach("rejoin.gated")
+                since, me.quarantined_ns = me.quarantined_ns, 0
+                change.commit(self._entry.index)
+        except LockTimeoutError:
+            self._late = True
             return
-        if missed:
-            self._tell(me)
-        self._follow(document, entries, add)
+        policies.release(self._session.registry, change.document, me)
+        _log.warning(
+            "subscriber %s of topic %s was in quarantine for %.1f s, and is reliable again: %d events lost",
+            self.name,
+            self.topic.name,
+            (time.time_ns() - since) / 1e9,
+            sum(last - first + 1 for _, first, last in self._missed),
+        )
 
     def _tell(self, me: ConsumerEntry) -> None:
         """Tell of the rings that were given up before we came to them."""

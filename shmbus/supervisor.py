@@ -150,7 +150,7 @@ class _Supervisor:
         self.rings = Rings(self.registry.prefix, keep=True)  # all of them are looked at again and again
         self.session = Session(self.registry, 0, supervise=False)  # to wake others; it is no participant
         self.watch = Watch(self.registry.lives)
-        self.progress: dict[int, tuple[tuple[int, ...], int]] = {}
+        self.stalls = policies.Stalls()
         self.reported: dict[tuple[str, ...], int] = {}
         self.audited = audit.Losses()
         self.logged: tuple[int, list[int]] | None = None
@@ -333,23 +333,17 @@ class _Supervisor:
             _log.warning("%s", error)
 
     def note_progress(self, document: Document, consumers: list[Progress]) -> None:
-        """Mark the consumers that had work to do for `stall_timeout` and did none of it."""
-        now = time.monotonic_ns()
-        groups = {w.group for w in document.workers}
-        before, self.progress = self.progress, {}
-        for entry, done, depth, _ in consumers:
-            done_before, since = before.get(entry.id, ((), now))
-            if done != done_before or not depth:
-                since = now
-            self.progress[entry.id] = (done, since)
-            somebody = entry.kind == "subscriber" or entry.id in groups
-            stalled = now - since > document.stall_ns and somebody
-            if somebody and depth and now - since >= document.policy_ns:
-                for pid in policies.act(self.registry, self.rings, entry, now - since):
+        """Mark the consumers that had work to do for `stall_timeout` and did none of it; do what the policy says."""
+        for idle in self.stalls.note(document, consumers):
+            entry, depth, ns = idle
+            if policies.due(document, idle):
+                wake = self.session.wake_publishers
+                for pid in policies.act(self.registry, self.rings, entry, ns, wake=wake):
                     _log.warning("killed process %d: %s %s is stalled", pid, entry.kind, entry.name)
+            stalled = ns > document.stall_ns
             at = _core.CONSUMER_LINES + entry.line * _core.LINE + _core.CONSUMER_STALLED
             if stalled != bool(_core.load(self.registry.map, at)):
-                _core.store(self.registry.map, at, since if stalled else 0)
+                _core.store(self.registry.map, at, time.monotonic_ns() - ns if stalled else 0)
                 topic = document.topic_at(entry.topic).name
                 said = f"bus {self.registry.bus}: {entry.kind} {entry.name} of topic {topic}"
                 fields = {"bus": self.registry.bus, "role": entry.kind, "topic": topic, "name": entry.name}

@@ -196,7 +196,7 @@ def test_policy_is_changed_while_it_runs(bus_name: str, audit: list[dict[str, An
 
 @pytest.mark.parametrize(
     ("stalled", "after", "said"),
-    [("maim", 1, "'maim'"), ("quarantine", 1, "'quarantine'"), ("kill", 0.5, "0.5"), ("kill", True, "True")],
+    [("maim", 1, "'maim'"), ("kill", 0.5, "0.5"), ("kill", True, "True")],
 )
 def test_what_is_no_policy(stalled: Any, after: Any, said: str) -> None:
     """What a policy cannot be is a ConfigError with the value."""

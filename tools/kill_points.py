@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import msgspec
 
 import shmbus
-from shmbus._ledger import overdue
+from shmbus._ledger import overdue, policies
 from shmbus._shm import failpoint
 from shmbus.letters import Letters
 
@@ -43,6 +43,7 @@ BLOBS = shmbus.Topic("blobs", memoryview, capacity=1 << 14, pool=1 << 16)
 ECHO = shmbus.Service("echo", Note, Note, capacity=1 << 14, reply_capacity=1 << 14)
 GROWING_NOTES = shmbus.Topic("notes", Note, capacity=1 << 12, max_capacity=1 << 14)
 SCRATCH = shmbus.Topic("scratch", Note, capacity=1 << 14)
+NARROW = shmbus.Topic("narrow", Note, capacity=1 << 12)
 RESULTS = shmbus.Topic("results", Note, capacity=1 << 14)
 
 context = multiprocessing.get_context("forkserver")
@@ -77,6 +78,7 @@ def one_life(bus: str, point: str, visits: int) -> None:
             next(iter(server)).reply(Note("mortal", 2))
             future.result()
         work_of_all_kinds(opened)
+        left_behind(opened)
         routed(opened)
         opened.remove_group(NOTES, "gone")
 
@@ -98,6 +100,21 @@ def work_of_all_kinds(bus: shmbus.Bus) -> None:
             overdue.act(change, bus._session.rings, seen)
         with contextlib.suppress(shmbus.ReclaimedError):
             held.ack()
+
+
+def left_behind(bus: shmbus.Bus) -> None:
+    """A publisher leaves a subscriber in quarantine its ring; the subscriber comes back, and is reliable again."""
+    session = bus._session
+    policies.change(session.registry, shmbus.Policy("quarantine", 1e6))
+    with bus.publisher(NARROW, on_full="raise") as publisher, bus.subscriber(NARROW, name="sleeper") as subscriber:
+        with contextlib.suppress(shmbus.Full):
+            publisher.publish_many(Note("mortal", count) for count in range(200))
+        sleeper = next(c for c in session.document().consumers if c.name == "sleeper")
+        policies.act(session.registry, session.rings, sleeper, 10**18, wake=session.wake_publishers)
+        publisher.publish_many(Note("mortal", count) for count in range(200))
+        while subscriber.try_receive() is not None:
+            pass
+    policies.change(session.registry, shmbus.Policy())
 
 
 def routed(bus: shmbus.Bus) -> None:

@@ -89,13 +89,13 @@ HEAD_LOAD = ("ring.c", "out->sequence = LOAD_{}(&words[0])")
 VALIDATE = ("reader.c", "return LOAD_{}(&r->view.header->intent) <= position")
 BODY_WORD = ("ring.c", "STORE_{}(at++, value); } if (bytes)")
 BODY_LINE = ("ring.c", "STORE_{}(at++, value); } }")
-CURSOR_SCAN = ("ring.c", "LOAD_{}(&slot_of(view, (unsigned)__builtin_ctzll(members))->cursor)")
+CURSOR_SCAN = ("ring.h", "return LOAD_{}(LOAD_ACQUIRE(&s->lossy) ? &s->position : &s->cursor)")
 SEQUENCE_AT = ("ring.c", "*sequence = LOAD_{}(word_at(view, position))")
 ADVANCE = (
     "reader.c",
-    "STORE_RELAXED(&r->slot->position, r->position); STORE_{}(&r->slot->cursor, r->lossy ? r->sequence : r->position)",
+    "STORE_{}(&r->slot->cursor, r->by_sequence ? r->sequence : r->position)",
 )
-ADVANCE_RUN = ("reader.c", "if (r->slot) STORE_{}(&r->slot->cursor, r->position)")
+ADVANCE_GATE = ("reader.c", "if (RARELY(r->by_sequence != r->lossy)) STORE_{}(&r->slot->position, r->position)")
 WAITING = ("reader.c", "waiting = LOAD_{}(&view->header->waiting)")
 READY_TAIL = ("work.c", "return behind(hint, LOAD_{}(&view->header->tail))")
 READY_NEXT = ("work.c", "hint = LOAD_{}(&view->header->next); return behind(hint")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from litmus_model import Load, Rmw, Store, Thread
 from litmus_patterns import (
     ADVANCE,
-    ADVANCE_RUN,
+    ADVANCE_GATE,
     BODY_LINE,
     BODY_WORD,
     CURSOR_SCAN,
@@ -154,6 +154,29 @@ PATTERNS = [
         _join,
         lambda o: o.seen["pinned"] == 1 and (o.seen["wrote"] | o.seen["torn"]) != 0,
     ),
+    Pattern(
+        "join, reliable again",
+        "join",
+        "who becomes reliable is pinned, and the publisher overwrites its position",
+        {"intent": 0, "version": 0, "members": 0, "cursor": 1, "word": 0},
+        {
+            "P intent": INTENT,
+            "P version": ("ring.c", "if (LOAD_{}(&w->view.header->gate_version) == w->gate_version)"),
+            "P scan": ("ring.c", "w->gate_version = LOAD_{}(&w->view.header->gate_version)"),
+            "P members": ("ring.c", "members = LOAD_SEQ(&view->header->members) & LOAD_{}(&view->header->reliable);"),
+            "P cursor": CURSOR_SCAN,
+            "P take back": ("ring.c", "STORE_{}(&w->view.header->intent, w->limit)"),
+            "P word": HEAD_WORD,
+            "J cursor": ("reader.c", "STORE_{}(&r->slot->position, r->position); OR_SEQ"),
+            "J members": ("reader.c", "OR_{}(&h->reliable, 1ull << (r->slot - slot_of(&r->view, 0)))"),
+            "J version": ("reader.c", "ADD_{}(&h->gate_version, 1)"),
+            "J sequence": SEQUENCE_AT,
+            "J intent": ("reader.c", "if (LOAD_{}(&h->intent) <= r->position + r->view.capacity)"),
+            "J moves": ("reader.c", "break; STORE_{}(&r->slot->position, r->position); }"),
+        },
+        _join,
+        lambda o: o.seen["pinned"] == 1 and (o.seen["wrote"] | o.seen["torn"]) != 0,
+    ),
     *(
         Pattern(
             f"oldest before intent, {who}",
@@ -244,7 +267,7 @@ PATTERNS = [
             _reuse,
             lambda o: o.seen["torn"] != 0,
         )
-        for how, cursor in (("", ADVANCE), (", a run", ADVANCE_RUN))
+        for how, cursor in (("", ADVANCE), (", reliable again", ADVANCE_GATE))
     ),
     Pattern(
         "depth",
@@ -284,7 +307,7 @@ PATTERNS = [
             "P waiting": ("producer.c", "STORE_{}(&self->ring->view.header->waiting, waiting)"),
             "P cursor": CURSOR_SCAN,
             "S advances": ADVANCE,
-            "S settles": ("reader.c", "r->settled = r->position; STORE_{}(&r->slot->cursor, r->position)"),
+            "S settles": ("reader.c", "STORE_{}(r->by_sequence ? &r->slot->position : &r->slot->cursor, r->position)"),
             "S waiting": WAITING,
         },
         _room,

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from shmbus import _core
-from shmbus._ledger import departures, overdue, pools, reclaim, retired
+from shmbus._ledger import books, departures, overdue, policies, pools, reclaim, retired
 from shmbus._ledger.registry import mark_removed
 from shmbus._log import logger
 from shmbus._shm import cores, spawn
@@ -23,6 +23,7 @@ from shmbus.errors import ClosedError, CorruptSegmentError, LockTimeoutError, Re
 
 if TYPE_CHECKING:
     from shmbus._handles.session import Session
+    from shmbus._ledger.document import Document
 
 BOUND: Final = 1.0
 """Seconds of the longest sleep: what a wake-up that got lost with its sender costs."""
@@ -41,6 +42,7 @@ class Care:
         self._processes = -1
         self._crowded = False
         self._seen: overdue.Seen = {}
+        self._stalls: Final = policies.Stalls()
 
     def crowded(self) -> bool:
         """More processes on this bus than cores: a spin would only keep somebody from running."""
@@ -96,8 +98,18 @@ class Care:
                     departures.sweep(change, self._session.rings)
                     if late and overdue.act(change, self._session.rings, self._seen):
                         self._session.wake_everybody(change.document)
+            if document.policy != "report":
+                self._see_to_the_stalled(document)
         except (LockTimeoutError, FileNotFoundError):
             pass  # at the next look
+
+    def _see_to_the_stalled(self, document: Document) -> None:
+        """What the policy says of them, since this process looked first."""
+        session = self._session
+        for idle in self._stalls.note(document, books.progress(session.registry, session.rings)):
+            if policies.due(document, idle):
+                wake = session.wake_publishers
+                policies.act(session.registry, session.rings, idle.entry, idle.ns, wake=wake, timeout=0)
 
     def supervised(self) -> bool:
         """True if a supervisor lives, be it at work or not."""

@@ -55,9 +55,10 @@ class Flushing:
     def flush(self, timeout: float | None = None) -> None:
         """Return once every reliable subscriber has received, and every group has acked, what was published so far.
 
-        That is, by this handle, in whichever thread. Lossy subscribers are not waited for, nor is a consumer that
-        leaves, dies or is removed meanwhile; what was dropped is owed to nobody. `timeout` in seconds; None: for ever,
-        0: a look. Raises FlushTimeoutError, which names who is missing, ClosedError, ForkedError.
+        That is, by this handle, in whichever thread. Lossy subscribers, and those in quarantine, are not waited for,
+        nor is a consumer that leaves, dies or is removed meanwhile; what was dropped is owed to nobody. `timeout` in
+        seconds; None: for ever, 0: a look. Raises FlushTimeoutError, which names who is missing, ClosedError,
+        ForkedError.
         """
         self._within(self._flush, _checked(timeout))
 
@@ -177,7 +178,7 @@ class Flushing:
 
 
 def _waited_for(subscriber: ConsumerEntry) -> bool:
-    return subscriber.mode == "reliable"
+    return subscriber.gates
 
 
 def _checked(timeout: object) -> float | None:

@@ -1,4 +1,5 @@
-"""Growing: when a publisher's rings become larger, and smaller again; `_ledger/growing.py` says how.
+"""Growing: when a publisher's rings become larger, and smaller again, and when it leaves one to those in quarantine;
+`_ledger/growing.py` says how.
 
 May touch: the bus lock, through the session.
 
@@ -42,6 +43,8 @@ class Growing:
     _entry: TopicEntry
     _id: int
     _shrink_ns: ClassVar[int] = SHRINK_NS
+    _quarantined = 0
+    """Bitmap of the subscribers that hold nobody back any more."""
     _smallest = _largest = 0
     """Capacities between which its rings may be; 0: they are fixed."""
     _not_before = 0.0
@@ -67,11 +70,20 @@ class Growing:
 
         `must`: no ring will ever hold it as they are, so what keeps them from growing is raised.
         """
-        if not self._largest or (not must and time.monotonic() < self._not_before):
+        if not (self._largest or self._quarantined) or (not must and time.monotonic() < self._not_before):
             return False
-        fits, _, lines = self._lacking(length)
+        fits, slots, lines = self._lacking(length)
+        if self._quarantined and slots and not slots & ~self._quarantined:
+            return self._leave_behind(patience)
+        if not self._largest:
+            return False
         wanted = self._larger(length, fits, lines)
         return bool(wanted) and self._change(wanted, patience, must=must)
+
+    def _leave_behind(self, patience: float = PATIENCE) -> bool:
+        """Go on in a ring in which those in quarantine hold nothing back; what they had is theirs in the old one."""
+        capacity = next(capacity for group, _, capacity in self._own_rings() if not group)
+        return self._change({0: capacity}, patience, leaves=True)
 
     def _too_large(self, size: int, maximum: int) -> None:
         """No ring holds an event of `size` bytes: they grow, or EventTooLargeError says what one could."""
@@ -120,7 +132,7 @@ class Growing:
         if wanted:
             self._change(wanted, PATIENCE_IN_LOOPS)
 
-    def _change(self, wanted: Mapping[int, int], patience: float, *, must: bool = False) -> bool:
+    def _change(self, wanted: Mapping[int, int], patience: float, *, must: bool = False, leaves: bool = False) -> bool:
         if self._changer == threading.get_ident():
             return False  # a signal handler, or a finaliser, that came in between
         with self._changing:
@@ -128,7 +140,7 @@ class Growing:
             try:
                 self._freeze()
                 with self._session.locked(patience) as change:
-                    growing.change_rings(change, self._session.rings, self._id, wanted)
+                    growing.change_rings(change, self._session.rings, self._id, wanted, leaves=leaves)
             except (NoSpaceError, CapacityError, LockTimeoutError) as error:
                 if must:
                     raise

@@ -280,7 +280,7 @@ class Receiver(Generic[T]):
         seconds = BOUND if deadline is None else min(BOUND, deadline - time.monotonic())
         if core.closed or core.cancelled or seconds <= 0:
             return False
-        self._session.care()
+        self._care()
         await self._parking.tasks.wait(self._look, lambda: min(seconds, core._due()), again=again)
         return not (core.closed or core.cancelled)
 

@@ -59,7 +59,7 @@ def heard() -> bool:
 def tell(act: str, message: str, **fields: Any) -> None:
     """One record: `act` and the other fields are its attribute `audit`, with the process that acts as `by`."""
     if heard():
-        level = _log.INFO if act in ("join", "leave", "policy") else _log.WARNING
+        level = _log.INFO if act in ("join", "leave", "policy", "rejoin") else _log.WARNING
         record = {"audit": {"act": act, **fields, "by": os.getpid()}}
         _log.say(NAME, level, "%s", (message,), extra=record, audit=True, depth=2)
 

@@ -20,9 +20,8 @@ import msgspec
 from shmbus import _core
 from shmbus._ledger import notes, past, views
 from shmbus._ledger.departures import trace_of, with_pending
-from shmbus._ledger.look import Look
+from shmbus._ledger.look import Look, require_plausible
 from shmbus._shm import processes
-from shmbus.errors import CorruptSegmentError
 from shmbus.stats import (
     BusStats,
     ConsumerStats,
@@ -58,7 +57,7 @@ class Progress(NamedTuple):
     """What an active consumer has done so far, and whether it could do more: no progress is the same `done` again."""
 
     entry: ConsumerEntry
-    done: tuple[int, ...]
+    done: tuple[int, ...]  # its own doing: what others refuse it, or overwrite, is none
     depth: int
     """Events that wait for it; those that are delayed are not waited for."""
     dropped: int
@@ -209,7 +208,7 @@ class _Books(Look):
                 refused += info["refused"]
                 used = max(used, entry.capacity - info["room"] if written else 0)
         published = max(0, published - publisher.settled)
-        _require_plausible((published, refused), f"the counters of publisher {publisher.name!r}")
+        require_plausible((published, refused), f"the counters of publisher {publisher.name!r}")
         state: Health = "closed" if publisher.state == "retired" else self.health(publisher.participant)
         return PublisherStats(
             id=publisher.id,
@@ -291,6 +290,7 @@ class _Books(Look):
             claimed=sum(w.held for w in workers),
             key=consumer.key,
             blocks=tuple(sorted(self.blocks[consumer.id])),
+            quarantined_ns=consumer.quarantined_ns,
             latency=self.latency(consumer),
             latencies=past.dense(past.sampled(self.registry.map, consumer)),
             workers=workers,
@@ -352,9 +352,9 @@ class _Books(Look):
                 sums = _sums(consumer, terms)
                 if not self.still_there(consumer):
                     continue
-                done = tuple(sums[t] for t in _TERMS if t not in ("offered", "depth"))
+                done = tuple(sums[t] for t in ("delivered", "undecodable", "rejected"))
                 depth = sums["depth"] - sum(t.get("delayed", 0) for t in terms)
-                found.append(Progress(consumer, done, depth, sum(done) - sums["delivered"]))
+                found.append(Progress(consumer, done, depth, sum(sums[t] for t in _TERMS[3:])))
         return found
 
     # -- losses
@@ -391,11 +391,5 @@ def _sums(consumer: ConsumerEntry | ClosedEntry, found: Sequence[Mapping[str, in
     """The books of a consumer over all of its rings. While it leaves, what those say is in the totals already."""
     totals = msgspec.structs.asdict(consumer.totals)
     sums = {t: sum(terms.get(t, 0) for terms in found) + totals.get(t, 0) for t in _TERMS}
-    _require_plausible(sums.values(), f"the books of consumer {consumer.name!r}")
+    require_plausible(sums.values(), f"the books of consumer {consumer.name!r}")
     return sums
-
-
-def _require_plausible(counts: Iterable[int], what: str) -> None:
-    """Each word of a segment is 64 bits of anything; what is told of them must be too."""
-    if any(not 0 <= count < 2**63 for count in counts):
-        raise CorruptSegmentError(f"{what} cannot be: {list(counts)}")

@@ -1,6 +1,4 @@
-"""The registry document: who takes part in a bus, and what each holds. Data only; `_ledger/slots.py` says how it lies
-in the bus segment.
-
+"""The registry document: who takes part in a bus, and what each holds. Data only; slots.py says how it lies.
 Whatever comes out of a segment is untrusted: every number and every string is bounded by its type, and the checks of
 this module say what entries must not say of each other. Ids count up from 1 and are never used twice on a bus; slots
 and indices are those of the fixed tables of layout.h, and are.
@@ -38,15 +36,12 @@ Mode = Literal["reliable", "lossy", "latest"]
 """Of a subscriber; what is not reliable holds up nobody, and its cursor slot says `lossy`."""
 Cause = Literal["overrun", "refused", "abandoned", "undecodable", "rejected"]
 
-
 SAMPLED: Final = 26
 """Octaves of latency that outlive a consumer: up to 1,024 ns, 24 that double, above 17.2 s."""
 COMMAND: Final = 80
 """Characters of a command line that the document keeps."""
-HOW: Final = 100
-"""Characters, of ASCII, of how a process died."""
-TRACE: Final = 55
-"""Characters of a `traceparent`."""
+HOW: Final = 100  # characters, of ASCII, of how a process died
+TRACE: Final = 55  # characters of a `traceparent`
 TYPE_NAME: Final = 80
 """Characters of the name of an event type; the schema itself lies in a segment of its own (`_shm/schemas.py`)."""
 
@@ -183,9 +178,15 @@ class ConsumerEntry(msgspec.Struct):
     idle_since_ns: Natural = 0
     """Group: CLOCK_MONOTONIC since when it has no worker; 0: it has one."""
     given_up: list[GivenUp] = []
-    """Not reliable: the last of them."""
+    """Not reliable, or in quarantine: the last of them."""
     sampled: Sampled = {}
     """Of those of its name before it."""
+    quarantined_ns: Natural = 0
+    """CLOCK_REALTIME since when, by policy, it holds nobody back though it is reliable; 0: it is in no quarantine."""
+
+    @property
+    def gates(self) -> bool:  # in rings that are made now
+        return self.mode == "reliable" and not self.quarantined_ns
 
 
 class ClosedEntry(msgspec.Struct):
@@ -311,7 +312,7 @@ class Head(msgspec.Struct):
 
     next_id: Count = 1
     stall_ns: Natural = 10_000_000_000
-    policy: Literal["report", "kill"] = "report"
+    policy: Literal["report", "quarantine", "kill"] = "report"
     """What is done about consumers without progress for `policy_ns`."""
     policy_ns: Natural = 10_000_000_000
     participants: list[Participant] = []

@@ -1,4 +1,4 @@
-"""Growing: a publisher goes on in rings of another size. Under the bus lock.
+"""Growing: a publisher goes on in rings of another size, or in one without those in quarantine. Under the bus lock.
 
 May touch: the registry document, ring segments, cursor slots of rings that nobody knows yet.
 
@@ -8,6 +8,7 @@ Must stay true:
   two, and whoever reads retired rings first reads a publisher's events in order.
 - Its publisher writes nothing from before the ends are looked at until it has taken over what was committed.
 - To grow takes half of what /dev/shm has free at most: others have to enter too.
+- A ring that is left because of who is in quarantine is written no more, so what they read in it stays as it is.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     from shmbus._shm.rings import Rings
 
 
-def change_rings(change: Change, rings: Rings, id: int, capacities: Mapping[int, int]) -> None:
+def change_rings(change: Change, rings: Rings, id: int, capacities: Mapping[int, int], *, leaves: bool = False) -> None:
     """Have a publisher go on in rings of these capacities, by group; 0 is its broadcast ring.
 
-    Rings that are not there any more are passed over. Raises NoSpaceError and CapacityError, with nothing changed.
+    Rings that are not there any more are passed over. `leaves`: its broadcast ring is replaced, by one of that size, if
+    anybody in quarantine holds it back there. Raises NoSpaceError and CapacityError, with nothing changed.
     """
     document = change.document
     publisher = document.publisher(id)
@@ -43,7 +45,7 @@ def change_rings(change: Change, rings: Rings, id: int, capacities: Mapping[int,
     try:
         for before in [r for r in document.rings if r.publisher == id and r.state == "active"]:
             capacity = capacities.get(before.group, before.capacity)
-            if capacity != before.capacity:
+            if capacity != before.capacity or (leaves and not before.group and _held(document, rings, before)):
                 ring = RingEntry(
                     id=document.new_id(), topic=before.topic, publisher=id, group=before.group, capacity=capacity
                 )
@@ -60,6 +62,9 @@ def change_rings(change: Change, rings: Rings, id: int, capacities: Mapping[int,
             publisher.shrunk += ring.capacity < before.capacity
         change.commit(publisher.topic, entering=True)
         reach("grow.committed")
+        for before, _ in created:
+            if not before.group and (held := _held(document, rings, before)):
+                rings.broadcast(before).ungate(held)  # its pool owes them nothing
     except BaseException:
         if change.version == version:
             for _, ring in created:
@@ -67,6 +72,12 @@ def change_rings(change: Change, rings: Rings, id: int, capacities: Mapping[int,
             change.revert()
         raise
     departures.sweep(change, rings)
+
+
+def _held(document: Document, rings: Rings, ring: RingEntry) -> int:
+    """Bitmap of the slots in quarantine that hold a ring's publisher back there."""
+    quarantined = [c for c in document.consumers if c.topic == ring.topic and c.quarantined_ns]
+    return rings.broadcast(ring).info()["reliable"] & sum(1 << c.slot for c in quarantined)
 
 
 def _require_room(rings: Rings, before: RingEntry, ring: RingEntry) -> None:
@@ -84,4 +95,4 @@ def _begin(document: Document, rings: Rings, before: RingEntry, ring: RingEntry)
     broadcast = rings.broadcast(ring)
     for consumer in document.consumers:
         if consumer.topic == ring.topic and consumer.kind == "subscriber" and consumer.state == "active":
-            broadcast.join(consumer.slot, consumer.mode != "reliable")
+            broadcast.join(consumer.slot, not consumer.gates)

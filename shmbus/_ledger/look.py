@@ -23,7 +23,7 @@ from shmbus._log import logger
 from shmbus.errors import ClosedError, CorruptSegmentError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from shmbus import _core
     from shmbus._ledger.document import ConsumerEntry, Document, LossEntry, RingEntry
@@ -126,3 +126,9 @@ class Look:
         name, topic = consumer.name, self.document.topic_at(consumer.topic).name
         found = self.registry.read().losses
         return [loss for loss in found if (loss.consumer, loss.topic) == (name, topic) and loss not in known]
+
+
+def require_plausible(counts: Iterable[int], what: str) -> None:
+    """Each word of a segment is 64 bits of anything; what is told of them must be too."""
+    if any(not 0 <= count < 2**63 for count in counts):
+        raise CorruptSegmentError(f"{what} cannot be: {list(counts)}")

@@ -81,7 +81,7 @@ def open_publisher(
         broadcast = rings.broadcast(entries[0])
         for consumer in document.consumers:
             if consumer.topic == topic.index and consumer.kind == "subscriber" and consumer.state == "active":
-                broadcast.join(consumer.slot, consumer.mode != "reliable")
+                broadcast.join(consumer.slot, not consumer.gates)
         reach("publisher.rings")
         document.publishers.append(publisher)
         document.rings.extend(entries)

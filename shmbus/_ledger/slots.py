@@ -48,7 +48,8 @@ _GIVEN_UP: Final = 112  # bytes of what is told of one ring at most: a name of 6
 _DEATH: Final = 140 + MAX_HELD * 28  # bytes of a death at most: four numbers, `how`, and three numbers a run
 _TOTALS: Final = 7 * 8  # bytes by which seven numbers can grow
 _SAMPLED: Final = SAMPLED * 10  # bytes of what was sampled, which enters the document when a consumer leaves
-_IDLE: Final = 8  # bytes by which a group grows when its last worker leaves, and a count of a publisher
+_IDLE: Final = 8  # bytes by which a group grows when its last worker leaves, a subscriber that is put in quarantine,
+# and a count of a publisher
 _STATE: Final = 8  # bytes by which a state, or a name that becomes `(departed)`, can grow
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -61,12 +62,11 @@ def reserve(document: Document) -> int:
     """Bytes that it takes at most until everybody has left: entering leaves them free, so leaving needs no room."""
     growing = len(document.consumers) + len(document.closed)
     changing = len(document.participants) + len(document.publishers) + len(document.rings) + growing
-    told = MAX_GIVEN_UP * sum(c.mode != "reliable" for c in document.consumers)
-    groups = sum(c.kind == "group" for c in document.consumers)
+    told = MAX_GIVEN_UP * sum(not c.gates for c in document.consumers)
     counting = 3 * sum(p.state == "active" for p in document.publishers)
     sampled = len(document.consumers) * _SAMPLED
     fixed = MAX_LOSSES * _LOSS + MAX_DEATHS * _DEATH
-    idle = (groups + counting) * _IDLE
+    idle = (len(document.consumers) + counting) * _IDLE
     return fixed + told * _GIVEN_UP + growing * _TOTALS + changing * _STATE + idle + sampled
 
 

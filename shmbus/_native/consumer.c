@@ -132,6 +132,27 @@ static PyObject *consumer_more_retired(PyObject *object, PyObject *more) {
     Py_RETURN_NONE;
 }
 
+/* _regate(ring_id): from now on the ring holds what is not received yet; None, or (publisher, first, last) of what it has
+ * lost before that, which is on the books. */
+static PyObject *consumer_regate(PyObject *object, PyObject *arg) {
+    Consumer *self = (Consumer *)object;
+    unsigned long long id = PyLong_AsUnsignedLongLong(arg);
+    if (PyErr_Occurred() || receiver_check(&self->base) < 0)
+        return NULL;
+    Py_ssize_t index = consumer_index_of(self, id);
+    source *s = index < 0 ? NULL : &self->sources[index];
+    int status = s ? ring_regate(&s->reader) : RING_OK;
+    if (status == RING_OK)
+        Py_RETURN_NONE;
+    if (status != RING_OVERRUN) {
+        corrupt(s->ring, "oldest and intent cannot be");
+        return NULL;
+    }
+    ring_overrun(&s->reader, realtime_ns());
+    return Py_BuildValue("(OKK)", s->publisher, (unsigned long long)s->reader.lost_first,
+                         (unsigned long long)s->reader.lost_last);
+}
+
 /* ---- one event ---- */
 
 int consumer_settle(Consumer *self, source *s) {
@@ -419,6 +440,7 @@ static PyMethodDef methods[] = {
     {"_add_source", consumer_add_source, METH_VARARGS, NULL},
     {"_drop_source", consumer_drop_source, METH_O, NULL},
     {"_retire_source", consumer_retire_source, METH_O, NULL},
+    {"_regate", consumer_regate, METH_O, NULL},
     {"_retired_left", consumer_retired_left, METH_NOARGS, NULL},
     {"_more_retired", consumer_more_retired, METH_O, NULL},
     {NULL, NULL, 0, NULL},

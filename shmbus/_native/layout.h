@@ -172,7 +172,7 @@ typedef struct ring_header {
     word waiting;      /* 136  P sets, whoever clears posts: WAITS_...; SYNC room */
     word need;         /* 144  P  bytes that it could not get, 0 when it could */
     word members;      /* 152  L  bitmap of cursor slots in use */
-    word reliable;     /* 160  L  those of them that gate the publisher */
+    word reliable;     /* 160  L  those of them that gate the publisher: SYNC join, cursor */
     word reserved2[3];
 
     word refused;          /* 192  P  events that did not get in */
@@ -207,13 +207,14 @@ typedef struct loss_pair {
 typedef struct cursor_slot {
     word
         cursor; /*   0  S  release after the event is out: SYNC cursor. Reliable: a position; lossy: the next sequence */
-    word position; /*   8  S  lossy: where it stands, or stood; never ahead of the reader */
+    word
+        position; /*   8  S  lossy: where it stands, or stood; never ahead of the reader. What gates one that no longer is */
     word attached; /*  16  S when it opens the ring, L when it gives it up, both by CAS from 0: R2 */
     word reserved0[5];
     word join_position; /*  64  L */
     word join_sequence; /*  72  L  first sequence on this consumer's books */
     word refused_base;  /*  80  L  refused before it joined */
-    word lossy;         /*  88  L */
+    word lossy;         /*  88  L  as it joined; one that is reliable all the same is gated by its position */
     word reserved1[4];
     loss_pair losses[2]; /* 128  S  slot `flip & 1` is valid, the other is scratch */
     word flip;           /* 288  S  release after the scratch slot: SYNC losses */

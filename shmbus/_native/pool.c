@@ -176,7 +176,7 @@ uint64_t pool_debtors(const ring_view *ring, uint64_t end) {
     uint64_t slots = 0;
     for (uint64_t left = LOAD_SEQ(&ring->header->reliable); left; left &= left - 1) {
         unsigned slot = (unsigned)__builtin_ctzll(left);
-        if ((int64_t)(end - LOAD_SEQ(&slot_of(ring, slot)->cursor)) > 0) /* SYNC cursor */
+        if ((int64_t)(end - gate_at(slot_of(ring, slot))) > 0) /* SYNC cursor */
             slots |= 1ull << slot;
     }
     return slots;
@@ -257,9 +257,9 @@ int pool_owed(const pool_view *view, const ring_view *ring, bool work, uint64_t 
         return RING_OK;
     }
     uint64_t reliable = LOAD_SEQ(&h->reliable);
-    for (unsigned i = 0; i < MAX_SUBSCRIBERS; i++) {
-        uint64_t cursor = LOAD_SEQ(&slot_of(ring, i)->cursor); /* SYNC cursor */
-        if (reliable >> i & 1 && tail - cursor <= ring->capacity && tail - cursor > tail - position)
+    for (; reliable; reliable &= reliable - 1) {
+        uint64_t cursor = gate_at(slot_of(ring, (unsigned)__builtin_ctzll(reliable))); /* SYNC cursor */
+        if (tail - cursor <= ring->capacity && tail - cursor > tail - position)
             position = cursor;
     }
     while (position != tail) {

@@ -18,6 +18,7 @@ typedef struct owed_group {
 
 typedef struct shipment { /* one event that is out, and the extents that it has until nobody is owed it */
     struct shipment *next;
+    Ring *ring;   /* the broadcast ring that it is in: its publisher may have left that since */
     uint64_t end; /* position behind its record; 0: it is in no broadcast ring */
     unsigned groups, blocks;
     owed_group *group;
@@ -37,7 +38,7 @@ typedef struct Pool { /* one mapping of a pool */
     PyObject *wake;   /* posts the publisher, or NULL */
     Lease **live;     /* by first block: what we hold; made when it is needed */
     /* Of its publisher alone: */
-    Ring *ring; /* its broadcast ring; NULL: this is no publisher's */
+    Ring *ring; /* the broadcast ring that it ships to; NULL: this is no publisher's */
     pool_writer writer;
     uint32_t *uses; /* by first block: leases, parcels and shipments */
     shipment *oldest, *newest;

@@ -14,6 +14,7 @@ int ring_reader_open(ring_reader *r, const ring_view *view, unsigned slot) {
     if (!CAS_SEQ(&s->attached, &seen, SLOT_ATTACHED) && seen == SLOT_GIVEN_UP) /* R2: one of the two wins */
         return RING_LOST;
     *r = (ring_reader){.view = *view, .slot = s, .lossy = LOAD_ACQUIRE(&s->lossy) != 0};
+    r->by_sequence = r->lossy;
     r->position = r->lossy ? LOAD_ACQUIRE(&s->join_position) : LOAD_ACQUIRE(&s->cursor);
     r->tail = r->settled = r->position;
     if (r->lossy)
@@ -60,6 +61,32 @@ static int resume(ring_reader *r) {
     if (LOAD_ACQUIRE(&r->view.header->oldest) + r->view.capacity < intent)
         return RING_CORRUPT;
     return RING_EMPTY; /* the publisher laps us faster than we look; the next call tries again */
+}
+
+/* A lossy reader becomes reliable where it stands, or, if that is overwritten, on the oldest intact record: RING_OK;
+ * RING_OVERRUN: ring_overrun is to book what went. It is the joiner of ring_join with its position for a gate: its slot
+ * stays one by sequences, so that books and gate are right at every step. */
+int ring_regate(ring_reader *r) {
+    ring_header *h = r->view.header;
+    uint64_t first = r->sequence;
+    if (!r->lossy || !r->slot)
+        return RING_OK;
+    STORE_SEQ(&r->slot->position, r->position);
+    OR_SEQ(&h->reliable, 1ull << (r->slot - slot_of(&r->view, 0)));
+    ADD_SEQ(&h->gate_version, 1); /* SYNC join */
+    for (int tries = 0; tries < RING_PATIENCE; tries++) {
+        if (LOAD_SEQ(&h->intent) <= r->position + r->view.capacity) { /* SYNC join */
+            r->lossy = false;                                         /* pinned: what is read in place stays */
+            r->settled = r->position;
+            r->lost_first = first;
+            r->lost_last = r->sequence - 1;
+            return r->sequence == first ? RING_OK : RING_OVERRUN;
+        }
+        if (resume(r) == RING_CORRUPT)
+            break;
+        STORE_SEQ(&r->slot->position, r->position);
+    }
+    return RING_CORRUPT;
 }
 
 /* The last event of [at, tail): RING_OK; RING_EMPTY if it is overwritten meanwhile. */
@@ -144,15 +171,22 @@ int ring_copy(ring_reader *r, const record *record, void *into) {
     return status == RING_OK ? RING_EMPTY : status;
 }
 
+/* What the books go by, and, where that is another word, the gate: after them, so that nothing is overwritten which they
+ * take for unread. */
+static inline void store_cursor(const ring_reader *r) {
+    if (r->lossy)
+        STORE_RELAXED(&r->slot->position, r->position);
+    STORE_RELEASE(&r->slot->cursor, r->by_sequence ? r->sequence : r->position); /* SYNC cursor */
+    if (RARELY(r->by_sequence != r->lossy))
+        STORE_RELEASE(&r->slot->position, r->position); /* SYNC cursor */
+}
+
 /* Consumes a peeked record. */
 void ring_advance(ring_reader *r, const record *record) {
     r->position = record->end;
     r->sequence++;
-    if (!r->slot)
-        return;
-    if (r->lossy)
-        STORE_RELAXED(&r->slot->position, r->position);
-    STORE_RELEASE(&r->slot->cursor, r->lossy ? r->sequence : r->position); /* SYNC cursor */
+    if (r->slot)
+        store_cursor(r);
 }
 
 /* The records from a peeked one on that have the same length and the same bytes of headers, up to `most`: a run ends with
@@ -185,7 +219,7 @@ void ring_advance_run(ring_reader *r, const row_run *run) {
     r->position = run->end;
     r->sequence = run->sequence + run->count;
     if (r->slot)
-        STORE_RELEASE(&r->slot->cursor, r->position); /* SYNC cursor */
+        store_cursor(r);
 }
 
 /* Adds a loss in the scratch pair and flips: a kill leaves either the old books or the new, and `last` moves the
@@ -213,7 +247,7 @@ void ring_overrun(ring_reader *r, uint64_t now_ns) {
     if (!r->slot)
         return;
     count_loss(r, true, r->lost_first, r->lost_last, now_ns);
-    STORE_RELEASE(&r->slot->cursor, r->lossy ? r->sequence : r->position); /* SYNC cursor */
+    store_cursor(r);
 }
 
 /* Steps over a peeked record whose buffers are gone; ring_overrun books it. */
@@ -257,7 +291,7 @@ uint64_t ring_settle(ring_reader *r) {
     if (r->lossy || r->settled == r->position)
         return 0;
     r->settled = r->position;
-    STORE_SEQ(&r->slot->cursor, r->position); /* SYNC room */
+    STORE_SEQ(r->by_sequence ? &r->slot->position : &r->slot->cursor, r->position); /* SYNC room */
     return ring_release_publisher(&r->view);
 }
 
@@ -290,6 +324,9 @@ int ring_terms_of(const ring_view *view, unsigned slot, ring_terms *out) {
     uint64_t overrun = LOAD_ACQUIRE(&losses->overrun.count), overrun_last = LOAD_ACQUIRE(&losses->overrun.last);
     uint64_t undecodable = LOAD_ACQUIRE(&losses->undecodable.count);
     uint64_t undecodable_last = LOAD_ACQUIRE(&losses->undecodable.last);
+    /* Before the cursor, which goes before it: what lies between the two went before the gate was set. */
+    bool gated = lossy && LOAD_SEQ(&view->header->reliable) >> slot & 1;
+    uint64_t gate = LOAD_ACQUIRE(&s->position); /* SYNC cursor */
     next = position = cursor = LOAD_ACQUIRE(&s->cursor);
     for (int tries = 0; !lossy; tries++) { /* a position is pinned, and its sequence there, while the cursor stays */
         if (ring_sequence_at(view, position, &next) != RING_OK || tries == RING_PATIENCE)
@@ -303,9 +340,11 @@ int ring_terms_of(const ring_view *view, unsigned slot, ring_terms *out) {
         next = overrun_last + 1;
     if (undecodable && undecodable_last + 1 > next)
         next = undecodable_last + 1;
-    uint64_t oldest_sequence, tail_sequence, oldest, tail;
-    oldest = LOAD_ACQUIRE(&view->header->oldest);
-    if (ring_sequence_at(view, oldest, &oldest_sequence) != RING_OK)
+    uint64_t kept_sequence, tail_sequence, oldest, kept, tail;
+    kept = oldest = LOAD_ACQUIRE(&view->header->oldest);
+    if (gated && LOAD_ACQUIRE(&view->header->intent) <= gate + view->capacity) /* `oldest` may pass it for a moment */
+        kept = gate;
+    if (ring_sequence_at(view, kept, &kept_sequence) != RING_OK)
         return RING_CORRUPT;
     for (int tries = 0;;
          tries++) { /* the frontier is overwritten by a record of the same sequence, then maybe lapped */
@@ -315,11 +354,11 @@ int ring_terms_of(const ring_view *view, unsigned slot, ring_terms *out) {
         if (LOAD_ACQUIRE(&view->header->intent) <= tail + view->capacity)
             break;
     }
-    if (lossy && LOAD_ACQUIRE(&view->header->intent) <= oldest + view->capacity && oldest_sequence > next) {
+    if (lossy && LOAD_ACQUIRE(&view->header->intent) <= kept + view->capacity && kept_sequence > next) {
         out->pending_first = next;
-        out->pending_last = oldest_sequence - 1;
-        overrun += oldest_sequence - next; /* overwritten already; its reader will find out */
-        next = oldest_sequence;
+        out->pending_last = kept_sequence - 1;
+        overrun += kept_sequence - next; /* overwritten already; its reader will find out */
+        next = kept_sequence;
     }
     if (next < join)
         next = join;

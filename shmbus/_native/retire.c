@@ -41,7 +41,7 @@ int ring_owed_of(const ring_view *view, uint64_t among, ring_owed *out) {
         if (!t.depth)
             continue;
         const cursor_slot *s = slot_of(view, slot);
-        if (!LOAD_ACQUIRE(&s->lossy))
+        if (!LOAD_ACQUIRE(&s->lossy) || LOAD_SEQ(&view->header->reliable) & bit)
             out->reliable |= bit;
         else if (LOAD_SEQ(&s->attached) == SLOT_ATTACHED)
             out->attached |= bit;

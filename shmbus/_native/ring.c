@@ -190,7 +190,7 @@ static uint64_t slowest(const ring_view *view, uint64_t oldest, uint64_t none) {
     uint64_t gate = none;
     uint64_t members = LOAD_SEQ(&view->header->members) & LOAD_SEQ(&view->header->reliable);
     for (; members; members &= members - 1) {
-        uint64_t cursor = LOAD_SEQ(&slot_of(view, (unsigned)__builtin_ctzll(members))->cursor); /* SYNC cursor */
+        uint64_t cursor = gate_at(slot_of(view, (unsigned)__builtin_ctzll(members))); /* SYNC cursor */
         if (cursor > none || none - cursor > view->capacity)
             cursor = oldest;
         if (cursor < gate)
@@ -355,7 +355,7 @@ uint64_t ring_blocking(const ring_view *view, uint64_t need) {
     uint64_t members = LOAD_SEQ(&view->header->members) & LOAD_SEQ(&view->header->reliable), result = 0;
     uint64_t tail = LOAD_ACQUIRE(&view->header->tail);
     for (uint64_t left = members; left; left &= left - 1) {
-        uint64_t cursor = LOAD_SEQ(&slot_of(view, (unsigned)__builtin_ctzll(left))->cursor);
+        uint64_t cursor = gate_at(slot_of(view, (unsigned)__builtin_ctzll(left)));
         if (cursor <= tail && tail + need > cursor + view->capacity)
             result |= left & (~left + 1);
     }
@@ -366,7 +366,7 @@ uint64_t ring_blocking(const ring_view *view, uint64_t need) {
 uint64_t ring_behind(const ring_view *view, uint64_t position) {
     uint64_t members = LOAD_SEQ(&view->header->members) & LOAD_SEQ(&view->header->reliable), result = 0;
     for (uint64_t left = members; left; left &= left - 1)
-        if (LOAD_SEQ(&slot_of(view, (unsigned)__builtin_ctzll(left))->cursor) < position) /* SYNC room */
+        if (gate_at(slot_of(view, (unsigned)__builtin_ctzll(left))) < position) /* SYNC room */
             result |= left & (~left + 1);
     return result;
 }
@@ -418,3 +418,7 @@ void ring_leave(const ring_view *view, unsigned slot) {
     AND_SEQ(&view->header->members, keep); /* members first: a slot is reliable only while it is a member */
     AND_SEQ(&view->header->reliable, keep);
 }
+
+/* These hold nobody back any more in a ring that its publisher has left, and are owed nothing of its pool; what the ring
+ * has is theirs to read all the same. */
+void ring_ungate(const ring_view *view, uint64_t slots) { AND_SEQ(&view->header->reliable, ~slots); }

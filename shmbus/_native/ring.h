@@ -87,7 +87,8 @@ typedef struct ring_reader {
     ring_view view;
     cursor_slot *slot; /* NULL for a tap, which keeps no books */
     bool lossy;
-    bool latest; /* lossy, and handed the newest record alone */
+    bool latest;      /* lossy, and handed the newest record alone */
+    bool by_sequence; /* lossy when it came: its cursor is a sequence, for good, and its position what gates */
     uint64_t position;
     uint64_t sequence; /* of the next record */
     uint64_t tail;     /* local copy */
@@ -118,6 +119,11 @@ static inline uint64_t record_maximum(uint64_t capacity) { /* bytes of headers a
 
 static inline cursor_slot *slot_of(const ring_view *view, unsigned slot) {
     return &((broadcast_segment *)view->header)->cursors[slot];
+}
+
+/* What a reliable slot holds its publisher at. Who was lossy and no longer is keeps its books by sequences. */
+static inline uint64_t gate_at(const cursor_slot *s) {
+    return LOAD_SEQ(LOAD_ACQUIRE(&s->lossy) ? &s->position : &s->cursor); /* SYNC cursor */
 }
 
 static inline word *word_at(const ring_view *view, uint64_t position) {
@@ -192,9 +198,11 @@ uint64_t ring_behind(const ring_view *view, uint64_t position);
 
 int ring_join(const ring_view *view, unsigned slot, bool lossy, bool oldest);
 void ring_leave(const ring_view *view, unsigned slot);
+void ring_ungate(const ring_view *view, uint64_t slots);
 
 int ring_reader_open(ring_reader *r, const ring_view *view, unsigned slot);
 int ring_tap_open(ring_reader *r, const ring_view *view, bool oldest);
+int ring_regate(ring_reader *r);
 int ring_peek(ring_reader *r, record *out);
 int ring_copy(ring_reader *r, const record *record, void *into);
 void ring_advance(ring_reader *r, const record *record);

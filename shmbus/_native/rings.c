@@ -236,6 +236,14 @@ static PyObject *broadcast_leave(PyObject *object, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
+static PyObject *broadcast_ungate(PyObject *object, PyObject *arg) {
+    unsigned long long slots = PyLong_AsUnsignedLongLong(arg);
+    if (PyErr_Occurred() || !writable(object))
+        return NULL;
+    ring_ungate(&((Ring *)object)->view, slots);
+    Py_RETURN_NONE;
+}
+
 /* Before a slot of a retired ring is taken: its page may have been freed. */
 static PyObject *broadcast_reserve(PyObject *object, PyObject *args) {
     int descriptor;
@@ -334,6 +342,7 @@ static PyMethodDef broadcast_methods[] = {
     {"maximum", maximum_for, METH_O | METH_STATIC, "Largest record body in bytes for a capacity."},
     {"join", METHOD(broadcast_join), METH_VARARGS | METH_KEYWORDS, "Take a cursor slot. Under the bus lock."},
     {"leave", broadcast_leave, METH_O, "Free a cursor slot. Under the bus lock."},
+    {"ungate", broadcast_ungate, METH_O, "ungate(slots): they hold nobody back in this ring, which was left."},
     {"info", broadcast_info, METH_NOARGS, "The publisher's words."},
     {"terms", broadcast_terms, METH_O, "The books of one slot."},
     {"losses", broadcast_losses, METH_O, "(count, first, last, first_ns, last_ns) by cause, for one slot."},
@@ -341,12 +350,10 @@ static PyMethodDef broadcast_methods[] = {
     {"behind", broadcast_behind, METH_O, "Bitmap of the reliable slots that have not received all below a position."},
     {"listen", ring_listen, METH_O, "listen(flags): its publisher waits."},
     {"release_publisher", release_publisher, METH_NOARGS, "Clear a waiting publisher's flag; true: post."},
-    {"owed", broadcast_owed, METH_O,
-     "owed(among): slots with events left: (reliable, lossy and opened, lossy and not opened)."},
+    {"owed", broadcast_owed, METH_O, "owed(among): slots with events left: (reliable, lossy, lossy and not opened)."},
     {"give_up", broadcast_give_up, METH_O, "Take a slot from a reader that has not opened it; false: it has."},
     {"slack", broadcast_slack, METH_NOARGS, "Bytes that shrinking would free, without the history."},
-    {"shrink", broadcast_shrink, METH_VARARGS,
-     "shrink(descriptor, history): free what nobody will read. Retired, and under the bus lock."},
+    {"shrink", broadcast_shrink, METH_VARARGS, "shrink(descriptor, history): free what nobody will read. Retired."},
     {"reserve", broadcast_reserve, METH_VARARGS, "reserve(descriptor, slot): get back the memory of a slot to join."},
     {NULL, NULL, 0, NULL},
 };

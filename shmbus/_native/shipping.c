@@ -42,6 +42,7 @@ static void collect_ended(Pool *self) {
 static void free_shipment(shipment *one) {
     for (unsigned i = 0; i < one->groups; i++)
         Py_DECREF((PyObject *)one->group[i].ring);
+    Py_DECREF((PyObject *)one->ring);
     PyMem_Free(one->block);
     PyMem_Free(one);
 }
@@ -62,13 +63,13 @@ void shipping_clear(Pool *self) {
     self->ended_count = self->ended_size = 0;
 }
 
-static uint64_t owed_slots(const Pool *self, uint64_t end) { return end ? pool_debtors(&self->ring->view, end) : 0; }
+static uint64_t owed_slots(const shipment *one) { return one->end ? pool_debtors(&one->ring->view, one->end) : 0; }
 
-static bool owed(const Pool *self, const shipment *one) {
+static bool owed(const shipment *one) {
     for (unsigned i = 0; i < one->groups; i++)
         if (work_owed(&one->group[i].ring->view, one->group[i].sequence, NULL))
             return true;
-    return owed_slots(self, one->end) != 0;
+    return owed_slots(one) != 0;
 }
 
 /* Lets go of what `*link` leads to: its extents end, or are another's too. */
@@ -90,7 +91,7 @@ static bool eager(const Pool *self) {
 }
 
 static void collect_first(Pool *self) {
-    while (self->oldest && !owed(self, self->oldest))
+    while (self->oldest && !owed(self->oldest))
         collect(self, &self->oldest, NULL);
 }
 
@@ -107,7 +108,7 @@ int pool_take(Pool *self, uint64_t length, slip *out) {
         return RING_OK;
     shipment *before = NULL;
     for (shipment **link = &self->oldest; *link;) {
-        if (owed(self, *link)) {
+        if (owed(*link)) {
             before = *link;
             link = &before->next;
             continue;
@@ -170,7 +171,7 @@ static PyObject *pool_wanted_(PyObject *object, PyObject *waits) {
         if (!pool_held(&self->view, self->ended[i]))
             Py_RETURN_TRUE;
     for (shipment *one = self->oldest; one; one = one->next)
-        if (!owed(self, one))
+        if (!owed(one))
             Py_RETURN_TRUE;
     Py_RETURN_FALSE;
 }
@@ -184,7 +185,7 @@ static PyObject *pool_debtors_(PyObject *object, PyObject *unused) {
     uint64_t slots = 0;
     PyObject *rings = PySet_New(NULL);
     for (shipment *one = self->oldest; rings && one; one = one->next) {
-        slots |= owed_slots(self, one->end);
+        slots |= owed_slots(one);
         for (unsigned i = 0; rings && i < one->groups; i++) {
             if (!work_owed(&one->group[i].ring->view, one->group[i].sequence, NULL))
                 continue;
@@ -227,7 +228,12 @@ void parcel_ship(Producer *self, PyObject *payload) {
         return;
     }
     one->group = (owed_group *)(one + 1);
+    one->ring = (Ring *)Py_NewRef((PyObject *)self->ring);
     one->end = self->fits ? self->writer.head : 0;
+    if (pool->ring != self->ring) { /* it has left that one */
+        Py_DECREF((PyObject *)pool->ring);
+        pool->ring = (Ring *)Py_NewRef((PyObject *)self->ring);
+    }
     for (unsigned i = 0; i < self->group_count; i++)
         if (self->groups[i].fits)
             one->group[one->groups++] = (owed_group){.ring = (Ring *)Py_NewRef((PyObject *)self->groups[i].ring),

@@ -44,6 +44,8 @@ POINTS: Final = (
     "group.abandoned",
     "group.closed",
     "overdue.taken",
+    "quarantine.committed",
+    "rejoin.gated",
     "close.shrunk",
     "close.leaving",
     "close.ring",

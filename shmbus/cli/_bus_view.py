@@ -122,6 +122,12 @@ def _state(state: Health, doing: str, names: Sequence[str]) -> Clipped:
     return Clipped(words, _BLOCKED)
 
 
+def _consumer_state(consumer: ConsumerStats) -> Clipped:
+    if consumer.quarantined_ns and not consumer.blocks:
+        return Clipped(f"quarantined ({consumer.state})", _STYLES["stalled"])
+    return _state(consumer.state, "blocks", consumer.blocks)
+
+
 def _publisher_state(publisher: PublisherStats) -> Clipped:
     if publisher.waiting and not publisher.blocked_by and publisher.state == "ok":
         return Clipped("waits for room", _BLOCKED)  # it was just made, and nobody is in its way any more
@@ -181,7 +187,7 @@ _CONSUMER_COLUMNS: Final[Sequence[Column[ConsumerStats]]] = (
     Column("ABANDONED", lambda c: whole(c.abandoned), right=True, low=_WIDE),
     Column("UNDECODABLE", lambda c: whole(c.undecodable), right=True, low=_WIDE),
     Column("REJECTED", lambda c: whole(c.rejected), right=True, low=_WIDE),
-    Column("STATE", lambda c: _state(c.state, "blocks", c.blocks), gives=True),
+    Column("STATE", _consumer_state, gives=True),
 )
 
 _LATENCY_COLUMNS: Final[Sequence[Column[tuple[ConsumerStats, Latency]]]] = (
@@ -224,6 +230,10 @@ def _consumer_notes(consumers: Sequence[ConsumerStats]) -> Iterator[Text]:
         if consumer.dropped:
             lost = [f"{whole(getattr(consumer, cause))} {cause}" for cause in _CAUSES if getattr(consumer, cause)]
             yield _note(f"{name} lost {plural(consumer.dropped, 'event')}: {', '.join(lost)}", "yellow")
+        if consumer.quarantined_ns:
+            yield _note(
+                f"{name} is in quarantine: it holds up nobody, and is reliable again once it receives", "yellow"
+            )
         if consumer.state in _ILL:
             waits = f", {plural(consumer.depth, 'event')} waiting" if consumer.depth else ""
             yield _note(f"{name}{_of(consumer.pid)} {_ILL[consumer.state]}{waits}", "red")

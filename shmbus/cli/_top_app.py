@@ -54,6 +54,10 @@ def _tone(consumer: ConsumerStats) -> str:
     return "warn" if consumer.state in ("slow", "idle") and consumer.depth else ""
 
 
+def _state(consumer: ConsumerStats) -> str:
+    return f"{consumer.state}, quarantined" if consumer.quarantined_ns else consumer.state
+
+
 def _key(consumer: ConsumerStats) -> Key:
     return consumer.topic, consumer.kind, consumer.name
 
@@ -79,13 +83,13 @@ class History:
 def rows(stats: BusStats, sort: str, wanted: str) -> list[ConsumerStats]:
     """The consumers that have a text in their name, topic, kind or state, in an order."""
     text = wanted.lower()
-    found = [c for c in stats.consumers if text in f"{c.topic}/{c.name} {c.kind} {c.mode} {c.state}".lower()]
+    found = [c for c in stats.consumers if text in f"{c.topic}/{c.name} {c.kind} {c.mode} {_state(c)}".lower()]
     return sorted(found, key=_SORTS[sort])
 
 
 def _cells(consumer: ConsumerStats) -> list[Text]:
     style = _STYLES[_tone(consumer)]
-    state = f"blocks {', '.join(consumer.blocks)}" if consumer.blocks else consumer.state
+    state = f"blocks {', '.join(consumer.blocks)}" if consumer.blocks else _state(consumer)
     kind = plural(len(consumer.workers), "worker") if consumer.kind == "group" else consumer.mode
     numbers = (short(consumer.delivered), short(consumer.rate), short(consumer.depth), duration(consumer.lag_ns))
     latency = duration(consumer.latency.p99_ns) if consumer.latency else "-"
@@ -261,7 +265,7 @@ def _list(values: Sequence[float]) -> list[float]:
 def books(consumer: ConsumerStats) -> Text:
     """Name and state, and the equation of its books."""
     said = Text(printable(f"{consumer.topic}/{consumer.name}"), style="bold")
-    said.append(f"  {consumer.kind}, {consumer.mode}, {consumer.state}\n", style=_STYLES[_tone(consumer)])
+    said.append(f"  {consumer.kind}, {consumer.mode}, {_state(consumer)}\n", style=_STYLES[_tone(consumer)])
     terms = ("delivered", "depth", "overrun", "refused", "abandoned", "undecodable", "rejected")
     sums = [f"{whole(getattr(consumer, term))} {term}" for term in terms if getattr(consumer, term)]
     said.append(f"{whole(consumer.offered)} offered = {' + '.join(sums) or '0'}\n")

@@ -17,7 +17,7 @@ def register(commands: _arguments.Commands) -> None:
     """Add `policy`."""
     policy = commands.add_parser("policy", help="what becomes of consumers that are stalled")
     policy.add_argument("bus", metavar="BUS", type=_arguments.bus)
-    policy.add_argument("--stalled", choices=STALLED, help="tell of them, or kill who holds publishers back")
+    policy.add_argument("--stalled", choices=STALLED, help="tell of them, let nobody wait for them, kill them")
     policy.add_argument("--after", metavar="SECONDS", type=_arguments.seconds, help="without progress")
     policy.set_defaults(run=run)
 

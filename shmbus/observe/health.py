@@ -78,12 +78,13 @@ def _consumers(stats: BusStats) -> Iterator[Problem]:
     for c in stats.consumers:
         waiting = f"{c.depth:,} events wait" if c.depth != 1 else "1 event waits"
         who = f"{c.kind} {c.name}" + (f" (pid {c.pid})" if c.pid else "")
+        holds: Literal["critical", "warning"] = "critical" if c.depth and not c.quarantined_ns else "warning"
+        if c.quarantined_ns:
+            waiting += "; in quarantine, it holds up nobody"
         if c.state == "stalled":
-            yield _of(stats, c, "critical", "stalled", f"{who} makes no progress: {waiting}")
+            yield _of(stats, c, holds, "stalled", f"{who} makes no progress: {waiting}")
         elif c.state == "stopped":
-            yield _of(
-                stats, c, "critical" if c.depth else "warning", "stopped", f"{who} is stopped by a signal: {waiting}"
-            )
+            yield _of(stats, c, holds, "stopped", f"{who} is stopped by a signal: {waiting}")
         elif c.state == "dead" and c.depth:
             yield _of(stats, c, "critical", "dead", f"{who} is dead and not reclaimed yet: {waiting}")
         elif c.state == "idle" and c.depth:

@@ -164,6 +164,8 @@ def _add_consumers(gauge: _Adder, seen: list[BusStats], labels: str) -> None:
     lag = _gauge(((key, c.lag_ns / 1e9) for key, c in live), max)
     gauge("lag_seconds", "Age of the oldest event that waits for the consumer.", labels, lag)
     gauge("blocking", "Publishers to whom it leaves no room.", labels, _gauge((key, len(c.blocks)) for key, c in live))
+    quarantined = _gauge(((key, float(c.quarantined_ns != 0)) for key, c in live), max)
+    gauge("quarantined", "1 for a reliable subscriber that holds up nobody, having stalled.", labels, quarantined)
     groups = [(key, c) for key, c in live if c.kind == "group"]
     gauge("claimed", "Events in the hands of workers.", labels, ((key, c.claimed) for key, c in groups))
     gauge("workers", "Workers of the group.", labels, ((key, len(c.workers)) for key, c in groups))

@@ -40,6 +40,12 @@ static void build_copies(void) {
     join(0, 0, true, false);
 }
 
+static void build_left(void) {
+    make_source(0, FAR, SLIP_BYTES);
+    make_pool();
+    join(0, 0, false, false);
+}
+
 static void build_claims(void) {
     make_work(FAR, SLIP_BYTES);
     make_pool();
@@ -248,6 +254,61 @@ static void view_late(unsigned self) {
     }
 }
 
+/* Does not wait for whom it has left behind: what nobody looks at is its own at once. */
+static void ship_and_leave(unsigned self) {
+    (void)self;
+    bool left = false;
+    for (uint64_t i = 0; i < EVENTS; i++) {
+        slip one;
+        unsigned long before = moment();
+        collect();
+        while (pool_allocate(&the.pool.writer, POOL_BLOCK, 1, true, &one) != RING_OK) {
+            if (!left) {
+                ring_ungate(&the.sources[0].view, 1u << the.watchers[0].slot);
+                left = true;
+            } else if (!the.pool.ended) {
+                fail("X2: nobody looks at it, and who was left behind holds it");
+            } else if (!spin(before)) {
+                return;
+            }
+            before = moment();
+            collect();
+        }
+        write_bytes(one.block, FIRST_SEQUENCE + i);
+        send(&one);
+    }
+}
+
+/* Reads in place what its publisher may have left it behind with: it holds an extent, or is told that it is gone. */
+static void view_left(unsigned self) {
+    watcher *w = &the.watchers[self - 1];
+    for (unsigned looks = 0; looks < EVENTS; looks++) {
+        unsigned long before = moment();
+        record r;
+        int status = ring_peek(&w->reader, &r);
+        if (status == RING_EMPTY && spin(before)) {
+            looks--;
+            continue;
+        }
+        if (status != RING_OK)
+            break;
+        slip one = slip_of(&r);
+        status = pool_hold(&the.pool.view, self, one.block, one.generation);
+        if (status == RING_CORRUPT)
+            fail("a slip that was published cannot be");
+        if (status == RING_OK) {
+            look(self, one.block, r.sequence);
+            ring_advance(&w->reader, &r);
+            look(self, one.block, r.sequence);
+            pool_let_go(&the.pool.view, self, one.block);
+        } else {
+            w->reader.lost_first = w->reader.lost_last = r.sequence;
+            ring_pass(&w->reader, &r);
+            ring_overrun(&w->reader, 9);
+        }
+    }
+}
+
 /* Claims, looks, is done, and looks once more: what it holds does not go with the claim. */
 static void work_each(unsigned self) {
     for (;;) {
@@ -332,6 +393,13 @@ const scene pool_scenes[] = {
      build_copies,
      verify_pool,
      {PUBLISHER, {'L', "late reader", view_late, true, false}, SUPERVISOR},
+     {2, 1},
+     {3, 2}},
+    {"pool-left",
+     "a publisher leaves a reader behind, and does not wait for what its pool owes it",
+     build_left,
+     verify_pool,
+     {{'P', "publisher", ship_and_leave, true, false}, {'R', "reader", view_left, true, false}, SUPERVISOR},
      {2, 1},
      {3, 2}},
     {"pool-work",

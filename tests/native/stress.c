@@ -3,7 +3,7 @@
  *   stress [--short]
  *
  * One publisher feeds a broadcast ring and a work ring. Two reliable readers (in place, by plain loads), a lossy one, one
- * that joins and leaves all the time, three workers, one that keeps dying, and an observer that reads the books. In the
+ * that joins, becomes reliable if it was lossy, and leaves all the time, three workers, one that keeps dying, and an observer that reads the books. In the
  * end contents, order and books must be exact. What the threads tell each other beside the rings is relaxed, so that it
  * hides no missing order from the thread sanitizer. */
 #include "ring.h"
@@ -154,6 +154,17 @@ static void *reader(void *argument) {
     return NULL;
 }
 
+/* A lossy reader is reliable from here on: what it loses now is in `take`'s order, and nothing after that. */
+static void regate(ring_reader *r, uint64_t *next) {
+    int status = ring_regate(r);
+    DEMAND(status >= 0, "a lossy reader cannot become reliable");
+    if (status == RING_OVERRUN) {
+        DEMAND(r->lost_first == *next, "lost from %llu", (unsigned long long)r->lost_first);
+        *next = r->lost_last + 1;
+        ring_overrun(r, 1);
+    }
+}
+
 static void *joiner(void *unused) {
     for (unsigned round = 0; !atomic_load_explicit(&finished, RELAXED); round++) {
         ring_reader r;
@@ -162,9 +173,16 @@ static void *joiner(void *unused) {
         DEMAND(ring_join(&broadcast, JOINER_SLOT, lossy, round % 2) == RING_OK, "a healthy ring cannot be joined");
         DEMAND(ring_reader_open(&r, &broadcast, JOINER_SLOT) == RING_OK, "what was joined cannot be read");
         uint64_t next = r.sequence;
-        for (unsigned i = 0; i < 20; i++)
+        for (unsigned i = 0; i < 40; i++) {
+            if (i == 20 && lossy) {
+                regate(&r, &next);
+                result.lost = 0;
+            }
             if (!take(&r, &next, false, &result))
                 sched_yield();
+        }
+        DEMAND(result.lost == 0 || !lossy, "%llu events lost by a reader that was reliable",
+               (unsigned long long)result.lost);
         ring_leave(&broadcast, JOINER_SLOT);
         atomic_fetch_add_explicit(&joins, 1, RELAXED);
     }

@@ -21,6 +21,7 @@
 typedef struct source { /* a broadcast ring and its publisher */
     ring_view view;
     ring_writer writer;
+    unsigned publisher; /* actor */
     uint32_t length;    /* of every body */
     uint64_t committed; /* sequence of the next event that nobody could see yet */
     uint64_t refused;
@@ -32,6 +33,7 @@ typedef struct watcher { /* a subscriber of one ring, and what it saw */
     unsigned slot, actor;
     bool lossy, joined;
     bool passing;   /* its publisher has gone on to another ring */
+    bool regated;   /* it was lossy, and lost what it has lost before it was reliable */
     uint64_t first; /* on its books */
     uint64_t delivered, lost, undecodable;
 } watcher;
@@ -112,6 +114,7 @@ void take_undecodable(unsigned watcher);
 void watch_until(unsigned watcher, uint64_t sequence);
 void open_watcher(unsigned index, unsigned source, unsigned slot, bool lossy);
 void join(unsigned index, unsigned source, bool lossy, bool oldest);
+void regate(unsigned watcher);
 void look_at_books(unsigned watcher);
 void check_intent(unsigned source);
 void verify_broadcast(void);

@@ -61,6 +61,7 @@ void make_source(unsigned index, uint64_t start, uint32_t length) {
     name_region(base, size, RING_BROADCAST, labels[index]);
     s->length = length;
     s->committed = FIRST_SEQUENCE;
+    s->publisher = index;
     if (!the.topic)
         make_lines();
 }
@@ -82,12 +83,17 @@ void join(unsigned index, unsigned source, bool lossy, bool oldest) {
 
 /* ---- publishing ---- */
 
+/* What gates at this moment, without an access that others could come before. */
+static uint64_t peek_gate(const cursor_slot *s) {
+    return *(const uint64_t *)(*(const uint64_t *)&s->lossy ? &s->position : &s->cursor);
+}
+
 /* B2, which must hold whenever a commit is visible. */
 static void check_gates(const source *s) {
     uint64_t tail = *(uint64_t *)&s->view.header->tail;
     for (unsigned i = 0; i < MAX_WATCHERS; i++) {
         const watcher *w = &the.watchers[i];
-        uint64_t cursor = w->joined ? *(uint64_t *)&slot_of(&s->view, w->slot)->cursor : 0;
+        uint64_t cursor = w->joined ? peek_gate(slot_of(&s->view, w->slot)) : 0;
         if (w->joined && w->source == s && !w->lossy && tail - cursor > s->view.capacity)
             fail("B2: tail %llu overtakes the cursor %llu of watcher %u", (unsigned long long)tail,
                  (unsigned long long)cursor, i);
@@ -304,6 +310,18 @@ void watch_until(unsigned index, uint64_t sequence) {
     }
 }
 
+/* Becomes reliable; what it lost before is lost, and from here on it loses nothing. */
+void regate(unsigned index) {
+    watcher *w = &the.watchers[index];
+    int status = ring_regate(&w->reader);
+    if (status == RING_OVERRUN)
+        overrun(w);
+    else if (status != RING_OK)
+        fail("watcher %u cannot become reliable in a healthy ring", index);
+    w->lossy = false;
+    w->regated = true;
+}
+
 /* Reads the books as stats() does, beside everything that goes on. */
 void look_at_books(unsigned index) {
     const watcher *w = &the.watchers[index];
@@ -325,10 +343,9 @@ void look_at_books(unsigned index) {
 void check_intent(unsigned index) {
     const source *s = &the.sources[index];
     uint64_t intent = LOAD_SEQ(&s->view.header->intent);
-    for (unsigned i = 0; i < MAX_WATCHERS && !is_dead(index); i++) {
+    for (unsigned i = 0; i < MAX_WATCHERS && !is_dead(s->publisher); i++) {
         const watcher *w = &the.watchers[i];
-        if (w->joined && w->source == s && !w->lossy &&
-            intent > LOAD_SEQ(&slot_of(&s->view, w->slot)->cursor) + CAPACITY)
+        if (w->joined && w->source == s && !w->lossy && intent > gate_at(slot_of(&s->view, w->slot)) + CAPACITY)
             fail("B2: intent %llu is beyond the gate of watcher %u", (unsigned long long)intent, i);
     }
 }
@@ -370,13 +387,13 @@ static void read_afresh(const source *s, uint64_t end) {
              (unsigned long long)end);
 }
 
-/* Actor 0 publishes on ring 0, actor 1 on ring 1: killed between its tail store and our note of it, it may be one ahead
+/* Its publisher, killed between its tail store and our note of it, it may be one ahead
  * of `committed`. */
 static void verify_source(unsigned index) {
     const source *s = &the.sources[index];
     check_intent(index);
     uint64_t end = walk(s);
-    if (end < s->committed || end > s->writer.sequence || (!is_dead(index) && end != s->committed))
+    if (end < s->committed || end > s->writer.sequence || (!is_dead(s->publisher) && end != s->committed))
         fail("the ring ends before event %llu, the publisher before %llu", (unsigned long long)end,
              (unsigned long long)s->committed);
     read_afresh(s, end);
@@ -397,8 +414,13 @@ static void verify_watcher(unsigned index) {
         t.offered - t.refused != end - w->first)
         fail("books: watcher %u was offered %llu, %llu of them refused", index, (unsigned long long)t.offered,
              (unsigned long long)t.refused);
-    bool exact = t.delivered == w->delivered && t.undecodable - w->undecodable <= (is_dead(w->actor) ? 1 : 0);
-    bool losses = w->lossy ? t.overrun >= w->lost && t.overrun - w->lost <= end - w->first : t.overrun == 0;
+    uint64_t ahead =
+        t.delivered - w->delivered; /* a reader that is no longer lossy stores another word after its cursor */
+    bool exact = ahead <= (w->regated && is_dead(w->actor) ? 1 : 0) &&
+                 t.undecodable - w->undecodable <= (is_dead(w->actor) ? 1 : 0);
+    bool losses = t.overrun == (w->regated ? w->lost : 0);
+    if (w->lossy)
+        losses = t.overrun >= w->lost && t.overrun - w->lost <= end - w->first;
     if (!exact || !losses)
         fail("books: watcher %u got %llu (said %llu), lost %llu (%llu), undecodable %llu (%llu)", index,
              (unsigned long long)w->delivered, (unsigned long long)t.delivered, (unsigned long long)w->lost,

@@ -19,6 +19,7 @@ function fit(text, width, small, end) {
 }
 
 export const losses = (c) => c.overrun + c.refused + c.abandoned + c.undecodable + c.rejected;
+export const stateOf = (c) => (c.quarantined_ns ? `${c.state}, quarantined` : c.state);
 export const isGone = (entry) => entry.state === "dead" || entry.state === "closed";
 export const keyOf = (c) => `${c.kind}/${c.topic}/${c.name}`;
 
@@ -104,7 +105,7 @@ function publisherWords(p) {
 }
 
 function consumerWords(c, bus) {
-  const state = c.blocks.length ? `blocks ${c.blocks.join(", ")}` : c.state;
+  const state = c.blocks.length ? `blocks ${c.blocks.join(", ")}` : stateOf(c);
   const lost = losses(c);
   const kind = c.kind === "group" ? `group of ${c.workers.length}` : c.mode;
   const label = `${short(c.rate)}/s${c.depth ? ` · ${short(c.depth)} wait` : ""}`;

@@ -1,6 +1,6 @@
 // A consumer's own view: its books, its rate, depth and latencies, its publishers, its workers and what it lost.
 
-import { keyOf, losses } from "./flow.js";
+import { keyOf, losses, stateOf } from "./flow.js";
 import { duration, element, points, say, set, short, svg, whole } from "./words.js";
 
 const TERMS = ["delivered", "depth", "overrun", "refused", "abandoned", "undecodable", "rejected"];
@@ -65,7 +65,7 @@ function part(name, which) {
 function what(c) {
   const kind = c.kind === "group" ? `Group of ${c.workers.length} workers` : `${c.mode[0].toUpperCase()}${c.mode.slice(1)} subscriber`;
   const pid = c.pid ? `, pid ${c.pid}` : "";
-  const state = c.blocks.length ? `${c.state}; it leaves no room to ${c.blocks.join(", ")}` : c.state;
+  const state = c.blocks.length ? `${c.state}; it leaves no room to ${c.blocks.join(", ")}` : stateOf(c);
   return `${kind}${pid}: ${state}.`;
 }
 

@@ -1,6 +1,6 @@
 // The page: asks the server once a second, and shows what it says. Nothing here changes a bus.
 
-import { byTrouble, draw, isGone, keyOf, losses, severity } from "./flow.js";
+import { byTrouble, draw, isGone, keyOf, losses, severity, stateOf } from "./flow.js";
 import { drawOwn } from "./own.js";
 import { begin, bytes, clock, duration, element, finish, keep, say, set, short, whole } from "./words.js";
 
@@ -137,7 +137,7 @@ const SORTS = {
 
 function showConsumers() {
   const wanted = $("filter").value.toLowerCase();
-  const words = (c) => `${c.topic}/${c.name} ${c.kind} ${c.mode} ${c.state}`.toLowerCase();
+  const words = (c) => `${c.topic}/${c.name} ${c.kind} ${c.mode} ${stateOf(c)}`.toLowerCase();
   const found = view.stats.consumers.filter((c) => words(c).includes(wanted)).sort(SORTS[$("sort").value]);
   $("all").hidden = found.length <= FIRST;
   say($("all"), all ? `Show the first ${FIRST}` : `Show all ${found.length}`);
@@ -154,7 +154,7 @@ const CONSUMERS = [
   ["p50", (c) => duration(c.latency?.p50_ns), "n"],
   ["p99", (c) => duration(c.latency?.p99_ns), "n"],
   ["Lost", (c) => whole(losses(c)), "n"],
-  ["State", (c) => (c.blocks.length ? `blocks ${c.blocks.join(", ")}` : c.state), "state"],
+  ["State", (c) => (c.blocks.length ? `blocks ${c.blocks.join(", ")}` : stateOf(c)), "state"],
 ];
 const PUBLISHERS = [
   ["Publisher", (p) => `${p.topic}/${p.name}`],
