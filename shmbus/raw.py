@@ -102,6 +102,11 @@ def topic_of(form: Form) -> Topic[bytes]:
     return topic
 
 
+def require_size(capacity: int) -> None:
+    """Raise ConfigError for the capacity of a ring that no topic may have."""
+    Topic("size", bytes, capacity=capacity)
+
+
 def find(bus: Bus, name: str) -> Form | None:
     """The form that a bus has for the topic of that name; None: it has no such topic, or not any more."""
     entry = bus._session.document().topic_named(name)

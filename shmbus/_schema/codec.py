@@ -91,7 +91,7 @@ def pooled_codec(
 
         encode = functools.partial(pickle.dumps, protocol=_PICKLE_PROTOCOL)
     accepts = (memoryview, bytes, bytearray) if event_type is memoryview else accepted(event_type)
-    return Codec(encode, None, accepts, description, _fingerprint(description), None, enc_hook)
+    return Codec(encode, None, accepts, description, fingerprint_of(description), None, enc_hook)
 
 
 def codec_for(event_type: Any, codec: str, enc_hook: Hook | None = None, dec_hook: DecodeHook | None = None) -> Codec:
@@ -124,7 +124,7 @@ def _of_coding(event_type: Any, codec: str, made: foreign.Coding, description: b
         made = None if found is None else foreign.plugin(codec).bound(event_type, found.schema)
         return None if made is None else _of_coding(event_type, codec, made, theirs)
 
-    return Codec(made.encode, made.decode, made.accepts, description, _fingerprint(description), bound=bound)
+    return Codec(made.encode, made.decode, made.accepts, description, fingerprint_of(description), bound=bound)
 
 
 def _build(event_type: Any, codec: str, enc_hook: Hook | None = None, dec_hook: DecodeHook | None = None) -> Codec:
@@ -141,7 +141,7 @@ def _build(event_type: Any, codec: str, enc_hook: Hook | None = None, dec_hook: 
     if codec == "json" and encode is not None:
         keyed = any(b'"kind":"%b"' % kind in description for kind in (b"dict", b"frozendict", b"any", b"custom"))
         suspects = _NULL_KEYS if keyed else _NULL
-    fingerprint = _fingerprint(description)
+    fingerprint = fingerprint_of(description)
     accepts = accepted(event_type)
     return Codec(encode, decode, accepts, description, fingerprint, into, enc_hook, suspects, _finite(enc_hook))
 
@@ -195,7 +195,8 @@ def _owning(decode: Callable[[Any], Any], description: bytes) -> Callable[[Any],
     return decode
 
 
-def _fingerprint(description: bytes) -> int:
+def fingerprint_of(description: bytes) -> int:
+    """What two strict definitions share, in 64 bits. Raises CorruptSegmentError for what is no description."""
     # The description names the codec. 0 means "no schema" in a segment.
     return int.from_bytes(blake2b(wire_form(description), digest_size=8).digest(), "little") or 1
 

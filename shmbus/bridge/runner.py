@@ -114,7 +114,7 @@ class Bridge:
         """`run` in an event loop."""
         await self._say()
         lanes = [self._lane(topic, self._send_all, self._collect) for topic in self._out]
-        lanes += [self._lane(topic, self._receive_all) for topic in self._in]
+        lanes += [self._lane(topic, self._receive_all, learns=True) for topic in self._in]
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._ended([group.create_task(lane) for lane in lanes]))
@@ -148,8 +148,9 @@ class Bridge:
         topic: Topic[Any] | str,
         carry: Callable[[raw.Form, Driver], Awaitable[None]],
         prepare: Callable[[raw.Form], None] | None = None,
+        learns: bool = False,
     ) -> None:
-        form = await self._form(topic)
+        form = await (self._learnt(topic) if learns else self._form(topic))
         if form is None:
             return
         if prepare is not None:
@@ -215,6 +216,29 @@ class Bridge:
                 return None
         return form
 
+    async def _learnt(self, topic: Topic[Any] | str) -> raw.Form | None:
+        """The form of a topic that comes in: what events bring along, where the bus does not know it."""
+        while isinstance(topic, str) and raw.find(self._bus, topic) is None and not self._stopped.is_set():
+            driver = self._driver(self._setup)
+            try:
+                await driver.connect()
+                await driver.open_in(topic)
+                events = await driver.fetch(_MOST, _TICK)  # not acked: they come again
+            except Away as error:
+                await self._missing(self, str(error))
+                events = []
+            else:
+                await self._found(self)
+            finally:
+                await driver.close()
+            found = (wire.form_in(topic, event.headers) for event in events)
+            form = next((form for form in found if form is not None), None)
+            if form is not None:
+                _log.info("bridge %s has learnt what topic %s is from %s", self.name, topic, self._setup.address)
+                return form
+            await self._pause(_TICK)
+        return await self._form(topic)
+
     # -- out
 
     def _collect(self, form: raw.Form) -> None:
@@ -273,6 +297,7 @@ class Bridge:
                 key = self._key_of(form, event.payload) if keyed else event.origin
                 leaving.append(Outgoing(wired[0], key, wired[1], event.payload))
         if leaving:
+            leaving[0].headers.update(outward.form)
             await driver.send(leaving)
             self.sent += len(leaving)
 

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 import msgspec
 
-from shmbus.errors import BridgeError
+from shmbus._schema.codec import fingerprint_of
+from shmbus.errors import BridgeError, ShmbusError
 from shmbus.message import decode_headers, encode_headers, event_id
-from shmbus.raw import Form
+from shmbus.raw import Form, require_size
 
 ID: Final = "shmbus-id"
 SCHEMA: Final = "shmbus-schema"
@@ -24,8 +25,11 @@ PUBLISHER: Final = "shmbus-publisher"
 PATH: Final = "shmbus-path"
 VIA: Final = "shmbus-via"
 HEADERS: Final = "shmbus-headers"
+_MAX_FORM: Final = 4096
 PLAIN: Final = ("traceparent", "tracestate", "baggage")
 """Headers that go under their own names, so that what is between the two buses sees them."""
+FORM: Final = "shmbus-form"
+"""The topic itself, with the first event of a batch: so a bus that has never heard of it learns what it is."""
 OURS: Final = (ID, PATH, VIA, PUBLISHER)
 """Headers of an event that came in by a bridge."""
 
@@ -43,12 +47,31 @@ def schema_of(form: Form) -> str:
     return f"{form.codec}:{form.fingerprint:016x}"
 
 
+def form_out(form: Form) -> str:
+    """A topic as a header; "" for one that needs more room than headers have."""
+    text = base64.b64encode(msgspec.msgpack.encode(form)).decode()
+    return text if len(text) <= _MAX_FORM else ""
+
+
+def form_in(name: str, headers: dict[str, str]) -> Form | None:
+    """The topic of that name, if an event has it along, and it is what its fingerprint says."""
+    try:
+        form = msgspec.msgpack.decode(base64.b64decode(headers[FORM], validate=True), type=Form)
+        known = form.name == name and fingerprint_of(form.description) == form.fingerprint
+        require_size(form.capacity)
+    except (KeyError, ValueError, msgspec.MsgspecError, ShmbusError):
+        return None
+    return form if known and schema_of(form) == headers.get(SCHEMA) else None
+
+
 class Outward:
     """Makes what the events of one topic leave with; most have no headers of their own, and are made of constants."""
 
     def __init__(self, form: Form, bridge: str, via: str) -> None:
         self._bridge, self._via = bridge, via
         self._always = {SCHEMA: schema_of(form), PATH: bridge}
+        text = form_out(form)
+        self.form: Final = {FORM: text} if text else {}
         self._names: dict[str, str] = {}
         """What publishers are called on the wire; there are few."""
 
