@@ -60,6 +60,7 @@ _COPIED = (
 _CASES = (
     "claim words, notes, `next`, `due` and the gate change by seq_cst CAS, and the CAS decides, not the look before it"
 )
+_LANES = "lanes change by seq_cst CAS, and what is looked at behind one is read so: one rule for them"
 
 SPARE: dict[Site, str] = {
     ("words.c", "AND_{}(at, value)"): _WORDS,
@@ -69,6 +70,7 @@ SPARE: dict[Site, str] = {
     ("receiver.c", "self->lines.epoch = LOAD_{}(&self->lines.topic->epoch)"): _WORDS,
     ("ring.c", "w->gate_version = LOAD_{}(&w->view.header->gate_version)"): _SELDOM,
     ("ring.c", "members = LOAD_{}(&view->header->members) & LOAD_SEQ(&view->header->reliable);"): _SELDOM,
+    ("ring.c", "members = LOAD_SEQ(&view->header->members) & LOAD_{}(&view->header->reliable);"): _SELDOM,
     ("ring.c", "STORE_{}(&s->cursor, position); if (!lossy)"): _SELDOM,
     ("ring.c", "OR_{}(&h->members, bit)"): _SELDOM,
     ("ring.c", "position = LOAD_ACQUIRE(start); STORE_{}(&s->cursor, position); }"): _SELDOM,
@@ -77,7 +79,13 @@ SPARE: dict[Site, str] = {
         "reader.c",
         "if (LOAD_{}(&r->view.header->oldest) + r->view.capacity < intent)",
     ): "compared only: one rule for `oldest`",
+    ("reader.c", "STORE_{}(&r->slot->position, r->position); OR_SEQ"): _SELDOM,
+    ("reader.c", "OR_{}(&h->reliable, 1ull << (r->slot - slot_of(&r->view, 0)))"): _SELDOM,
+    ("reader.c", "break; STORE_{}(&r->slot->position, r->position); }"): "an older position gates more, not less",
     ("reader.c", "overrun = LOAD_{}(&losses->overrun.count)"): _ORDERED,
+    ("lane.c", "if (CAS_{}(&table->lanes[lane], &by, 0))"): _LANES,
+    ("lane.c", "!CAS_{}(&look->table->lanes[lane], &none, look->me)"): _LANES,
+    ("lane.c", "return LOAD_{}(&ring->view->header->next) >> SEQUENCE_BITS != ring->hint"): _LANES,
     EXTENT_BEGINS: _COPIED,
     READY_WORD: _TWICE,
     READY_ROW: _TWICE,
