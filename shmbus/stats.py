@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 Health = Literal["ok", "slow", "stalled", "stopped", "dead", "closed", "idle"]
 """ok: keeps up; slow: a quarter of its ring or more behind; stalled: no progress for `stall_timeout` with work to do;
@@ -273,18 +273,29 @@ def new_losses(before: Sequence[Loss], after: Sequence[Loss]) -> list[Loss]:
 
     `count` is the growth, and `first` the first sequence of it where those that were lost follow each other.
     """
+    found = []
+    for loss, count, last in _grown(before, after):
+        first = last + 1 if loss.first <= last < loss.last else loss.first
+        found.append(msgspec.structs.replace(loss, count=loss.count - count, first=first))
+    return found
+
+
+def grown_losses(before: Sequence[Loss], after: Sequence[Loss]) -> list[Loss]:
+    """Of `after` the losses that were not there, or have grown, with all that they are by now."""
+    return [loss for loss, _, _ in _grown(before, after)]
+
+
+def _grown(before: Sequence[Loss], after: Sequence[Loss]) -> Iterator[tuple[Loss, int, int]]:
+    """Such losses, how much of each there was, and up to which sequence."""
     known: dict[tuple[str, ...], tuple[int, int]] = {}
     for loss in before:
         count, last = known.get(_which(loss), (0, 0))
         known[_which(loss)] = count + loss.count, max(last, loss.last)
-    found = []
     for loss in after:
         count, last = known.get(_which(loss), (0, 0))
         known[_which(loss)] = max(0, count - loss.count), last
         if loss.count > count:
-            first = last + 1 if loss.first <= last < loss.last else loss.first
-            found.append(msgspec.structs.replace(loss, count=loss.count - count, first=first))
-    return found
+            yield loss, count, last
 
 
 def _which(loss: Loss) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from shmbus._shm.rings import Rings
 from shmbus._shm.waker import Sleeper
 from shmbus._shm.watch import Watch
 from shmbus.errors import BusNotFoundError, ClosedError, LockTimeoutError, ShmbusError
+from shmbus.stats import grown_losses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,7 +152,7 @@ class _Supervisor:
         self.session = Session(self.registry, 0, supervise=False)  # to wake others; it is no participant
         self.watch = Watch(self.registry.lives)
         self.stalls = policies.Stalls()
-        self.reported: dict[tuple[str, ...], int] = {}
+        self.reported: list[Loss] = []
         self.audited = audit.Losses()
         self.logged: tuple[int, list[int]] | None = None
         self.seen: overdue.Seen = {}
@@ -361,16 +362,12 @@ class _Supervisor:
                     )
 
     def log_losses(self, losses: list[Loss]) -> None:
-        for loss in losses:
+        """Write which losses are new or have grown, with all that they are by now."""
+        for loss in grown_losses(self.reported, losses):
             self.report(loss)
-        self.reported = {key: self.reported[key] for key in map(_key, losses)}
+        self.reported = losses
 
     def report(self, loss: Loss) -> None:
-        """Write what came to a loss since it was last reported."""
-        key = _key(loss)
-        if self.reported.get(key, 0) >= loss.count:
-            return
-        self.reported[key] = loss.count
         _loss_log.warning(
             "%s of topic %s lost %d events of %s: %s, sequences %d to %d",
             loss.consumer,
@@ -382,8 +379,3 @@ class _Supervisor:
             loss.last,
             extra={"bus": self.registry.bus, "loss": loss},
         )
-
-
-def _key(loss: Loss) -> tuple[str, ...]:
-    """What stays of a loss while its count grows."""
-    return (loss.consumer, loss.topic, loss.publisher, loss.cause, str(loss.first_ns))

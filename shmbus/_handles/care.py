@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from shmbus import _core
-from shmbus._ledger import books, departures, overdue, policies, pools, reclaim, retired
+from shmbus._ledger import departures, overdue, policies, pools, reclaim, retired
 from shmbus._ledger.registry import mark_removed
 from shmbus._log import logger
 from shmbus._shm import cores, spawn
@@ -105,6 +105,8 @@ class Care:
 
     def _see_to_the_stalled(self, document: Document) -> None:
         """What the policy says of them, since this process looked first."""
+        from shmbus._ledger import books  # whoever only takes part does without
+
         session = self._session
         for idle in self._stalls.note(document, books.progress(session.registry, session.rings)):
             if policies.due(document, idle):
