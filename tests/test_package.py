@@ -39,20 +39,7 @@ def build(source: Path, prelude: str = "", **environment: str) -> subprocess.Com
 
 
 EXTRAS = {
-    *("numpy", "arrow", "serve", "top", "otel", "nats", "redis", "kafka", "amqp"),  # for who uses shmbus
-    *("avro", "protobuf"),
-        "numpy",
-        "arrow",
-        "serve",
-        "top",
-        "otel",
-        "nats",
-        "redis",
-        "kafka",
-        "amqp",
-        "avro",
-        "protobuf",
-    ),  # for who uses shmbus
+    *("numpy", "arrow", "avro", "protobuf", "serve", "top", "otel", "nats", "redis", "kafka", "amqp"),  # for users
     *("test", "bench", "roads"),  # for who works on it
 }
 
