@@ -15,7 +15,7 @@ from events import Order
 from support import Processes, entries, eventually, line
 
 import shmbus
-from shmbus import Bus
+from shmbus import Bus, _core
 from shmbus._shm.lives import LockHeldError
 
 
@@ -273,6 +273,23 @@ def test_a_stopped_supervisor_is_done_without(bus_name: str, processes: Processe
         finally:
             os.kill(supervisor, signal.SIGCONT)
         eventually(lambda: bus.stats().supervisor.state == "ok", "it goes on")
+
+
+def test_the_last_to_leave_takes_the_dead_along(bus_name: str, processes: Processes) -> None:
+    """Who leaves last removes the bus, though a supervisor that is dead by now was heard after a participant had died."""
+    with Bus(bus_name, supervise=False) as bus:
+        victim = processes.spawn(be_a_victim, bus_name)
+        assert line(victim) == "ready"
+        eventually(lambda: bus.stats().supervisor.pid, "the victim's supervisor is in office")
+        memory = bus._session.map
+        life = next(p.life for p in bus._session.registry.read().participants if p.pid == victim.pid)
+        os.kill(bus.stats().supervisor.pid, signal.SIGKILL)
+        victim.kill()
+        victim.wait()
+        _core.store(memory, _core.BUS_SUPERVISOR_LIFE, life)  # as if it had been in office to the last moment
+        _core.store(memory, _core.BUS_SUPERVISOR_BEAT, time.time_ns())
+        assert "dead" in {p.state for p in bus.stats().participants}
+    assert not entries(bus_name)
 
 
 def stop_outside_of_the_lock(bus: Bus, pid: int) -> None:

@@ -83,6 +83,14 @@ class Care:
             return False
         return abs(time.time_ns() - _core.load(self._session.map, _core.BUS_SUPERVISOR_BEAT)) < _core.BEAT_FRESH_NS
 
+    def heard_by(self, document: Document) -> bool:
+        """The same, and somebody else who takes part lives: the last one cannot know that this supervisor still does.
+
+        One look tells where somebody lives.
+        """
+        alive = self._session.registry.lives.alive
+        return self.heard() and any(alive(p.life) for p in document.participants)
+
     def _stand_in(self) -> None:
         """No supervisor is at work: start one unless one is there, and do its most urgent work meanwhile."""
         try:  # whoever waits, maybe in an event loop, waits for an event and not for a lock

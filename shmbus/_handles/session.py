@@ -370,7 +370,7 @@ class Session:
             mine = [c for c in change.document.consumers if c.participant == self.participant]
             with self.rings.pinned():
                 reclaim.reclaim(change, self.rings, self.participant, dead=False)
-                if not self._care.heard():
+                if not self._care.heard_by(change.document):
                     self.reclaim_dead(change)
                 for topic in {consumer.topic for consumer in mine}:
                     self.wake_publishers(topic)
