@@ -276,7 +276,7 @@ def test_a_stopped_supervisor_is_done_without(bus_name: str, processes: Processe
 
 
 def test_the_last_to_leave_takes_the_dead_along(bus_name: str, processes: Processes) -> None:
-    """Who leaves last removes the bus, though a supervisor that is dead by now was heard after a participant had died."""
+    """Who leaves last removes the bus, though a supervisor that is dead by now was heard when somebody had died."""
     with Bus(bus_name, supervise=False) as bus:
         victim = processes.spawn(be_a_victim, bus_name)
         assert line(victim) == "ready"
