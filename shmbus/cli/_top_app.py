@@ -6,6 +6,7 @@ May touch: nothing; it is given looks, and shows them.
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
@@ -13,6 +14,7 @@ from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Input, Label, Sparkline, Static
 
@@ -157,9 +159,10 @@ class TopApp(App[str]):
             self.exit(str(error))
             return
         self.history.note(self.stats)
-        self.show()
-        if isinstance(self.screen, ConsumerScreen):
-            self.screen.show(self.stats, self.history)
+        with suppress(NoMatches):  # at the end the widgets go before the timer does
+            self.show()
+            if isinstance(self.screen, ConsumerScreen):
+                self.screen.show(self.stats, self.history)
 
     def show(self) -> None:
         """Fill the table; the cursor stays on its consumer."""

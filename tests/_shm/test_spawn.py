@@ -264,8 +264,11 @@ def open_and_close(name: str) -> None:
             assert sub.receive(timeout=30) == cycle
     states = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-            fields = file.read().rpartition(")")[2].split()
+        try:
+            with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended, and is nobody's zombie
         if int(fields[1]) == os.getpid():
             states.append(fields[0])
     print(_core.adopts_orphans(), states, told)

@@ -139,3 +139,14 @@ def test_on_a_terminal(bus_name: str, option: list[str]) -> None:
             child.kill()
             child.wait()
             os.close(ours)
+
+
+def test_the_timer_outlives_the_widgets(bus_name: str) -> None:
+    """At the end the widgets go first: a look that comes then shows nothing, and is no error."""
+    with shmbus.Bus(bus_name) as bus:
+
+        async def script(app: _top_app.TopApp, pilot: Pilot[str]) -> None:
+            await app.query_one("#head").remove()
+            app.turn()
+
+        drive(bus, script)
