@@ -29,8 +29,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import psutil
-
 import shmbus
 from shmbus import _core, inspect
 from shmbus._ledger.registry import Registry
@@ -85,10 +83,7 @@ class Counter:
 
 
 class Quarter(NamedTuple):
-    """What there is at one moment: all descriptors and the mappings of rings are the most that one process has.
-
-    `cpu_us` is what a cycle takes of the cores, the supervisor's part included, however busy the machine is.
-    """
+    """What there is at one moment: all descriptors and the mappings of rings are the most that one process has."""
 
     descriptors: int
     mappings: int
@@ -96,20 +91,9 @@ class Quarter(NamedTuple):
     shm_kib: int
     document: int
     cycle_us: int
-    cpu_us: int
 
 
-def cpu_seconds(pids: list[int]) -> float:
-    """What processes have had of the cores since they began."""
-    total = 0.0
-    for pid in pids:
-        with suppress(psutil.NoSuchProcess):
-            times = psutil.Process(pid).cpu_times()
-            total += times.user + times.system
-    return total
-
-
-def measure(bus: str, pids: list[int], cycle_s: float, cpu_s: float) -> Quarter:
+def measure(bus: str, pids: list[int], cycle_s: float) -> Quarter:
     """Look at the processes and the bus from outside."""
     prefix = f"{object_prefix(bus)}ring-"
     descriptors, mappings = [0], [0]
@@ -131,9 +115,7 @@ def measure(bus: str, pids: list[int], cycle_s: float, cpu_s: float) -> Quarter:
     at = _core.DOCUMENTS + (version & 1) * _core.DOCUMENT_BYTES + _core.DOCUMENT_LENGTH
     document = _core.load(registry.map, at)
     registry.close()
-    return Quarter(
-        max(descriptors), max(mappings), len(rings), used, document, round(cycle_s * 1e6), round(cpu_s * 1e6)
-    )
+    return Quarter(max(descriptors), max(mappings), len(rings), used, document, round(cycle_s * 1e6))
 
 
 def balanced(bus: str) -> list[str]:
@@ -331,7 +313,6 @@ def watch(bus: str, children: list[subprocess.Popen[str]], count: int, counters:
         for counter in counters:
             counter.allowed = goal
         began = moved = time.monotonic()
-        taken = cpu_seconds([*pids, *supervisor(bus)])
         before, now = -1, [counter.value for counter in counters]
         steps = len(counters) * goal - sum(now)
         while min(now) < goal:
@@ -344,11 +325,10 @@ def watch(bus: str, children: list[subprocess.Popen[str]], count: int, counters:
             time.sleep(0.001)
             now = [counter.value for counter in counters]
         passed = time.monotonic() - began
-        cpu = cpu_seconds([*pids, *supervisor(bus)]) - taken
-        found = [measure(bus, [*pids, *supervisor(bus)], passed / steps, cpu / steps)]
+        found = [measure(bus, [*pids, *supervisor(bus)], passed / steps)]
         while len(found) < LOOKS:  # the supervisor looks round four times a second, and lets go of what is gone
             time.sleep(0.25)
-            found.append(measure(bus, [*pids, *supervisor(bus)], passed / steps, cpu / steps))
+            found.append(measure(bus, [*pids, *supervisor(bus)], passed / steps))
         quarters.append(min(found, key=lambda quarter: quarter.mappings))
         print(f"quarter {quarter} {' '.join(f'{value:>11}' for value in quarters[-1])}", flush=True)
         unbalanced = balanced(bus)

@@ -171,7 +171,11 @@ class Posts:
             if semaphore is None:
                 return None
             with suppress(OSError):  # EOVERFLOW: of two thousand million posts it needs no more
-                semaphore.release()
+                try:
+                    semaphore.release()
+                except posix_ipc.ExistentialError:  # a signal handler has closed us in between
+                    _post_once(name)
+                    return None
             return semaphore.release
 
     def post_fifo(self, name: str) -> bool:
@@ -180,8 +184,14 @@ class Posts:
             fd = self._fifos.get(name)
             if fd is None:
                 return False
-            with suppress(BlockingIOError):  # full: its reader has enough to wake up for
+            try:
                 os.write(fd, b"\0")
+            except BlockingIOError:  # full: its reader has enough to wake up for
+                return True
+            except OSError as error:
+                if error.errno != errno.EBADF:  # a signal handler has closed us in between
+                    raise
+                return False
             return True
 
     def forget(self, name: str) -> None:
@@ -234,6 +244,15 @@ class _Cache(Generic[_T]):
     def clear(self) -> None:
         while self._items:
             self._close(self._items.popitem()[1])
+
+
+def _post_once(name: str) -> None:
+    semaphore = _open_semaphore(name)
+    if semaphore is not None:
+        try:
+            semaphore.release()
+        finally:
+            _close_semaphore(semaphore)
 
 
 def names(prefix: str) -> list[str]:

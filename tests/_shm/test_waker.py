@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import posix_ipc
 import psutil
@@ -324,6 +325,22 @@ def test_cache_is_bounded(name: str, posts: Posts, monkeypatch: pytest.MonkeyPat
     assert len(os.listdir("/proc/self/fd")) == before
     for sleeper in sleepers:
         sleeper.close()
+
+
+def test_closed_in_between(sleeper: Sleeper, name: str, posts: Posts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is closed by a signal handler in the middle of a post wakes the sleeper all the same, and raises nothing."""
+    for cache in (posts._semaphores, posts._fifos):
+
+        def get(name: str, get: Any = cache.get) -> Any:
+            found = get(name)
+            posts.close()
+            return found
+
+        monkeypatch.setattr(cache, "get", get)
+    assert posts.post(name) is None
+    assert sleeper.sleep(60)  # not a wait: the post is there
+    sleeper.fifo()
+    assert not posts.post_fifo(name)
 
 
 def test_names_are_found_and_removed(name: str) -> None:
