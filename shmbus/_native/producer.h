@@ -79,6 +79,11 @@ typedef struct lanes_of {
 int keys_find(Producer *self, lanes_of *lanes);
 int keys_check(PyObject *key);
 
+static inline void keys_drop(const lanes_of *lanes) {
+    if (RARELY(lanes->lane))
+        PyMem_Free(lanes->lane);
+}
+
 static inline unsigned keys_lane(const lanes_of *lanes, unsigned group) {
     return lanes->lane[(size_t)lanes->at * lanes->groups + group];
 }

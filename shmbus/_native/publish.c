@@ -251,13 +251,13 @@ static part part_with(PyObject *headers) {
 static inline PyObject *publish_part(Producer *self, part *p, PyObject *payload, batch *one) {
     int status = acquire(self, p->payload_length + ((p->headers_length + 7u) & ~(uint64_t)7), one);
     if (status < 0 || status == NO_ROOM) {
-        PyMem_Free(one->lanes.lane);
+        keys_drop(&one->lanes);
         return status < 0 ? NULL : Py_NewRef(Nothing);
     }
     uint64_t now_ns = realtime_ns();
     p->time_ns = stamp(self, now_ns);
     bool all = write_all(self, p, &one->lanes);
-    PyMem_Free(one->lanes.lane);
+    keys_drop(&one->lanes);
     if (RARELY(p->flags))
         parcel_ship(self, payload);
     commit_all(self);
@@ -350,7 +350,7 @@ static Py_ssize_t publish_all(Producer *self, PyObject *payloads, PyObject *even
         if (status == NO_ROOM)
             break;
     }
-    PyMem_Free(b->lanes.lane);
+    keys_drop(&b->lanes);
     if (status == NO_ROOM)
         return missed;
     return status < 0 || flush(self, b) < 0 || (now_ns && look_after(self, now_ns) < 0) ? -1 : missed;
@@ -400,7 +400,7 @@ static Py_ssize_t publish_rows(Producer *self, const unsigned char *bytes, size_
         b->pending += some;
         p.payload = (const unsigned char *)p.payload + some * p.payload_length;
     }
-    PyMem_Free(b->lanes.lane);
+    keys_drop(&b->lanes);
     return status < 0 || flush(self, b) < 0 || (now_ns && look_after(self, now_ns) < 0) ? -1 : missed;
 }
 
