@@ -131,38 +131,30 @@ class TracedPublisher:
     def publish_many(self, events: Iterable[Any], /) -> int:
         """As the handle has it, one by one: each event carries the context; a timeout is that of each."""
         lot = list(events)
-        done = missed = 0
-        with self._sending(len(lot)) as (span, carrier):
-            try:
-                for event in lot:
-                    sequence = self._publish_one(event, carrier)
-                    self._note(span, sequence)
-                    missed += sequence is None
-                    done += 1
-            except Full as error:
-                error.published = done
-                raise
-            finally:
-                self._sent(span, None if missed else 0, done)
-        return done - missed
+        with self._sending_many(len(lot)) as (told, carrier):
+            for event in lot:
+                told.out(self._publish_one(event, carrier))
+        return told.done - told.missed
 
     async def apublish_many(self, events: Iterable[Any]) -> int:
         """The same in an event loop."""
         lot = list(events)
-        done = missed = 0
-        with self._sending(len(lot)) as (span, carrier):
+        with self._sending_many(len(lot)) as (told, carrier):
+            for event in lot:
+                told.out(await self._apublish_one(event, carrier))
+        return told.done - told.missed
+
+    @contextmanager
+    def _sending_many(self, count: int) -> Iterator[tuple[_Told, dict[str, Any]]]:
+        with self._sending(count) as (span, carrier):
+            told = _Told(self, span)
             try:
-                for event in lot:
-                    sequence = await self._apublish_one(event, carrier)
-                    self._note(span, sequence)
-                    missed += sequence is None
-                    done += 1
+                yield told, carrier
             except Full as error:
-                error.published = done
+                error.published = told.done
                 raise
             finally:
-                self._sent(span, None if missed else 0, done)
-        return done - missed
+                self._sent(span, None if told.missed else 0, told.done)
 
     def publish_now(self, event: Any, *, headers: dict[str, Any] | None = None) -> int:
         """As the handle has it."""
@@ -171,6 +163,21 @@ class TracedPublisher:
             self._note(span, sequence)
             self._sent(span, sequence)
             return sequence
+
+
+class _Told:
+    """What has become of the events of one call."""
+
+    def __init__(self, publisher: TracedPublisher, span: Span) -> None:
+        self._publisher = publisher
+        self._span = span
+        self.done = self.missed = 0
+
+    def out(self, sequence: int | None) -> None:
+        """One more is out, or was refused somewhere."""
+        self._publisher._note(self._span, sequence)
+        self.missed += sequence is None
+        self.done += 1
 
 
 def _as_publisher(traced: TracedPublisher) -> Publisher[Any]:
