@@ -6,6 +6,7 @@
  * that joins, becomes reliable if it was lossy, and leaves all the time, three workers, one that keeps dying, and an observer that reads the books. In the
  * end contents, order and books must be exact. What the threads tell each other beside the rings is relaxed, so that it
  * hides no missing order from the thread sanitizer. */
+#include "demand.h"
 #include "ring.h"
 #include "work.h"
 
@@ -35,17 +36,6 @@ static _Atomic uint64_t joins, reclaims, looks;
 static _Atomic bool finished; /* everything is published */
 static _Atomic unsigned char *done_count;
 static _Atomic uint64_t all_done;
-
-#define RELAXED memory_order_relaxed
-#define DEMAND(condition, ...)                                                                                         \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "FAILED %s:%d: ", __FILE__, __LINE__);                                                     \
-            fprintf(stderr, __VA_ARGS__);                                                                              \
-            fputc('\n', stderr);                                                                                       \
-            _exit(1);                                                                                                  \
-        }                                                                                                              \
-    } while (0)
 
 /* ---- contents ---- */
 

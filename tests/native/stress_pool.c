@@ -5,6 +5,7 @@
  * One publisher ships extents with a broadcast ring and a work ring, and writes rows to a third ring. Two viewers and a
  * worker keep what they look at beyond their cursor or ack, one copies without a hold, one holds what it is not owed and
  * is forgotten as the dead are. Of the rows one takes runs in place, one the newest. In the end every extent is free. */
+#include "demand.h"
 #include "pool.h"
 
 #include <pthread.h>
@@ -31,17 +32,6 @@ static uint64_t events;
 static _Atomic unsigned running; /* readers that are not done */
 static _Atomic bool finished;
 static _Atomic uint64_t copies, gone, forgotten, skipped;
-
-#define RELAXED memory_order_relaxed
-#define DEMAND(condition, ...)                                                                                         \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "FAILED %s:%d: ", __FILE__, __LINE__);                                                     \
-            fprintf(stderr, __VA_ARGS__);                                                                              \
-            fputc('\n', stderr);                                                                                       \
-            _exit(1);                                                                                                  \
-        }                                                                                                              \
-    } while (0)
 
 /* ---- contents: the first and the last word of each block of an extent are the event's sequence ---- */
 
