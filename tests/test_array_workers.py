@@ -167,9 +167,9 @@ def test_killed_subscriber(bus_name: str, processes: Processes) -> None:
         publisher.publish_array(rows_of(trades(30)))
         assert child.wait(20) == -signal.SIGKILL
         assert len(next(other.arrays())) == 30
-        eventually(lambda: books(bus, "killed").state == "dead", lambda: str(bus.stats().consumers))
+        eventually(lambda: books(bus, "killed").abandoned, lambda: f"it is not reclaimed: {bus.stats().consumers}")
         found = books(bus, "killed")
-        assert (found.delivered, found.abandoned) == (10, 20)
+        assert (found.state, found.delivered, found.abandoned) == ("dead", 10, 20)
 
 
 # -- event loops, forks

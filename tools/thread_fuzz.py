@@ -33,6 +33,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -229,9 +230,9 @@ class Round:
             pass
         except RuntimeError as error:
             if "in use by another thread" not in str(error) and "after shutdown" not in str(error):
-                self.wrong.append(repr(error))
+                self.wrong.append("".join(traceback.format_exception(error)))
         except BaseException as error:
-            self.wrong.append(f"{type(error).__name__}: {error}")
+            self.wrong.append("".join(traceback.format_exception(error)))
 
     def play(self, seed: int) -> None:
         chance = random.Random(seed)

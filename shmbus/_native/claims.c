@@ -77,11 +77,11 @@ void claims_drop_all(Claimer *self) {
     give_back_ahead(self);
     while (self->count)
         claims_drop_source(self, self->count - 1);
-    PyMem_Free(self->sources);
-    PyMem_Free(self->held);
-    PyMem_Free(self->copy);
     lanes_drop(self);
     wakers_clear(&self->siblings);
+    PyMem_Free(self->sources); /* from here on no Python code, and no other thread that comes to drop */
+    PyMem_Free(self->held);
+    PyMem_Free(self->copy);
     self->sources = NULL;
     self->held = NULL;
     self->copy = NULL;

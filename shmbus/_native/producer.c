@@ -21,13 +21,21 @@ static void drop_group(group_out *group) {
     Py_XDECREF(group->key);
 }
 
+static void drop_groups(group_out *groups, unsigned count) {
+    for (unsigned i = 0; i < count; i++)
+        drop_group(&groups[i]);
+    PyMem_Free(groups);
+}
+
+/* A ring that goes unmaps its memory, and with that other threads run: they find nothing left to drop. */
 static void drop_rings(PyObject *object) {
     Producer *self = (Producer *)object;
-    while (self->group_count)
-        drop_group(&self->groups[--self->group_count]);
-    PyMem_Free(self->groups);
+    group_out *groups = self->groups;
+    unsigned count = self->group_count;
     self->groups = NULL;
+    self->group_count = 0;
     self->keyed = 0;
+    drop_groups(groups, count);
     wakers_clear(&self->subscribers);
     Py_CLEAR(self->ring);
     lines_unbind(&self->lines);
@@ -126,18 +134,17 @@ static group_out *group_of(Producer *self, const Ring *ring) {
 }
 
 /* Goes on in another broadcast ring, which begins where the last one ends. */
-static int move_to(Producer *self, Ring *ring) {
+static int move_to(Producer *self, Ring *ring, Ring **left) {
     ring_writer fresh;
     if (ring->id == self->ring->id)
         return 0;
     if (ring_writer_open(&fresh, &ring->view) != RING_OK || fresh.sequence != self->writer.sequence)
         return corrupt(ring, "it does not begin where the last one ends");
-    Ring *before = self->ring;
-    STORE_SEQ(&before->view.header->need, 0);
+    *left = self->ring;
+    STORE_SEQ(&(*left)->view.header->need, 0);
     self->ring = (Ring *)Py_NewRef((PyObject *)ring);
     self->writer = fresh;
     self->roomy = (roomy){0};
-    Py_DECREF((PyObject *)before);
     return 0;
 }
 
@@ -175,6 +182,7 @@ static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
     unsigned long long epoch = self->lines.epoch;
     unsigned keyed = 0;
     int routed;
+    Ring *left = NULL;
     if (!PyArg_ParseTuple(args, "pO!|OK:_set_groups", &routed, &PyList_Type, &list, &broadcast, &epoch) ||
         guard_check(&self->guard, "publisher") < 0)
         return NULL;
@@ -191,7 +199,7 @@ static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
             PyMem_Free(fresh);
             return NULL;
         }
-    if (broadcast && move_to(self, (Ring *)broadcast) < 0) {
+    if (broadcast && move_to(self, (Ring *)broadcast, &left) < 0) {
         PyMem_Free(fresh);
         return NULL;
     }
@@ -214,9 +222,8 @@ static PyObject *producer_set_groups(PyObject *object, PyObject *args) {
     self->lines.epoch = epoch;
     self->changes++;
     find_maximum(self);
-    for (unsigned i = 0; i < before; i++)
-        drop_group(&gone[i]);
-    PyMem_Free(gone);
+    drop_groups(gone, before);
+    Py_XDECREF((PyObject *)left);
     Py_RETURN_NONE;
 }
 
