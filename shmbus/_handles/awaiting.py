@@ -17,8 +17,6 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from shmbus._shm import descriptors
-
 if TYPE_CHECKING:
     import asyncio  # where it is used at run time it is loaded already, and takes 30 ms where it is not
     from collections.abc import Callable
@@ -93,11 +91,15 @@ class Awaiting:
         if reader is not None:
             reader[1] += 1
             return
-        descriptor = descriptors.duplicate(self._sleeper.fifo())
-        if not self._waiting:
-            _drain(descriptor)
+        descriptor = self._sleeper.duplicate_fifo()
+        try:
+            if not self._waiting:
+                _drain(descriptor)
+            loop.add_reader(descriptor, self._readable, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
         self._readers[loop] = [descriptor, 1]
-        loop.add_reader(descriptor, self._readable, descriptor)
 
     def _unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
         reader = self._readers[loop]

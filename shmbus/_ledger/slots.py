@@ -103,6 +103,7 @@ def decode(body: bytes, known: dict[int, tuple[bytes, Section]] | None = None) -
     """The document that lies in the bytes of a slot. Raises ValueError, as msgspec.DecodeError is.
 
     `known` keeps sections, and those that did not change are taken from there; the document is not to be changed then.
+    Several threads may use one at once.
     """
     raw_head = _part(body, 0)
     if raw_head is None:
@@ -111,8 +112,8 @@ def decode(body: bytes, known: dict[int, tuple[bytes, Section]] | None = None) -
     document = Document(**{name: getattr(head, name) for name in Head.__struct_fields__})
     count = _count(body)
     if known is not None:
-        for index in [index for index in known if 1 + index >= count]:
-            del known[index]
+        for index in [index for index in tuple(known) if 1 + index >= count]:
+            known.pop(index, None)
     for index in range(count - 1):
         raw = _part(body, 1 + index)
         if raw is None:

@@ -78,7 +78,7 @@ class Sleeper:
         # sleep.
         self._cell: memoryview | None = memoryview(self._segment.map)
         self._fifo: int | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close what this thread is opening
         self.drain()
 
     def sleep(self, seconds: float) -> bool:
@@ -109,10 +109,23 @@ class Sleeper:
         """
         with self._lock:
             self._open_cell()
-            if self._fifo is None:
-                self._fifo = _open_or_create_fifo(self.name + _FIFO_SUFFIX)
-                _drain_fifo(self._fifo)
-            return self._fifo
+            found = self._fifo
+            if found is None:
+                found = _open_or_create_fifo(self.name + _FIFO_SUFFIX)
+                _drain_fifo(found)
+                self._fifo = found
+            return found
+
+    def duplicate_fifo(self) -> int:
+        """A descriptor of the same that belongs to the caller: close() of another thread does not make its number
+        another file's. Raises as `fifo` does, and ResourceLimitError.
+        """
+        with self._lock:
+            try:
+                return descriptors.duplicate(self.fifo())
+            except OSError:
+                self._open_cell()  # raises, if a signal handler has closed us in between
+                raise
 
     def drain_fifo(self) -> None:
         """Make the FIFO unreadable until the next post; nothing happens where `fifo` was never called."""
@@ -126,7 +139,7 @@ class Sleeper:
         if cell is None:
             return
         if os.getpid() != self._pid:
-            self._lock = threading.Lock()  # another thread of the parent may have held it
+            self._lock = threading.RLock()  # another thread of the parent may have held it
         else:
             _core.semaphore_post(cell)
         del cell

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from rings import Claimer, Consumer, CoreBroadcastRing, CoreWorkRing, Producer, outcome
-from support import Processes, child_environment, line
+from support import Processes, line
 
 from shmbus import _core
 from shmbus.errors import ClosedError
@@ -181,27 +181,6 @@ def test_never_initialised(kind: str, processes: Processes) -> None:
     """A handle whose __init__ never ran, as after a subclass's error, raises at every use and never
     crashes."""
     assert line(processes.spawn(use_unborn, kind)) == "alive"
-
-
-def release_while_releasing() -> None:
-    import weakref
-
-    from rings import CoreBroadcastRing, CoreWorkRing
-
-    producer = CoreBroadcastRing(4096).producer
-    works = [CoreWorkRing(4096, ring_id=id) for id in range(2, 6)]
-    producer._set_groups(True, [(work.ring, line, (("id",), None)) for line, work in enumerate(works)])
-    again = [weakref.ref(work.ring, lambda _: producer._release()) for work in works]
-    works.clear()
-    producer._release()
-    assert [ring() for ring in again] == [None] * 4
-    print("alive")
-
-
-def test_released_while_it_is_released(processes: Processes) -> None:
-    """A publisher that is released again by what the end of its rings calls, or by another thread, drops each once."""
-    child = processes.spawn(release_while_releasing, env=child_environment() | {"PYTHONMALLOC": "debug"})
-    assert line(child) == "alive"
 
 
 def keep_a_view(lossy: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from rings import REJECT, Claimer, Consumer, CoreBroadcastRing, CoreWorkRing, Producer, fill, until_full
+from support import Processes, child_environment, line
 
 from shmbus import _core
 from shmbus.errors import EventTypeError, ReclaimedError
@@ -255,3 +256,24 @@ def test_settlements_that_cannot_be() -> None:
     assert (ring.terms()["rejected"], ring.terms()["claimed"]) == (0, 1)
     assert ring.losses()["rejected"] == (0, 0, 0)
     assert ring.ack(claim)
+
+
+def release_while_releasing() -> None:
+    import weakref
+
+    from rings import CoreBroadcastRing, CoreWorkRing
+
+    producer = CoreBroadcastRing(4096).producer
+    works = [CoreWorkRing(4096, ring_id=id) for id in range(2, 6)]
+    producer._set_groups(True, [(work.ring, line, (("id",), repr)) for line, work in enumerate(works)])
+    again = [weakref.ref(work.ring, lambda _: producer._release()) for work in works]
+    works.clear()
+    producer._release()
+    assert [ring() for ring in again] == [None] * 4
+    print("alive")
+
+
+def test_released_while_it_is_released(processes: Processes) -> None:
+    """A publisher that is released again by what the end of its rings calls, or by another thread, drops each once."""
+    child = processes.spawn(release_while_releasing, env=child_environment() | {"PYTHONMALLOC": "debug"})
+    assert line(child) == "alive"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from events import ORDERS, Order, take
 from support import SHM, Processes, entries, line
 
 import shmbus
-from shmbus import Bus, _core, inspect
+from shmbus import Bus, Topic, _core, inspect
+from shmbus._ledger import slots
 
 # -- many at once
 from shmbus._shm.names import segment_name
@@ -102,6 +106,38 @@ def test_come_and_go(bus_name: str, processes: Processes) -> None:
 
 
 # -- what is no bus of ours
+
+
+def test_many_read_at_once(bus_name: str) -> None:
+    """Threads that read documents of many topics and of few with one memory of sections each get the whole."""
+    with Bus(bus_name, supervise=False) as bus:
+        few = slots.encode(bus._session.document())
+        kept = [bus.publisher(Topic(f"t{n}", int, capacity=4096)) for n in range(40)]
+        many = slots.encode(bus._session.document())
+        assert kept
+    known: dict[int, tuple[bytes, Any]] = {}
+    failed: list[BaseException] = []
+
+    def look(bodies: tuple[bytes, ...]) -> None:
+        try:
+            for _ in range(100):
+                assert [len(slots.decode(body, known).topics) for body in bodies] == [
+                    0 if body is few else 40 for body in bodies
+                ]
+        except BaseException as error:
+            failed.append(error)
+
+    looking = [threading.Thread(target=look, args=(bodies,)) for bodies in [(few, many), (many, few)] * 2]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in looking:
+            thread.start()
+    finally:
+        for thread in looking:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert not failed
 
 
 def segment(bus: str) -> Path:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import select
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -17,7 +18,7 @@ import psutil
 import pytest
 from support import SHM, Processes, entries, eventually, line
 
-from shmbus._shm import waker
+from shmbus._shm import descriptors, waker
 from shmbus._shm.waker import Posts, Sleeper
 from shmbus.errors import AccessError, ClosedError, CorruptSegmentError
 
@@ -244,6 +245,25 @@ def test_fifo_wakes_an_event_loop(name: str, posts: Posts, processes: Processes)
     assert posts.post_fifo(name)
     assert line(child) == "awake"
     assert child.wait(PATIENT) == 0
+
+
+def test_a_duplicate_is_of_the_fifo(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever closes the sleeper while another thread duplicates its FIFO waits: the number is not another file's."""
+    closing = threading.Thread(target=sleeper.close)
+
+    def duplicate(fd: int) -> int:
+        closing.start()
+        closing.join(0.2)  # it never ends within: that is what is tested
+        assert stat.S_ISFIFO(os.fstat(fd).st_mode)
+        return os.dup(fd)
+
+    monkeypatch.setattr(descriptors, "duplicate", duplicate)
+    descriptor = sleeper.duplicate_fifo()
+    closing.join()
+    assert stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+    os.close(descriptor)
+    with pytest.raises(ClosedError):
+        sleeper.duplicate_fifo()
 
 
 def test_full_fifo_is_a_wake_up(sleeper: Sleeper, posts: Posts) -> None:
