@@ -141,7 +141,7 @@ def test_a_handler_that_waits_itself(bus_name: str, capsys: pytest.CaptureFixtur
     with shmbus.Bus(bus_name, supervise=False, stall_timeout=0.1) as bus:
         full = bus.subscriber(NUMBERS, name="full")
         web = bus.publisher(NUMBERS, name="web", timeout=1)
-        log = bus.publisher(NUMBERS, name="log", timeout=0.5)
+        log = bus.publisher(NUMBERS, name="log", timeout=1.5)
         fill(web)
         fill(log)
 
@@ -150,12 +150,13 @@ def test_a_handler_that_waits_itself(bus_name: str, capsys: pytest.CaptureFixtur
             with pytest.raises(shmbus.Full):
                 log.publish(2)
 
-        with listening(publish, "shmbus.bus"), pytest.raises(shmbus.Full):
-            web.publish(3)
+        with listening(publish, "shmbus.bus"):
+            while not told:  # where the machine is busy the second may be over before it is looked at
+                with pytest.raises(shmbus.Full):
+                    web.publish(3)
         full.close()
         web.close()
         log.close()
-    assert told
     assert all(said.startswith("publisher web") for said in told)
     assert "publisher log of topic numbers has waited" in capsys.readouterr().err
 
