@@ -1,7 +1,8 @@
 """The router that the tests of the runner run: two stages over source files, and files that do it harm.
 
 `shmbus run pipeline:router`. A path says what its handler does: "crash" kills its process, "hang" does not return the
-first time, "leak" keeps memory, "slow" takes its time, "exit" leaves. Anything else is parsed.
+first time, "leak" keeps memory, "until" waits for a file of that name, "drained" for the drain, "slow" is for ever,
+"exit" leaves. Anything else is parsed. ACK_WITHIN, in the environment, is how many seconds a file may take.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import os
 import signal
 import sysconfig
 import threading
-import time
 import warnings
 from pathlib import Path
 
 import msgspec
+from support import eventually
 
 import shmbus
 
@@ -24,6 +25,7 @@ LIMIT = 3
 """Deliveries of a file."""
 LEAK = 24 << 20
 """Bytes that a file named so leaves behind."""
+ACK_WITHIN = float(os.environ.get("ACK_WITHIN", "600"))
 STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
@@ -60,7 +62,7 @@ def functions(path: str) -> int:
     return sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(tree))
 
 
-@router.worker(SOURCES, group=PARSERS, to=PARSED, max_deliver=LIMIT, ack_within=1.0)
+@router.worker(SOURCES, group=PARSERS, to=PARSED, max_deliver=LIMIT, ack_within=ACK_WITHIN)
 def parse(message: shmbus.ClaimedMessage[Source]) -> Parsed:
     path = message.event.path
     kind = path.partition("-")[0]
@@ -68,8 +70,12 @@ def parse(message: shmbus.ClaimedMessage[Source]) -> Parsed:
         signal.pthread_kill(threading.get_ident(), signal.SIGSEGV)
     elif kind == "hang" and message.attempt == 1:
         threading.Event().wait()
+    elif kind == "until":
+        eventually(Path(path).exists, seconds=ACK_WITHIN)
+    elif kind == "drained":
+        eventually(lambda: all(handle.cancelled for handle in router._runs[0]._handles))
     elif kind == "slow":
-        time.sleep(float(path.split("-")[1]))  # not a wait: the work
+        threading.Event().wait()
     elif kind == "exit":
         raise SystemExit(5)
     elif kind == "leak":

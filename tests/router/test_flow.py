@@ -35,7 +35,7 @@ BOTH = pytest.mark.parametrize("asynchronous", [False, True])
 
 @BOTH
 def test_retry(bus_name: str, asynchronous: bool) -> None:
-    """What fails is delivered again `most` times, later each time, while others are handled; then it is a letter."""
+    """What fails is delivered again `most` times, later each time; then it is a letter."""
     handler = Handler(lambda number: raises(number) if number == 1 else Invoice(number))
     router = handler.routed(asynchronous, middleware.Retry(most=6, delay=0.05, factor=1.5, jitter=0.0))
     assert router.routes[0].max_deliver == 7  # type: ignore[union-attr]
@@ -44,13 +44,26 @@ def test_retry(bus_name: str, asynchronous: bool) -> None:
         publish(bus, 1, 2, 3)
         with running(router, bus):
             assert take(invoices, 2) == [Invoice(2), Invoice(3)]
-            assert handler.calls[:3] == [1, 2, 3]
             letter = dead.receive(PATIENCE)
     assert letter.attempts == handler.calls.count(1) == 7
     assert letter.reason.startswith("Failure: not 1 in ")
     times = [at for number, at in zip(handler.calls, handler.times, strict=True) if number == 1]
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert all(gap >= 0.05 * 1.5**n for n, gap in enumerate(gaps)), gaps
+
+
+@BOTH
+def test_others_are_handled_meanwhile(bus_name: str, asynchronous: bool) -> None:
+    """Nobody waits for the time at which a failure comes again."""
+    handler = Handler(lambda number: raises(number) if number == 1 else Invoice(number))
+    router = handler.routed(asynchronous, middleware.Retry(delay=PATIENCE * 10))
+    with shmbus.Bus(bus_name) as bus, bus.subscriber(INVOICES) as invoices:
+        bus.group(ORDERS, GROUP)
+        publish(bus, 1, 2, 3)
+        with running(router, bus):
+            assert take(invoices, 2) == [Invoice(2), Invoice(3)]
+        assert (handler.calls, depth(bus)) == ([1, 2, 3], 1)
+        bus.remove_group(ORDERS, GROUP, force=True)
 
 
 def test_retry_grows_with_jitter() -> None:
@@ -118,14 +131,20 @@ def test_timeout(bus_name: str, asynchronous: bool) -> None:
 @BOTH
 def test_throttle(bus_name: str, asynchronous: bool) -> None:
     """Events are handled no faster than the rate, a burst at first; a cancelled router gives back what waits."""
+    begun: list[float] = []
+
+    def begins(delivery: middleware.Delivery[Order]) -> middleware.Steps:
+        begun.append(time.monotonic())  # before its turn is given out: what is late makes the time longer
+        return (yield)
+
     handler = Handler()
-    router = handler.routed(asynchronous, middleware.Throttle(50, burst=3))
+    router = handler.routed(asynchronous, begins, middleware.Throttle(50, burst=3))
     with shmbus.Bus(bus_name) as bus:
         bus.group(ORDERS, GROUP)
         publish(bus, *range(8))
         with running(router, bus):
             eventually(lambda: depth(bus) == 0)
-    assert handler.times[7] - handler.times[2] >= 5 / 50 - 0.001
+    assert handler.times[7] - begun[0] >= 5 / 50 - 0.001
     slow = Handler()
     router = slow.routed(asynchronous, middleware.Throttle(1, per=PATIENCE * 10))
     with shmbus.Bus(bus_name) as bus:
@@ -144,12 +163,12 @@ def test_circuit_breaker(bus_name: str, asynchronous: bool) -> None:
     down.set()
     handler = Handler(lambda number: raises(number) if down.is_set() else None)
     breaker = middleware.CircuitBreaker(2, reset=0.2)
-    router = handler.routed(asynchronous, breaker, middleware.Retry(most=8, delay=0.001))
+    router = handler.routed(asynchronous, breaker, middleware.Retry(most=1000, delay=0.001, factor=1.0))
     with shmbus.Bus(bus_name) as bus, bus.subscriber(DEAD) as dead:
         bus.group(ORDERS, GROUP)
         publish(bus, *range(10))
         with running(router, bus):
-            eventually(lambda: len(handler.calls) == 3)  # two, and the trial after the reset
+            eventually(lambda: len(handler.calls) >= 3)  # two, and a trial after each reset
             assert breaker.is_open
             down.clear()
             eventually(lambda: depth(bus) == 0)

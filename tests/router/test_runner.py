@@ -66,11 +66,12 @@ def run(processes: Processes, bus_name: str, tmp_path: Path) -> Iterator[Callabl
     """Starts the runner of a router."""
     runs: list[Run] = []
 
-    def start(*options: object, target: str = "pipeline:router", cwd: Path = tmp_path) -> Run:
+    def start(*options: object, target: str = "pipeline:router", cwd: Path = tmp_path, ack_within: float = 600) -> Run:
         command = [sys.executable, "-m", "shmbus", "run", target, "--bus", bus_name, *map(str, options)]
         log = tmp_path / f"log-{len(runs)}"
+        environment = child_environment(ACK_WITHIN=str(ack_within))
         with log.open("w") as file:
-            runs.append(Run(processes.run(command, stderr=file, cwd=cwd, env=child_environment()), log))
+            runs.append(Run(processes.run(command, stderr=file, cwd=cwd, env=environment), log))
         return runs[-1]
 
     yield start
@@ -112,7 +113,7 @@ def collect(subscriber: shmbus.Subscriber[Counted], into: dict[str, Counted]) ->
     return len(into)
 
 
-def test_everything_at_once(bus_name: str, run: Callable[..., Run]) -> None:
+def test_everything_at_once(bus_name: str, run: Callable[..., Run], tmp_path: Path) -> None:
     """Workers that are killed, hang, leak and are replaced lose no event; one that kills is a letter, with causes."""
     good = ["hang-1", *sources(60), *(f"leak-{n}" for n in range(10))]  # of 3 workers one leaks three times, and more
     with (
@@ -120,7 +121,7 @@ def test_everything_at_once(bus_name: str, run: Callable[..., Run]) -> None:
         bus.subscriber(COUNTED) as counted,
         bus.subscriber(DEAD) as dead,
     ):
-        runner = run("--workers", 3, "--max-rss", "80M", "--drain", 1)
+        runner = run("--workers", 3, "--max-rss", "80M", "--drain", 1, ack_within=3.0)
         runner.until("ready: 3 workers")
         found: dict[str, Counted] = {}
         publish(bus, *good[:20], "crash-1")
@@ -130,10 +131,11 @@ def test_everything_at_once(bus_name: str, run: Callable[..., Run]) -> None:
         eventually(lambda: collect(counted, found) == 40, seconds=PATIENCE)
         old = {int(pid) for pid in re.findall(r"process (\d+)\) starts", runner.until("(?s)^.*SIGHUP: ")[0])}
         eventually(lambda: not old & {*runner.pids()}, seconds=PATIENCE)  # who is told to end, ends: that is no death
-        publish(bus, "slow-0.8", *good[40:60])
+        publish(bus, "until-killed", *good[40:60])
         victim = eventually(lambda: next((pid for pid, held in workers(bus).items() if held), 0))
         os.kill(victim, signal.SIGKILL)
         runner.until("killed by SIGKILL")
+        (tmp_path / "until-killed").touch()
         publish(bus, *good[60:])
         eventually(lambda: collect(counted, found) == 72, lambda: str({*good} - found.keys()), PATIENCE)
         letter = dead.receive(PATIENCE)
@@ -141,7 +143,7 @@ def test_everything_at_once(bus_name: str, run: Callable[..., Run]) -> None:
         runner.end()
         assert dead.try_receive() is None
         assert all(c.offered == c.delivered + c.depth + c.dropped for c in bus.stats().consumers)
-    assert found.keys() == {*good, "slow-0.8"}
+    assert found.keys() == {*good, "until-killed"}
     assert all(c.functions == functions(path) for path, c in found.items() if path.endswith(".py"))
     assert letter.reason.count("killed by SIGSEGV, peak RSS") == letter.attempts == LIMIT
 
@@ -201,9 +203,9 @@ def test_given_up(bus_name: str, run: Callable[..., Run]) -> None:
 def test_drain(bus_name: str, run: Callable[..., Run]) -> None:
     """SIGTERM: what is in hand is finished within the drain, what takes longer goes back, nothing else is taken."""
     with bus_of_two_stages(bus_name) as bus, bus.subscriber(COUNTED) as counted:
-        runner = run("--workers", 2, "--drain", 2)
+        runner = run("--workers", 2, "--drain", 4)
         runner.until("ready: 2 workers")
-        publish(bus, "slow-0.7", "slow-100", *sources(3))
+        publish(bus, "drained", "slow", *sources(3))
         eventually(lambda: sum(workers(bus).values()) == 2)
         runner.end()
         found: dict[str, Counted] = {}
@@ -220,7 +222,7 @@ def test_twice_is_at_once(bus_name: str, run: Callable[..., Run]) -> None:
     with bus_of_two_stages(bus_name) as bus:
         runner = run("--workers", 1, "--drain", 1000)
         runner.until("ready: 1 workers")
-        publish(bus, "slow-1000")
+        publish(bus, "slow")
         eventually(lambda: sum(workers(bus).values()) == 1)
         runner.process.send_signal(signal.SIGINT)
         runner.until("SIGINT: ")
@@ -265,15 +267,16 @@ def test_limits(bus_name: str, run: Callable[..., Run]) -> None:
     assert len(set(each)) >= 5
 
 
-def test_the_runner_is_killed(bus_name: str, run: Callable[..., Run]) -> None:
+def test_the_runner_is_killed(bus_name: str, run: Callable[..., Run], tmp_path: Path) -> None:
     """Workers whose runner is killed finish what they have in hand, and end."""
     with bus_of_two_stages(bus_name) as bus, bus.subscriber(COUNTED) as counted:
         runner = run("--workers", 2)
         runner.until("ready: 2 workers")
-        publish(bus, "slow-0.5")
+        publish(bus, "until-killed")
         eventually(lambda: sum(workers(bus).values()) == 1)
         children = runner.pids()
         runner.process.kill()
+        (tmp_path / "until-killed").touch()
         eventually(lambda: not any(psutil.pid_exists(pid) for pid in children))
         depths = {c.name: c.depth for c in bus.stats().consumers}
         found: dict[str, Counted] = {}
@@ -326,7 +329,10 @@ import select
 import shmbus
 from shmbus import middleware
 from routes import *
-router = shmbus.Router(middleware=[middleware.Timeout(0.3)])
+soon = middleware.Timeout(0.3)
+def timed(delivery):  # the others may take what a busy machine takes
+    return (yield from soon(delivery)) if delivery.event.number == 0 else (yield)
+router = shmbus.Router(middleware=[timed])
 @router.worker(ORDERS, group=GROUP, to=INVOICES, max_deliver=1)
 def bill(order: Order) -> Invoice:
     if order.number == 0:
