@@ -45,7 +45,13 @@ def topic_of(bus_name: str) -> shmbus.Topic[Order]:
 
 
 def group_is_there(bus: shmbus.Bus) -> bool:
+    """The bridge of the bus sends: what is published from now on is owed to it, and it has been at the broker."""
     return any(c.workers for c in bus.stats().consumers)
+
+
+def receives(bus: shmbus.Bus) -> bool:
+    """The bridge of the bus has its place at the broker: what is sent from now on is kept for it."""
+    return any(p.name.startswith("bridge:") for p in bus.stats().publishers)
 
 
 def arriving(subscriber: shmbus.Subscriber[Order]) -> Iterator[shmbus.Message[Order]]:

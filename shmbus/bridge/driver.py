@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from shmbus.errors import BridgeError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 KEYS: Final = ("user", "password", "token", "cafile", "certfile", "keyfile", "creds")
 """What a credentials file may hold, and, as SHMBUS_BRIDGE_USER and so on, the environment."""
@@ -94,9 +94,11 @@ class Driver(Protocol):
 class Setup:
     """Where a broker is, what it is told about us, and under which names our things are there."""
 
-    def __init__(self, url: str, name: str, credentials: Any = None) -> None:
+    def __init__(self, url: str, name: str, credentials: Any = None, comes_in: Iterable[str] = ()) -> None:
         self.url: Final = _split(url)
         self.name: Final = name
+        self.comes_in: Final = frozenset(comes_in)
+        """Topics that the bridge takes in: what is sent of those may come back to it."""
         self.options: Final = dict(parse_qsl(self.url.query))
         """What follows the question mark of the URL: each driver says what it knows."""
         self.secrets: Final = _secrets(credentials)

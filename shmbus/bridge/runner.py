@@ -81,9 +81,10 @@ class Bridge:
         check_label("bridge", self.name)
         if set(self.name) & set(" .*>/\\"):
             raise ConfigError(f"a bridge's name is a word, for brokers take it as one: name={self.name!r}")
-        self._setup = Setup(url, self.name, credentials)
-        self._driver: Callable[[Setup], Driver] = _plugins.load("shmbus.bridges", self._setup.url.scheme)
         self._out, self._in, self._key = list(out), list(in_), dict(key or {})
+        comes_in = [topic.name if isinstance(topic, Topic) else topic for topic in self._in]
+        self._setup = Setup(url, self.name, credentials, comes_in)
+        self._driver: Callable[[Setup], Driver] = _plugins.load("shmbus.bridges", self._setup.url.scheme)
         if not (self._out or self._in):
             raise ConfigError("a bridge carries at least one topic: out=[], in_=[]")
         self._spool = None if spool is None else Spool(bus, spool)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from bridges import arriving, bridging, group_is_there, topic_of
+from bridges import arriving, bridging, group_is_there, receives, topic_of
 from brokers import Broker, Kafka, Nats, Rabbit, Redis, free_port
 from events import PATIENT, Order, Renamed, opened, orders
 from journals import command, publish
@@ -108,13 +108,37 @@ def test_two_ways_do_not_loop(bus_name: str, broker: Broker) -> None:
     assert got == [list(range(1, 41))] * 2
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_who_starts_first(bus_name: str, broker: Broker, both: bool) -> None:
+    """What a bridge sends while nobody but itself has a place at the broker waits for the other one, in order."""
+    topic = topic_of(bus_name)
+    with opened(bus_name) as here, opened(bus_name + "b") as there:
+        subscriber = there.subscriber(topic)
+        with bridging(here, broker, in_=[topic], name="here"):
+            eventually(lambda: receives(here), "its place at the broker")
+        with bridging(here, broker, out=[topic], in_=[topic] * both, name="here") as bridge:
+            eventually(lambda: any(c.kind == "group" for c in here.stats().consumers), "its group")
+            with here.publisher(topic) as publisher:
+                publish(publisher, orders(20))
+                eventually(lambda: bridge.sent == 20 or alone(here), "events that are sent, or wait")
+                with bridging(there, broker, out=[topic], in_=[topic], name="there"):
+                    got = [subscriber.receive(PATIENT).id for _ in range(20)]
+                    eventually(lambda: bridge.sent == 20)
+    assert got == list(range(1, 21))
+
+
+def alone(bus: shmbus.Bus) -> bool:
+    """A bridge says that nobody receives what it would send."""
+    return any("nobody but us" in note.text for p in bus.stats().participants for note in p.notes)
+
+
 def test_another_schema_is_refused(bus_name: str, broker: Broker) -> None:
     """A topic that carries another type ends the bridge with both fingerprints, and takes nothing off the broker."""
     topic = topic_of(bus_name)
     with opened(bus_name) as here, opened(bus_name + "b") as there, here.publisher(topic) as publisher:
         with bridging(there, broker, in_=[topic], name="there"):
             with bridging(here, broker, out=[topic], name="here") as bridge:
-                eventually(lambda: group_is_there(here))
+                eventually(lambda: group_is_there(here) and receives(there))
             publisher.publish(Order(1))
         with bridging(here, broker, out=[topic], name="here") as bridge:
             eventually(lambda: bridge.sent == 1)
