@@ -6,6 +6,7 @@ Each is a Broker; `unavailable` says why one cannot be had here.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,15 +17,31 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds that a broker may take to answer."""
+_claims: list[socket.socket] = []
+"""Ports of this process, for as long as it lives."""
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody has right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback that is nobody's, and stays ours while its broker is down.
+
+    It lies below those that outgoing connections get: one of these could have it when the broker is started again, a
+    client that tries to reach it included. Beside us other processes of the tests choose theirs: an abstract socket
+    says which are taken.
+    """
+    while True:
+        port = random.randrange(16384, 32768)
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0shmbus-tests-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        return port
 
 
 class Broker:
@@ -80,6 +97,7 @@ class Broker:
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 text = (self.folder / "log").read_text(errors="replace")[-2000:]
+                self.kill()
                 raise AssertionError(f"{self.command()[0]} does not come up: {text}")
             time.sleep(0.02)  # not a wait: the interval of the poll
 

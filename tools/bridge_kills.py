@@ -2,11 +2,12 @@
 
 As root the hosts are namespaces: each has a /dev/shm, IPC and a network of its own, joined by nothing but a pair of
 interfaces to where the broker is (Kafka's mock cluster names itself 127.0.0.1: there the network is shared). Others get
-two buses of one host. Publishers, bridges and the sink are processes; each round kills one of them, or the broker, and
-starts it again; once the broker is away for longer. Kafka's mock cluster forgets all when it ends: it is stopped by a
-signal, not killed. At the end: every event that a publish had returned for is in the sink's file; what came again is
-counted, apart from what a sink got again that had been killed itself; first arrivals of each publisher are in order
-where the broker has such a thing; and nothing is left of a bus, neither in /dev/shm nor as a process.
+two buses of one host. Publishers, bridges and the sink are processes; each round lets the publishers go on for its
+share of the events, kills one process, or the broker, once some of them have arrived, and starts it again; once the
+broker is away for longer. Kafka's mock cluster forgets all when it ends: it is stopped by a signal, not killed. At the
+end: every event that a publish had returned for is in the sink's file; what came again is counted, apart from what a
+sink got again that had been killed itself; first arrivals of each publisher are in order where the broker has such a
+thing; and nothing is left of a bus, neither in /dev/shm nor as a process.
 
     python tools/bridge_kills.py --kind nats                 200,000 events, 50 kills, a minute without the broker
 """
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -61,6 +63,9 @@ ONCE = ("nats", "redis")
 ORDERED = ("redis", "kafka")
 """Brokers that keep what a publisher sent in order, whoever dies."""
 GRACE = 120.0
+"""Seconds in which nothing may arrive before that is a failure."""
+ROUND = 2.0
+"""Seconds after which a round kills somebody although little has arrived: what was killed before may take longer."""
 PUBLISHERS = 2
 
 
@@ -73,12 +78,17 @@ class Note(msgspec.Struct, frozen=True):
 NOTES = shmbus.Topic("notes", Note, capacity=1 << 20)
 
 
-def publish(bus_name: str, writer: str, first: str, total: str, told: str) -> None:
-    """Publish notes, and say in a file how far that has come: it never says more than was published."""
+def publish(bus_name: str, writer: str, first: str, total: str, told: str, allowed: str) -> None:
+    """Publish notes as far as a file allows, and say in another how far that is: never more than is published."""
+    limit = 0
     with shmbus.Bus(bus_name) as bus, bus.publisher(NOTES, name=writer) as publisher, open(told, "ab", 0) as file:
         for count in range(int(first), int(total) + 1):
+            while count > limit:
+                limit = int(Path(allowed).read_text() or 0)
+                if count > limit:
+                    time.sleep(0.002)  # not a wait: the interval of the poll
             publisher.publish(Note(writer, count))
-            if count % 50 == 0 or count == int(total):
+            if count % 50 == 0 or count in (limit, int(total)):
                 file.write(b"%d\n" % count)
         publisher.flush(timeout=None)
 
@@ -184,6 +194,8 @@ class Campaign:
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.written = folder / "sink"
         self.written.touch()
+        self.allowed = folder / "allowed"
+        self.killed: Counter[str] = Counter()
         self.read_to = 0
         self.seen: set[bytes] = set()
 
@@ -201,7 +213,8 @@ class Campaign:
         own = [sys.executable, __file__, "--as"]
         if name == "sink":
             return [*own, "sink", self.there, str(self.written)]
-        return [*own, "publish", self.here, name, str(self.told(name) + 1), str(self.total), str(self.folder / name)]
+        first, files = str(self.told(name) + 1), [str(self.folder / name), str(self.allowed)]
+        return [*own, "publish", self.here, name, first, str(self.total), *files]
 
     def told(self, writer: str) -> int:
         path = self.folder / writer
@@ -221,13 +234,17 @@ class Campaign:
         self.broker.start()
         sitting = [self.sit(self.here, "bridge:out"), self.sit(self.there, "sink")]
         try:
+            self.allow(1)
             for name in ("sink", "in", "out", *writers):
                 self.start(name)
             wait(self.arrived, "the first event")
+            began = time.monotonic()
             for done in range(self.kills):
-                self.round(writers, away=self.away if done == self.kills // 2 else 0.0)
-            wait(lambda: all(self.told(writer) == self.total for writer in writers), self.state)
-            wait(lambda: self.arrived() >= PUBLISHERS * self.total, self.state)
+                self.round(done, writers, away=self.away if done == self.kills // 2 else 0.0)
+            self.allow(self.total)
+            wait(lambda: all(self.told(writer) == self.total for writer in writers), self.state, self.arrived)
+            wait(lambda: self.arrived() >= PUBLISHERS * self.total, self.state, self.arrived)
+            self.took = time.monotonic() - began
         finally:
             for name in self.children:
                 self.kill(name)
@@ -250,16 +267,31 @@ class Campaign:
     def state(self) -> str:
         return f"{self.arrived()} of {PUBLISHERS * self.total} events have arrived"
 
-    def round(self, writers: list[str], away: float) -> None:
+    def allow(self, count: int) -> None:
+        """Let each publisher go on to this count."""
+        new = self.allowed.with_suffix(".new")
+        new.write_text(str(count))
+        new.replace(self.allowed)
+
+    def round(self, done: int, writers: list[str], away: float) -> None:
+        """Kill somebody while a share of the events is on its way."""
+        share = self.total / (self.kills + 1)
+        self.allow(int(share * (done + 1)))
+        enough = PUBLISHERS * share * (done + self.random.random())
+        deadline = time.monotonic() + ROUND
+        while self.arrived() < enough and time.monotonic() < deadline:
+            time.sleep(0.005)  # not a wait: the interval of the poll
         name = "broker" if away else self.random.choice(["broker", "out", "in", "sink", *writers])
-        time.sleep(self.random.random() * 0.5)
+        self.killed[name] += 1
         if name == "broker":
             self.broker.kill()
             time.sleep(away)
             self.broker.start()
-        elif self.children[name].poll() is None:
-            self.kill(name)
-            self.start(name)
+            return
+        if self.children[name].poll() is not None:
+            raise AssertionError(f"{name} ended by itself: exit code {self.children[name].returncode}")
+        self.kill(name)
+        self.start(name)
 
     def arrived(self) -> int:
         with self.written.open("rb") as file:
@@ -291,19 +323,25 @@ class Campaign:
             raise AssertionError(f"{twice} events arrived again under their id, although {self.kind} drops those")
         if self.kind in ORDERED and unordered:
             raise AssertionError(f"{unordered} events arrived behind later ones of their publisher")
+        killed = ", ".join(f"{name} {count}" for name, count in sorted(self.killed.items()))
         where = "two hosts" if self.hosts[self.here].holder is not None else "one host"
         return (
-            f"{len(seen)} events, {where}, {self.kills} kills, the broker away for {self.away:g} s: each arrived;"
+            f"{len(seen)} events, {where}, {self.kills} kills ({killed}), the broker away for {self.away:g} s,"
+            f" in {self.took:.0f} s: each arrived;"
             f" {twice} of them again, and {again} more to a sink that had been killed; {unordered} out of order;"
             " nothing is left"
         )
 
 
-def wait(condition: Callable[[], Any], what: str | Callable[[], str]) -> None:
+def wait(
+    condition: Callable[[], Any], what: str | Callable[[], str], progress: Callable[[], Any] | None = None
+) -> None:
+    """Wait for a condition for as long as there is progress."""
     deadline, before = time.monotonic() + GRACE, None
-    while not (value := condition()):
-        if value != before:
-            deadline, before = time.monotonic() + GRACE, value
+    while not condition():
+        now = progress() if progress is not None else None
+        if now != before:
+            deadline, before = time.monotonic() + GRACE, now
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {GRACE:g} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.05)

@@ -5,6 +5,7 @@ May touch: a group of its own on each topic that goes out; a publisher of each t
 Must stay true:
 - Out: a group's ack follows the broker's confirmation. In: the broker's ack follows the publish. So each event arrives
   at least once, whoever is killed; the id tells the second one.
+- In: an event whose id came lately is not published again. A broker hands out again what is acked too late for it.
 - A lane is alone with its group, so it sends the events of each publisher in order, and sends again in order.
 - A broker that is away is awaited; one that refuses us ends the bridge. What is owed stays on the bus, or in the spool.
 """
@@ -42,8 +43,10 @@ _MOST: Final = 512  # events of one batch
 _TICK: Final = 0.5  # seconds that a lane waits at most before it looks whether it is to end
 _BACKOFF: Final = (0.1, 10.0)  # seconds: the first pause of a lane whose broker is away, and the longest
 _LOG_INTERVAL: Final = 10.0
+_NOTE_INTERVAL: Final = 2.0  # seconds after which how much waits is told again
 _GRACE: Final = 5.0  # seconds that a lane has to finish what is in its hands
 _SCAN: Final = 1 << 26  # bytes of a ring that is not worth looking through for what was published before
+_LATELY: Final = 8192  # ids of a topic: more than any broker lets us have in hand
 _MAX_DELIVER: Final = 4000  # a death of the bridge is no fault of the event
 
 _log = logger("shmbus.bridge")
@@ -92,6 +95,8 @@ class Bridge:
         self._outward: dict[str, wire.Outward] = {}
         self._workers: list[Worker[bytes]] = []
         self._publishers: list[Publisher[bytes]] = []
+        self._came: dict[str, dict[str, None]] = {}
+        """By topic, the ids of what came in last, oldest first."""
         self._lost: dict[object, str] = {}
         """Lanes without a broker, and why."""
         self._next_note = 0.0
@@ -191,7 +196,7 @@ class Bridge:
 
     async def _say(self) -> None:
         """Tell who looks at the bus how we are."""
-        self._next_note = time.monotonic() + _LOG_INTERVAL
+        self._next_note = time.monotonic() + _NOTE_INTERVAL
         why = next(iter(self._lost.values()), "")
         text = f"{self._setup.address} is away: {why}" if why else f"carries to and from {self._setup.address}"
         state: raw.State = "away" if self._lost else "ok"
@@ -313,14 +318,23 @@ class Bridge:
     async def _receive_all(self, form: raw.Form, driver: Driver) -> None:
         await driver.open_in(form.name)
         publisher = self._publisher(form)
-        lately = await asyncio.to_thread(self._lately, form)
+        came = self._came.setdefault(form.name, {})
+        before = await asyncio.to_thread(self._lately, form)
         while not self._stopped.is_set():
             events = await driver.fetch(_MOST, _TICK)
             for event in events:
                 headers = wire.incoming(form, self.name, self._setup.address, event.headers)
-                if headers is not None and headers.get(wire.ID) not in lately:
-                    await publisher.apublish(event.payload, headers=headers)
-                    self.received += 1
+                if headers is None:  # it has been here
+                    continue
+                id = headers.get(wire.ID)
+                if id in came or id in before:
+                    continue
+                await publisher.apublish(event.payload, headers=headers)
+                self.received += 1
+                if id is not None:
+                    came[id] = None
+                    if len(came) > _LATELY:
+                        del came[next(iter(came))]
             if events:
                 await driver.acked(events)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from bridges import arriving, bridging, group_is_there, receives, topic_of
+from bridges import arriving, bridging, eventually, group_is_there, receives, topic_of
 from brokers import Broker, Kafka, Nats, Rabbit, Redis, free_port
 from events import PATIENT, Order, Renamed, opened, orders
 from journals import command, publish
-from support import Processes, eventually
+from support import Processes
 
 import shmbus
 from shmbus import _plugins

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import msgspec
-from bridges import own
+from bridges import eventually, own
 from brokers import Nats
-from events import PATIENT, Order, opened
+from events import Order, opened
 from journals import publish
-from support import Processes, eventually
+from support import Processes
 
 import shmbus
 
@@ -50,7 +50,7 @@ def test_five_commands(bus_name: str, tmp_path: Path, processes: Processes) -> N
             ]
             eventually(lambda: any(c.workers for c in here.stats().consumers), "the bridge's group")
             publish(publisher, [Order(1, 5)])
-            eventually(lambda: [t for t in there.stats().topics if t.name == "orders"], "the topic", PATIENT)
+            eventually(lambda: [t for t in there.stats().topics if t.name == "orders"], "the topic")
             shown = started(f"{tail} --oldest --json -n 1", there_name, stderr=subprocess.DEVNULL)
             assert shown.stdout is not None
             assert msgspec.json.decode(shown.stdout.readline())["event"] == {"id": 1, "cents": 5}

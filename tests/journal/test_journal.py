@@ -209,7 +209,7 @@ def test_sync_gathers(bus_name: str, tmp_path: Path) -> None:
     """With `sync` events that come apart are one batch on the disk; without it each is written as it comes."""
     path = tmp_path / "orders.journal"
     with opened(bus_name) as bus, bus.publisher(ORDERS) as publisher:
-        with recording(bus, path, sync=30.0) as recorder:
+        with recording(bus, path, sync=3600.0) as recorder:
             for order in orders(5):
                 publisher.publish(order)
                 eventually(lambda id=order.id: groups(bus)[0].claimed == id)  # type: ignore[misc]
@@ -278,6 +278,7 @@ def test_nobody_closes_it(bus_name: str, tmp_path: Path) -> None:
     path = tmp_path / "orders.journal"
     with opened(bus_name) as bus:
         Recorder(bus, ORDERS, path).close()
+    gc.collect()  # what other tests have left
     before = len(os.listdir("/proc/self/fd"))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
