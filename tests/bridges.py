@@ -46,7 +46,7 @@ def bridging(bus: shmbus.Bus, broker: Broker | str, **options: Any) -> Iterator[
 
 
 eventually = partial(support.eventually, seconds=2 * PATIENT)
-"""A bridge whose broker was away for a while looks for it every ten seconds; a group of Kafka's takes as many to form."""
+"""A bridge whose broker was away looks for it every ten seconds; a group of Kafka's may take as many to form."""
 
 
 def topic_of(bus_name: str) -> shmbus.Topic[Order]:
