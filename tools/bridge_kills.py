@@ -196,6 +196,7 @@ class Campaign:
         self.written.touch()
         self.allowed = folder / "allowed"
         self.killed: Counter[str] = Counter()
+        self.next: list[str] = []
         self.read_to = 0
         self.seen: set[bytes] = set()
 
@@ -240,7 +241,7 @@ class Campaign:
             wait(self.arrived, "the first event")
             began = time.monotonic()
             for done in range(self.kills):
-                self.round(done, writers, away=self.away if done == self.kills // 2 else 0.0)
+                self.round(done, writers)
             self.allow(self.total)
             wait(lambda: all(self.told(writer) == self.total for writer in writers), self.state, self.arrived)
             wait(lambda: self.arrived() >= PUBLISHERS * self.total, self.state, self.arrived)
@@ -273,7 +274,14 @@ class Campaign:
         new.write_text(str(count))
         new.replace(self.allowed)
 
-    def round(self, done: int, writers: list[str], away: float) -> None:
+    def victim(self, writers: list[str]) -> str:
+        """Somebody at random, and nobody again before all the others."""
+        if not self.next:
+            self.next = ["broker", "out", "in", "sink", *writers]
+            self.random.shuffle(self.next)
+        return self.next.pop()
+
+    def round(self, done: int, writers: list[str]) -> None:
         """Kill somebody while a share of the events is on its way."""
         share = self.total / (self.kills + 1)
         self.allow(int(share * (done + 1)))
@@ -281,7 +289,8 @@ class Campaign:
         deadline = time.monotonic() + ROUND
         while self.arrived() < enough and time.monotonic() < deadline:
             time.sleep(0.005)  # not a wait: the interval of the poll
-        name = "broker" if away else self.random.choice(["broker", "out", "in", "sink", *writers])
+        away = self.away if done == self.kills // 2 else 0.0
+        name = "broker" if away else self.victim(writers)
         self.killed[name] += 1
         if name == "broker":
             self.broker.kill()
