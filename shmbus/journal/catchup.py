@@ -12,6 +12,7 @@ Must stay true:
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -28,7 +29,7 @@ from shmbus.topic import Topic, bound_to
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shmbus.journal.journal import Journal
+    from shmbus.journal.journal import Journal, Part
     from shmbus.journal.store import Entry
     from shmbus.stats import ConsumerStats
 
@@ -36,7 +37,7 @@ T = TypeVar("T")
 
 PATIENCE: Final = 10.0
 """Seconds that an overrun waits for the journal to have what is missing; then it is a gap."""
-_MOST: Final = 16384  # events taken from the rings that are kept while the journal is read
+_MOST: Final = 16384  # events that are kept: taken from the rings while the journal is read, or from it for a gap
 _OFTEN: Final = 256  # events of the journal between two looks at the rings
 _LOOK: Final = 0.02  # seconds between two looks at a journal that is written meanwhile
 _MARGIN: Final = (
@@ -79,7 +80,8 @@ class CatchingUp(Subscriber[T]):
         self._last: dict[str, int] = {}
         self._gaps: dict[str, Gap] = {}
         self._hole: tuple[Gap, _Found, float] | None = None
-        self._filled: deque[_Found] = deque()
+        self._filled: Iterator[tuple[str, Entry, int]] | None = None
+        """What the journal has of the hole, until that is handed out."""
         self._stale = -1
         self._written: Topic[Any] | None = None
         """The topic as the journal has it."""
@@ -95,8 +97,12 @@ class CatchingUp(Subscriber[T]):
         if self.closed:
             return _core.Consumer._poll_message(self)  # which says so
         while True:
-            if self._filled:
-                return self._filled.popleft()
+            if self._filled is not None:
+                for bus, entry, sequence in self._filled:
+                    return self._as_found(bus, entry, sequence)
+                assert self._hole is not None
+                found, self._hole, self._filled = self._hole[1], None, None
+                return found
             if self._catches_up:
                 found = self._from_journal()
                 if found is not None:
@@ -105,7 +111,7 @@ class CatchingUp(Subscriber[T]):
                     return _core.NOTHING
             if self._hole is not None and not self._mended():
                 return _core.NOTHING
-            if self._filled:
+            if self._filled is not None:
                 continue
             found = self._live.popleft() if self._live else _core.Consumer._poll_message(self)
             if found is _core.NOTHING:
@@ -266,20 +272,38 @@ class CatchingUp(Subscriber[T]):
         publisher, stamp, origin = found[2], found[3], found[5]
         since = self._last.get(origin, self._joined - 1) + 1
         number = self._journal.store.last()
-        entries = self._journal.before(self.topic.name, origin, since, stamp, gap.count)
-        missing = gap.count - len(entries)
-        if missing and now < deadline and number != self._stale:
+        parts: list[Part] = []
+        total = 0
+        for part in self._journal.parts(self.topic.name, origin, since, stamp, _MOST):
+            total += len(part.entries)
+            parts.append(part)
+            if total > _MOST:  # too much to keep: these are read again
+                parts = [part._replace(entries=[]) for part in parts]
+        missing = gap.count - total
+        if missing > 0 and now < deadline and number != self._stale:
             return False
-        self._stale = number if missing else -1  # from a journal that stands still nothing more is awaited
-        self._hole = None
+        self._stale = number if missing > 0 else -1  # from a journal that stands still nothing more is awaited
         self._last[origin] = stamp
-        self._filled.extend(
-            self._as_found(bus, entry, gap.first + missing + at) for at, (bus, entry) in enumerate(entries)
-        )
-        self._filled.append(found)
-        if missing:
+        self._filled = self._fill(gap, origin, missing, parts, again=total > _MOST)
+        if missing > 0:
             super()._gap(publisher, gap.first, gap.first + missing - 1)
         return True
+
+    def _fill(
+        self, gap: Gap, origin: str, missing: int, parts: list[Part], *, again: bool
+    ) -> Iterator[tuple[str, Entry, int]]:
+        """What the journal has of a gap, with its sequences; `missing` is below 0 where it has older events too."""
+        sequence = gap.first + missing
+        for part in parts:
+            if again:
+                since, until, _ = part
+                part = self._journal.part(self.topic.name, origin, since, until, sys.maxsize)
+            for bus, entry in part.entries:
+                if sequence >= gap.first:
+                    yield bus, entry, sequence
+                sequence += 1
+        if sequence <= gap.last:  # retention was faster
+            super()._gap(gap.publisher, sequence, gap.last)
 
     # -- every way to ask
 
@@ -363,7 +387,7 @@ class CatchingUp(Subscriber[T]):
         self.arrays(most)
 
     def _look(self) -> bool:
-        return bool(self._filled) or super()._look()
+        return self._filled is not None or super()._look()
 
     def _due(self) -> float:
         waits = self._catches_up or self._hole is not None

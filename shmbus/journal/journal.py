@@ -42,6 +42,15 @@ class Recorded(NamedTuple):
     """Builtins; bytes for a raw or pickled topic, and for what does not decode."""
 
 
+class Part(NamedTuple):
+    """What a journal has of one publisher in a span of time."""
+
+    since_ns: int
+    until_ns: int
+    entries: list[tuple[str, Entry]]
+    """With the bus of each, by time."""
+
+
 class Journal(Closing):
     """A journal on disk, to read: while it is written too, by any number of readers.
 
@@ -114,15 +123,34 @@ class Journal(Closing):
             self._admitted(topic)
         return partial(CatchingUp, journal=self, catch_up=catch_up, repair=repair)
 
-    def before(self, name: str, origin: str, since_ns: int, until_ns: int, most: int) -> list[tuple[str, Entry]]:
-        """The last `most` events of a publisher with stamps of `[since_ns, until_ns)`, in its order."""
-        found = [
-            (batch.bus, entry)
-            for batch in self.store.around(name, since_ns, until_ns)
-            for entry in batch.entries
-            if entry.origin == origin and since_ns <= entry.time_ns < until_ns
-        ]
-        return sorted(found, key=lambda pair: pair[1].time_ns)[-most:]
+    def parts(self, name: str, origin: str, since_ns: int, until_ns: int, most: int) -> Iterator[Part]:
+        """The events of a publisher with stamps of `[since_ns, until_ns)`, in its order, `most` at a time."""
+        width = until_ns - since_ns
+        while since_ns < until_ns:
+            end = min(until_ns, since_ns + width)
+            part = self.part(name, origin, since_ns, end, most)
+            count = len(part.entries)
+            if count > most:  # and more, that were not read: up to the middle of these there are few others
+                width = max(1, part.entries[count // 2][1].time_ns - since_ns)
+                continue
+            yield part
+            width = min(4 * width, width * 3 * most // (4 * count + 1) + 1)
+            since_ns = end
+
+    def part(self, name: str, origin: str, since_ns: int, until_ns: int, most: int) -> Part:
+        """The events of a publisher with stamps of a span, in its order; some of them where there are more."""
+        found: list[tuple[str, Entry]] = []
+        for batch in self.store.around(name, since_ns, until_ns):
+            bus = batch.bus
+            found += [
+                (bus, entry)
+                for entry in batch.entries
+                if entry.origin == origin and since_ns <= entry.time_ns < until_ns
+            ]
+            if len(found) > most:
+                break
+        found.sort(key=lambda pair: pair[1].time_ns)
+        return Part(since_ns, until_ns, found)
 
     def close(self) -> None:
         """Let go of the file. Idempotent."""

@@ -128,12 +128,15 @@ class SqliteStore:
             yield from self._batches(rows)
 
     def around(self, topic: str, since_ns: int, until_ns: int) -> Iterator[Batch]:
-        """Batches with events of `[since_ns, until_ns)`, found from the newest end: for short, late spans."""
+        """Batches with events of `[since_ns, until_ns)`, found from the newest end: for spans that are late."""
+        at, id = since_ns, 0
         sql = (
-            f"SELECT {_COLUMNS} FROM batches INDEXED BY batches_last WHERE topic = ? AND last_ns >= ? AND first_ns < ?"
-            " ORDER BY last_ns"
+            f"SELECT {_COLUMNS} FROM batches INDEXED BY batches_last WHERE topic = ? AND last_ns >= ?"
+            f" AND (last_ns > ? OR id > ?) AND first_ns < ? ORDER BY last_ns, id LIMIT {_READ}"
         )
-        yield from self._batches(self._rows(sql, self._topic(topic), since_ns, until_ns))
+        while rows := self._rows(sql, self._topic(topic), at, at, id, until_ns):
+            at, id = rows[-1][3], rows[-1][0]
+            yield from self._batches(rows)
 
     def after(self, topic: str, number: int) -> Iterator[Batch]:
         """Batches above a number, in the order in which they were written."""

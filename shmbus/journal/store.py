@@ -67,7 +67,7 @@ class Store(Protocol):
         ...
 
     def around(self, topic: str, since_ns: int, until_ns: int) -> Iterator[Batch]:
-        """Batches with events of `[since_ns, until_ns)`, in any order: for spans that are short and late."""
+        """Batches with events of `[since_ns, until_ns)`, in any order: for spans that are late."""
         ...
 
     def after(self, topic: str, number: int) -> Iterator[Batch]:

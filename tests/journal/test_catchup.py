@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from events import ORDERS, PATIENT, SMALL, Order, consumer, opened, orders
@@ -12,6 +13,7 @@ from journals import publish, recording, settled
 from support import eventually
 
 import shmbus
+from shmbus.journal.journal import Part
 
 
 def test_catches_up_then_goes_on(bus_name: str, tmp_path: Path) -> None:
@@ -141,6 +143,40 @@ def test_repair_at_full_speed(bus_name: str, tmp_path: Path) -> None:
             publisher.close()
     assert got == {"a": list(range(1, total + 1)), "b": list(range(1, total + 1))}
     assert sequences == got
+
+
+def test_a_gap_larger_than_what_is_kept(bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gap of any length is handed out whole and in order, while a bounded part of it is in memory."""
+    from shmbus.journal import catchup
+
+    monkeypatch.setattr(catchup, "_MOST", 100)
+    path = tmp_path / "small.journal"
+    total, parts = 2000, []
+    with opened(bus_name) as bus, recording(bus, path, SMALL), shmbus.Journal(path) as journal:
+        part_of = journal.part
+
+        def part(*arguments: Any) -> Part:
+            found = part_of(*arguments)
+            if arguments[-1] > 100:  # those that are handed out; the first look may find too much
+                parts.append(len(found.entries))
+            return found
+
+        monkeypatch.setattr(journal, "part", part)
+        a, b = bus.publisher(SMALL, name="a"), bus.publisher(SMALL, name="b")
+        with bus.subscriber(SMALL, mode="lossy", on_gap="repair", journal=journal) as subscriber:
+            for order in orders(total):
+                (a if order.id % 2 else b).publish(order)
+            messages = subscriber.messages()
+            got = [next(messages) for _ in range(total)]
+            assert subscriber.try_receive() is None
+        a.close()
+        b.close()
+    for name, first in (("a", 1), ("b", 2)):
+        mine = [message for message in got if message.publisher == name]
+        assert [message.event.id for message in mine] == list(range(first, total + 1, 2))
+        assert [message.sequence for message in mine] == list(range(1, total // 2 + 1))
+    assert max(parts) <= 100
+    assert sum(parts) > total // 2
 
 
 def test_what_the_journal_lacks_stays_a_gap(
