@@ -14,6 +14,7 @@ from support import eventually
 
 import shmbus
 from shmbus.journal.journal import Part
+from shmbus.journal.store import Entry
 
 
 def test_catches_up_then_goes_on(bus_name: str, tmp_path: Path) -> None:
@@ -177,6 +178,31 @@ def test_a_gap_larger_than_what_is_kept(bus_name: str, tmp_path: Path, monkeypat
         assert [message.sequence for message in mine] == list(range(1, total // 2 + 1))
     assert max(parts) <= 100
     assert sum(parts) > total // 2
+
+
+def test_what_does_not_decode_in_a_gap(bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event of a gap that does not decode is told once, and those behind it are handed out."""
+    from shmbus.journal import catchup
+
+    read = catchup.message_of
+
+    def failing(topic: shmbus.Topic[Order], bus: str, entry: Entry) -> shmbus.Message[Order]:
+        message = read(topic, bus, entry)
+        if message.event.id == 7:
+            raise shmbus.DecodeError(topic.name, entry.publisher, entry.sequence, "it is seven")
+        return message
+
+    monkeypatch.setattr(catchup, "message_of", failing)
+    path = tmp_path / "small.journal"
+    with opened(bus_name) as bus, recording(bus, path, SMALL), shmbus.Journal(path) as journal:
+        with bus.subscriber(SMALL, mode="lossy", on_gap="repair", journal=journal) as subscriber:
+            with bus.publisher(SMALL) as publisher:
+                publish(publisher, orders(300))
+                got = [subscriber.receive(PATIENT).id for _ in range(6)]
+                with pytest.raises(shmbus.DecodeError, match="it is seven"):
+                    subscriber.receive(PATIENT)
+                got += [subscriber.receive(PATIENT).id for _ in range(293)]
+    assert got == [id for id in range(1, 301) if id != 7]
 
 
 def test_what_the_journal_lacks_stays_a_gap(
