@@ -13,6 +13,7 @@ from journals import publish, recording, settled
 from support import eventually
 
 import shmbus
+from shmbus.journal.entries import message_of
 from shmbus.journal.journal import Part
 from shmbus.journal.store import Entry
 
@@ -184,7 +185,7 @@ def test_what_does_not_decode_in_a_gap(bus_name: str, tmp_path: Path, monkeypatc
     """An event of a gap that does not decode is told once, and those behind it are handed out."""
     from shmbus.journal import catchup
 
-    read = catchup.message_of
+    read = message_of
 
     def failing(topic: shmbus.Topic[Order], bus: str, entry: Entry) -> shmbus.Message[Order]:
         message = read(topic, bus, entry)
