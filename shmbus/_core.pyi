@@ -142,6 +142,15 @@ def semaphore_drain(buffer: Any, /) -> int:
 def semaphore_wait(buffer: Any, seconds: float, /) -> bool:
     """Wait by the monotonic clock: True when posted, False when over or when a signal came that raised nothing."""
 
+def signal_mask() -> bytes:
+    """What signals this thread holds off: for `set_signal_mask`."""
+
+def hold_signals() -> None:
+    """Hold off all signals of this thread; handlers of what came before have run, and may raise."""
+
+def set_signal_mask(mask: bytes, /) -> None:
+    """Hold off what was held off before; handlers of what is let in have run, and may raise."""
+
 def start_process(
     path: bytes, argv: list[bytes], environment: list[bytes], gaps: list[tuple[int, int]] | None, /
 ) -> int:

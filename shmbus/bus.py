@@ -32,7 +32,7 @@ from shmbus.letters import PATIENCE, Letters
 from shmbus.pooled import publisher_class
 from shmbus.publisher import ON_FULL, Publisher
 from shmbus.subscriber import Subscriber, kind_of
-from shmbus.topic import DEAD_SUFFIX, Topic, check_label, check_name, codec_of, dead_letter_topic
+from shmbus.topic import DEAD_SUFFIX, Topic, check_dead_name, check_label, check_name, codec_of
 from shmbus.worker import MAX_PREFETCH, Worker
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ class Bus(Closing, Offers):
         if name is not None:
             check_label("worker", name)
         if not topic.name.endswith(DEAD_SUFFIX):
-            dead_letter_topic(topic)  # its name must be possible before anything is created
+            check_dead_name(topic)  # it must be possible before anything is created
         check_range("max_deliver", max_deliver, MAX_DELIVER)
         check_range("prefetch", prefetch, MAX_PREFETCH)
         within, policy = nanoseconds("ack_within", ack_within), (max_deliver, prefetch, self._checked_idle(idle))

@@ -315,6 +315,15 @@ def decoder_of(topic: Topic[Any]) -> tuple[Callable[[Any], Any] | None, list[Any
     return unpacker.decode, unpacker.buffers
 
 
+def check_dead_name(topic: Topic[Any]) -> None:
+    """Raise ConfigError where the topic's name leaves no room for that of its dead letters."""
+    room = _NAME_MAX - len(DEAD_SUFFIX)
+    if len(topic.name) > room:
+        raise ConfigError(
+            f"topic name leaves no room for {DEAD_SUFFIX!r}, at most {room} characters: name={topic.name!r}"
+        )
+
+
 def dead_letter_topic(topic: Topic[Any], *, capacity: int = 0) -> Topic[DeadLetter]:
     """The topic `<name>.dead` that takes what workers of `topic` reject or give up on.
 
@@ -322,11 +331,7 @@ def dead_letter_topic(topic: Topic[Any], *, capacity: int = 0) -> Topic[DeadLett
     the largest ring of `topic`, where somebody publishes with a larger one than `topic` has. `ConfigError`
     for a name of more than 43 characters.
     """
-    room = _NAME_MAX - len(DEAD_SUFFIX)
-    if len(topic.name) > room:
-        raise ConfigError(
-            f"topic name leaves no room for {DEAD_SUFFIX!r}, at most {room} characters: name={topic.name!r}"
-        )
+    check_dead_name(topic)
     capacity = min(max(2 * topic.capacity, 2 * capacity, _MIN_DEAD_CAPACITY), MAX_CAPACITY)
     largest = topic.max_capacity and min(max(2 * topic.max_capacity, capacity), MAX_CAPACITY)
     return Topic(topic.name + DEAD_SUFFIX, DeadLetter, capacity=capacity, max_capacity=largest)

@@ -131,14 +131,12 @@ class Care:
 
         Where it cannot be started that is said, once, and the participants do without.
         """
-        if not self._session.supervise or self.supervised() or time.monotonic() < self._next_spawn:
+        if not self._session.supervise or self._on_its_way() or time.monotonic() < self._next_spawn:
             return
         with self._session.locked(timeout):
-            now = time.time_ns()
-            since = now - _core.load(self._session.map, _core.BUS_SUPERVISOR_SPAWNED)
-            if 0 <= since < spawn.START_NS or self.supervised():
+            if self._on_its_way():
                 return
-            _core.store(self._session.map, _core.BUS_SUPERVISOR_SPAWNED, now)
+            _core.store(self._session.map, _core.BUS_SUPERVISOR_SPAWNED, time.time_ns())
         try:
             reason = spawn.can_spawn()
             if reason is not None:
@@ -148,3 +146,8 @@ class Care:
             if self._next_spawn == 0.0:
                 _log.warning("bus %s has no supervisor, its participants stand in: %s", self._session.bus, error)
             self._next_spawn = time.monotonic() + _SPAWN_AGAIN
+
+    def _on_its_way(self) -> bool:
+        """A supervisor is there, or was started a moment ago."""
+        since = time.time_ns() - _core.load(self._session.map, _core.BUS_SUPERVISOR_SPAWNED)
+        return 0 <= since < spawn.START_NS or self.supervised()

@@ -173,6 +173,7 @@ int mapping_add(PyObject *module);
 int pools_add(PyObject *module);
 int parcels_add(PyObject *module);
 int semaphores_add(PyObject *module);
+int signals_add(PyObject *module);
 int starter_add(PyObject *module);
 int latencies_add(PyObject *module);
 int producer_add(PyObject *module);

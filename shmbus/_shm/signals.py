@@ -5,10 +5,11 @@ May touch: the signal mask of the calling thread.
 
 from __future__ import annotations
 
-import signal
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
+
+from shmbus import _core
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,14 +25,14 @@ def held_off() -> Iterator[None]:
     and the handler comes all the same: what is half-done must be repairable too.
     """
     outer = getattr(_masks, "before", None)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    before = _core.signal_mask()  # first: a handler may raise where the next call returns
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        _core.hold_signals()
         _masks.before = before
         yield
     finally:
         _masks.before = outer
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _core.set_signal_mask(before)
 
 
 @contextmanager
@@ -41,8 +42,9 @@ def let_in() -> Iterator[None]:
     if before is None:
         yield
         return
-    held = signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    held = _core.signal_mask()
     try:
+        _core.set_signal_mask(before)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        _core.set_signal_mask(held)

@@ -51,7 +51,8 @@ class Kind:
 class Ground:
     """One process, one queue."""
 
-    def __init__(self, bus: Bus, kind: Kind, words: Words, prefix: str) -> None:
+    def __init__(self, bus: Bus, kind: Kind, words: Words, prefix: str, *, make: bool) -> None:
+        """`make`: its group, if need be. Whoever had the queue from another one need not: that one has done it."""
         self.bus: Final = bus
         self.kind: Final = kind
         self.words: Final = words
@@ -60,7 +61,7 @@ class Ground:
         self.topic: Final = kind.topic()
         self.gauge: Final = Gauge(bus, self.topic, GROUP)
         self.closed = False
-        if not self.quick[SHUT]:
+        if make and not self.quick[SHUT]:
             bus.group(self.topic, GROUP)
 
     def require_open(self) -> None:

@@ -72,7 +72,7 @@ class Home:
                 bus = Bus(home.name, stall_timeout=_STALLED)
                 home._held = hold.take(home.prefix, hold.KEEP if home.named else hold.HOLD, create=True)
                 home._open_words(create=True)
-                home._link = Link(bus, kind, home.words, home.prefix)
+                home._link = Link(bus, kind, home.words, home.prefix, make=True)
             except BaseException:
                 home._let_go()
                 if bus is not None:
@@ -136,7 +136,7 @@ class Home:
                     bus = Bus.attach(self.name)
                 except BusNotFoundError:
                     raise QueueClosedError(f"queue {self.name!r} is gone") from None
-                self._link = Link(bus, self.kind, self.words, self.prefix)
+                self._link = Link(bus, self.kind, self.words, self.prefix, make=False)
             return self._link
 
     def release(self) -> None:

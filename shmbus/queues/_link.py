@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class Link:
     """One process, one queue."""
 
-    def __init__(self, bus: Bus, kind: Kind, words: Words, prefix: str) -> None:
-        """The bus is the link's from now on."""
+    def __init__(self, bus: Bus, kind: Kind, words: Words, prefix: str, *, make: bool) -> None:
+        """The bus is the link's from now on. `make`: see Ground."""
         try:
-            self._ground: Final = Ground(bus, kind, words, prefix)
+            self._ground: Final = Ground(bus, kind, words, prefix, make=make)
         except BaseException:
             bus.close()
             raise
