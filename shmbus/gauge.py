@@ -74,6 +74,13 @@ class Gauge:
             if self._refresh() < 0:
                 return 0
 
+    def attended(self) -> bool:
+        """Whether the group has a worker, be it at work or not. Reads the document; for who asks now and then."""
+        document = self._session.document()
+        entry = document.topic_named(self._topic)
+        mine = {c.id for c in document.consumers if entry and c.topic == entry.index and c.name == self._group}
+        return any(worker.group in mine for worker in document.workers)
+
     def _refresh(self) -> int:
         """Take over the group's rings; returns the epoch that they are of, -1 while there is no such topic."""
         self._session.check()

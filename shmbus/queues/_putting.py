@@ -34,7 +34,11 @@ _NAP: Final = 0.005  # seconds: the longest wait for others of whom each found n
 _YIELDS: Final = 100  # of the processor, before such a wait naps: the other one is in within microseconds, or dead
 _NAPS: Final = 200  # before who does not want to wait is told that it is full: the other one is stopped
 _DOZE: Final = 0.0001  # seconds; those who get take less than a ring, or half of a long queue, meanwhile
-_DOZES: Final = 3  # in a row in which nobody got anything: then a larger ring, or a sleep until somebody does
+_LONG_DOZE: Final = 0.001  # while nobody gets anything
+_SHORT: Final = 0.0003  # of dozes in which nobody got anything: then a sleep until somebody does, or a larger ring
+_LONG: Final = (
+    0.03  # the same before a larger ring, where somebody gets: who does may not run for so long, on a busy machine
+)
 _MANY: Final = 64  # places, from which on that pays
 
 _IN, _FULL, _CONTENDED = range(3)
@@ -57,6 +61,7 @@ class Putting:
         self._pickles: Final = ground.kind.pickles
         self._bounded: Final = ground.kind.maxsize > 0
         self._dozes: Final = not self._bounded or ground.kind.maxsize >= _MANY
+        self._patience = 0.0  # seconds, of an unbounded queue; 0: to be found out
         self._end: Final = _core.Putter(
             ground.words.map,
             _words.SHUT,
@@ -88,11 +93,11 @@ class Putting:
         """Put once there is room. While others get, doze: who is woken for each free place puts one at a time."""
         deadline = None if timeout is None else time.monotonic() + timeout
         ground, words, naps, asked = self._ground, self._ground.words, 0, False
-        idle = 0 if block and self._dozes else _DOZES
+        idle, doze, patience = 0.0, _DOZE, self._patient() if block and self._dozes else 0.0
         while True:
             seen = words.awaiting(_words.ROOM) if asked else 0
             before = ground.gauge.at_most()
-            found = self._try_put(payload, idle >= _DOZES)
+            found = self._try_put(payload, idle >= patience)
             if found == _IN:
                 return
             left = BOUND if deadline is None else deadline - time.monotonic()
@@ -107,13 +112,28 @@ class Putting:
                 time.sleep(0 if naps < _YIELDS else min(_NAP, left))
                 if naps > _YIELDS:
                     words.bury()
-            elif idle < _DOZES:
-                time.sleep(min(_DOZE, left))
-                idle = idle + 1 if ground.gauge.at_most() >= before else 0
+            elif idle < patience:
+                time.sleep(min(doze, left))
+                if ground.gauge.at_most() < before:
+                    idle, doze, patience = 0.0, _DOZE, self._patient(got=True)
+                else:
+                    idle, doze = idle + doze, min(2 * doze, _LONG_DOZE)
             elif asked:
                 words.wait(_words.ROOM, seen, min(left, LOOK))
                 ground.require_open()
-            asked = idle >= _DOZES
+            asked = idle >= patience
+
+    def _patient(self, *, got: bool = False) -> float:
+        """How long nobody may get anything before a larger ring: long where somebody just did, short where nobody can,
+        and half as long with each ring from which nobody has got anything.
+        """
+        if self._bounded:
+            return _SHORT
+        if got:
+            self._patience = _LONG
+        elif not self._patience:
+            self._patience = _LONG if self._ground.gauge.attended() else _LONG / 8
+        return self._patience
 
     def _try_put(self, payload: Any, grow: bool) -> int:
         if not self._bounded:
@@ -201,4 +221,5 @@ class Putting:
                 return False
             self._go_by(larger)
             full.close()
+            self._patience = max(_SHORT, self._patience / 2)
             return True
