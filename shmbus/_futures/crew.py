@@ -22,6 +22,7 @@ from shmbus._shm import processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from multiprocessing.context import BaseContext
     from multiprocessing.process import BaseProcess
 
@@ -30,7 +31,7 @@ _REAP: Final = 10.0  # seconds until a process whose pidfd says that it ended ca
 
 
 def _exit_code(process: BaseProcess) -> int | None:
-    """What `multiprocessing` knows; another thread that starts a process may have waited for this one a moment ago."""
+    """What `multiprocessing` knows; the program's own threads that start processes wait for those that have ended."""
     deadline = time.monotonic() + _NOTED
     while process.exitcode is None and time.monotonic() < deadline:
         time.sleep(0.001)  # until that thread has written it down, which nobody tells
@@ -53,9 +54,12 @@ class Hand:
 
 
 class Crew:
-    """The workers of one executor. `hire` by one thread at a time; `watch` has a thread of its own."""
+    """The workers of one executor. `hire` by who has the lock `hiring`; `watch` has a thread of its own."""
 
-    def __init__(self, context: BaseContext, told: Callable[[int, int | None], None]) -> None:
+    def __init__(
+        self, context: BaseContext, told: Callable[[int, int | None], None], hiring: AbstractContextManager[Any]
+    ) -> None:
+        self._hiring = hiring
         self.hands: dict[int, Hand] = {}
         self._context: Any = context
         self._told = told
@@ -109,8 +113,15 @@ class Crew:
                 code = processes.exit_code_of(descriptor)  # before anybody waits for it, whoever that will be
                 os.close(descriptor)
                 hand.process.join(_REAP)
-                self._told(hand.number, _exit_code(hand.process) if code is None else code)
+                if code is None:
+                    code = self._code_of(hand.process)
+                self._told(hand.number, code)
         os.close(self._wake)
+
+    def _code_of(self, process: BaseProcess) -> int | None:
+        with self._hiring:  # our own starts do too, and have written it down when they are over
+            pass
+        return _exit_code(process)
 
     def dismiss(self) -> None:
         """End `watch`; there is nobody left to watch."""

@@ -97,7 +97,7 @@ class Foreman:
         self._tasks = self._bus.publisher(tasks, name="executor")
         self._own = self._bus.publisher(news, name="executor")
         self._sender, self._receiver = Sender(parcel_prefix(self._bus.name, 0)), Receiver()
-        crew = Crew(self._context, lambda number, code: self._tell(Ended(number, code)))
+        crew = Crew(self._context, lambda number, code: self._tell(Ended(number, code)), self._hiring)
         threads = [
             threading.Thread(target=run, name=f"shmbus-{self._bus.name}") for run in (crew.watch, self._take_news)
         ]

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from futures_tasks import PATIENT, Make
 from support import eventually
 
 import shmbus
-from shmbus._futures import process, wire
+from shmbus._futures import crew, process, wire
 from shmbus.futures import Executor, WorkerDied
 
 METHODS = ("fork", "spawn", "forkserver")
@@ -109,6 +110,29 @@ def test_killed_from_outside(executor: Make, tmp_path: Path) -> None:
     for worker in pool._processes.values():
         worker.kill()
     assert isinstance(busy.exception(PATIENT), WorkerDied)
+
+
+def test_the_code_of_who_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a start of ours has waited for a dead worker, its code is known, however late that is written down."""
+
+    class Dead:
+        exitcode: int | None = None
+
+    dead, hiring, found = Dead(), threading.Lock(), list[int | None]()
+    monkeypatch.setattr(crew, "_NOTED", 0.0)
+    ours = crew.Crew(multiprocessing.get_context("fork"), lambda number, code: None, hiring)
+    watcher = threading.Thread(target=lambda: found.append(ours._code_of(dead)))  # type: ignore[arg-type]
+    with hiring:
+        watcher.start()
+        eventually(lambda: found or _is_in(watcher, "_code_of"))
+        dead.exitcode = -signal.SIGKILL
+    watcher.join()
+    assert found == [-signal.SIGKILL]
+
+
+def _is_in(thread: threading.Thread, function: str) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code.co_name == function
 
 
 def test_death_between_claim_and_begin(executor: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
