@@ -6,16 +6,18 @@ A round has two putters, two getters and one death, by turns of
     a getter that waits, with nothing in the queue
     a getter under load, at a random moment
     a putter under load, at a random moment
-Then those that are left must get and put on: a round in which they do not, within some seconds, is wedged. What they
-get must be each putter's objects in order, but for the one that a dead getter had in hand, which comes late, and no
-object twice. Exit code 1 if a round with our queue was not well.
+Then those that are left must get and put on: a round in which nothing is got, and all of their threads sleep, for some
+seconds is wedged. What they get must be each putter's objects in order, but for the one that a dead getter had in hand,
+which comes late, and no object twice. Exit code 1 if a round with our queue was not well.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import mmap
 import multiprocessing
+import os
 import random
 import struct
 import sys
@@ -26,7 +28,8 @@ from typing import Any
 from shmbus.queues import Queue
 
 VICTIMS = ("a getter that waits", "a getter under load", "a putter under load")
-PATIENCE = 3.0  # seconds without progress; a healthy round needs milliseconds
+PATIENCE = 3.0  # seconds in which nothing is got and everybody sleeps; a healthy round needs milliseconds
+LONGEST = 120.0  # seconds in which somebody always runs, and yet too little is got
 ENOUGH = 50  # objects that are got after the death
 
 fork = multiprocessing.get_context("fork")
@@ -69,23 +72,33 @@ def get(queue: Any, counters: Counters, index: int) -> None:
 
 
 def waits(process: Any) -> bool:
-    """Whether it sleeps, as one does that has nothing to get."""
-    with open(f"/proc/{process.pid}/stat", encoding="ascii", errors="replace") as file:
-        return file.read().rpartition(")")[2].split()[0] == "S"
-
-
-def progress(counters: Counters, index: int, more: int) -> bool | None:
-    """Whether a getter got so many more in time; None: it got something out of order."""
-    start = counters[index]
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        now = counters[index]
-        if now < 0:
-            return None
-        if now >= start + more:
-            return True
-        time.sleep(0.001)
+    """Whether all of its threads sleep: it has nothing to get or to put, and does not wait for a processor."""
+    tasks = f"/proc/{process.pid}/task"
+    with contextlib.suppress(OSError):  # a thread has ended meanwhile
+        return all(state(f"{tasks}/{task}/stat") == "S" for task in os.listdir(tasks))
     return False
+
+
+def state(path: str) -> str:
+    with open(path, encoding="ascii", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+def progress(counters: Counters, index: int, more: int, left: list[Any]) -> bool | None:
+    """Whether a getter got so many more, while those that are left run; None: it got something out of order."""
+    start = last = counters[index]
+    began = asleep_since = time.monotonic()
+    while True:
+        count, now = counters[index], time.monotonic()
+        if count < 0:
+            return None
+        if count >= start + more:
+            return True
+        if count != last or not all(map(waits, left)):
+            last, asleep_since = count, now
+        if now - asleep_since > PATIENCE or now - began > LONGEST:
+            return False
+        time.sleep(0.001)
 
 
 def one_round(make: Callable[[], Any], victim: str, chance: random.Random) -> str:
@@ -95,27 +108,30 @@ def one_round(make: Callable[[], Any], victim: str, chance: random.Random) -> st
     getters = [fork.Process(target=get, args=(queue, counters, index), daemon=True) for index in range(2)]
     everybody = putters + getters
     try:
+        dies = putters[0] if victim == VICTIMS[2] else getters[0]
+        getters[0].start()
+        while victim == VICTIMS[0] and not waits(getters[0]):  # the first: it has what the others wait for
+            time.sleep(0.001)
         for process in everybody:
-            process.start()
+            if process is not getters[0]:
+                process.start()
         if victim == VICTIMS[0]:
             while not all(map(waits, getters)):
                 time.sleep(0.001)
             time.sleep(0.02)
-            getters[0].kill()
-            getters[0].join()
-            go.set()
         else:
             go.set()
             time.sleep(0.02 + chance.random() * 0.03)
-            dies = getters[0] if victim == VICTIMS[1] else putters[0]
-            dies.kill()
-            dies.join()
-        found = progress(counters, 1, ENOUGH)
+        dies.kill()
+        dies.join()
+        go.set()
+        found = progress(counters, 1, ENOUGH, [process for process in everybody if process is not dies])
         return "wrong" if found is None else "well" if found else "wedged"
     finally:
         for process in everybody:
-            process.kill()
-            process.join()
+            if process.pid is not None:
+                process.kill()
+                process.join()
         queue.close()
         if hasattr(queue, "cancel_join_thread"):
             queue.cancel_join_thread()

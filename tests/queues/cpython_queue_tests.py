@@ -78,7 +78,7 @@ def shutdown_tests(path: str) -> unittest.TestSuite:
 
 
 def main() -> int:
-    faulthandler.dump_traceback_later(90, exit=True)
+    faulthandler.dump_traceback_later(280, exit=True)  # before whoever runs this gives up
     loader = unittest.defaultTestLoader
     if sys.argv[1] == "shutdown":
         suite = shutdown_tests(sys.argv[2])

@@ -38,6 +38,12 @@ def asleep(process: Any) -> None:
     eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING)
 
 
+def stopped(process: Any) -> None:
+    """Stop it: it may run on for a moment after the signal."""
+    os.kill(process.pid, signal.SIGSTOP)
+    eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+
+
 def killed(process: Any) -> None:
     process.kill()
     process.join()
@@ -151,7 +157,7 @@ def test_a_stopped_putter_holds_up_nobody() -> None:
     putter = started(workers.put_forever, queue, 1)
     for _ in range(20):
         queue.get(timeout=30)
-        os.kill(putter.pid, signal.SIGSTOP)
+        stopped(putter)
         while not queue.empty():
             queue.get(timeout=30)
         for number in range(40):
