@@ -138,6 +138,23 @@ typedef struct bus_segment {
 #define RECORD_LIMIT                                                                                                   \
     0xfffffff8ull /* what `length` can say, so that it can still be rounded up to a multiple of eight */
 
+/* Trace file: KEPT notes, then WINDOW, of the senders of one publisher's events; no segment, for it is never mapped. P, and
+ * of what is kept also those who lose. `sequence % WINDOW` is the place of an event; see shmbus/_shm/traces.py. */
+#define TRACE_KEPT 1024
+#define TRACE_BUCKET 8 /* places of one hash among those that are kept */
+#define TRACE_WINDOW (1 << 17)
+#define TRACE_REFUSED (1ull << 63) /* in `ring`: what this ring refused, before the event of that sequence */
+#define TRACE_SAMPLED (1ull << 63) /* in `sequence` */
+
+typedef struct trace_note {
+    uint64_t ring; /* 0: the broadcast rings of the publisher, which count on */
+    uint64_t sequence;
+    uint64_t trace[2]; /* the higher half first */
+    uint64_t span;
+    uint64_t fold; /* of the words before it, never 0: a note that is torn is none */
+} trace_note;
+_Static_assert(sizeof(trace_note) == 48, "layout is ABI");
+
 typedef struct loss_record { /* events that one consumer will not get, for one cause */
     word count;
     word first; /* sequences, both inclusive */

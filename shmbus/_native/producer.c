@@ -37,6 +37,7 @@ static void drop_rings(PyObject *object) {
     self->keyed = 0;
     drop_groups(groups, count);
     wakers_clear(&self->subscribers);
+    notes_drop(self);
     Py_CLEAR(self->ring);
     lines_unbind(&self->lines);
 }
@@ -98,6 +99,7 @@ static int producer_traverse(PyObject *object, visitproc visit, void *arg) {
     Py_VISIT(self->validate);
     Py_VISIT(self->finite);
     Py_VISIT(self->type_error);
+    Py_VISIT(self->who);
     for (unsigned i = 0; i < self->group_count; i++)
         Py_VISIT(self->groups[i].key);
     return 0;
@@ -371,6 +373,26 @@ static PyObject *producer_full(PyObject *object, PyObject *arg) {
     return lacking(self, length);
 }
 
+/* _refuse(): an event that finds no room in the pool goes nowhere, and is on everybody's books as refused. */
+static PyObject *producer_refuse(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Producer *self = (Producer *)object;
+    sender by = {0};
+    if (guard_enter(&self->guard, "publisher") < 0)
+        return NULL;
+    if (self->who && notes_ask(self, &by) < 0)
+        return guard_leave(&self->guard, object, NULL);
+    uint64_t now = realtime_ns();
+    self->fits = false;
+    for (unsigned i = 0; i < self->group_count; i++)
+        self->groups[i].fits = false;
+    notes_take(self, &by);
+    ring_refuse(&self->ring->view, self->writer.sequence, 1, now);
+    for (unsigned i = 0; i < self->group_count; i++)
+        ring_refuse(&self->groups[i].ring->view, self->groups[i].writer.sequence, 1, now);
+    return guard_leave(&self->guard, object, Py_NewRef(Py_None));
+}
+
 /* _shut(), _quiet(), _release(): as a Receiver has them. */
 static PyObject *producer_shut(PyObject *object, PyObject *unused) {
     (void)unused;
@@ -416,6 +438,7 @@ static PyMethodDef methods[] = {
     {"_within", METHOD(producer_within), METH_FASTCALL, NULL},
     {"_refuse", producer_refuse, METH_NOARGS, NULL},
     {"_encode", producer_encode, METH_VARARGS, NULL},
+    {"_note_in", producer_note_in, METH_VARARGS, NULL},
     {"_put", producer_put, METH_VARARGS, NULL},
     {"_encode_many", producer_encode_many, METH_O, NULL},
     {"_put_many", producer_put_many, METH_VARARGS, NULL},

@@ -19,6 +19,10 @@ typedef struct group_out {
     PyObject *key; /* of its events, as keys.c takes it; NULL: it has none */
 } group_out;
 
+typedef struct sender { /* the span that sends an event, as `_note_in` is told of it */
+    uint64_t trace[2], span, sampled;
+} sender;
+
 typedef struct Producer {
     PyObject_HEAD guard guard;
     bus_lines lines;
@@ -47,6 +51,8 @@ typedef struct Producer {
     unsigned flushing;   /* of them, those that wait for all to be received */
     uint64_t cared_ns;   /* CLOCK_REALTIME of the last look after the bus */
     uint64_t stamped_ns; /* time_ns of the last event */
+    PyObject *who;       /* callable that tells who sends now, NULL: it is not traced; `notes` is open otherwise */
+    int notes;
     bool routed, fits, scratch_busy;
 } Producer;
 
@@ -92,10 +98,13 @@ static inline bool keys_known(const Producer *self, const lanes_of *lanes) {
     return !self->keyed || (lanes->lane && lanes->changes == self->changes);
 }
 
+int notes_ask(Producer *self, sender *by);
+void notes_take(Producer *self, const sender *by);
+void notes_drop(Producer *self);
+PyObject *producer_note_in(PyObject *object, PyObject *args);
 int publish_reserve(Producer *self, uint64_t length);
 PyObject *producer_publish(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names);
 PyObject *producer_publish_many(PyObject *object, PyObject *events);
-PyObject *producer_refuse(PyObject *object, PyObject *unused);
 PyObject *producer_encode(PyObject *object, PyObject *args);
 PyObject *producer_put(PyObject *object, PyObject *args);
 PyObject *producer_encode_many(PyObject *object, PyObject *events);

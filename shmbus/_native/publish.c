@@ -10,6 +10,7 @@ typedef struct batch {  /* one call of publish or publish_many; threads may shar
     uint64_t committed; /* events of this call that are in */
     uint64_t since;     /* CLOCK_MONOTONIC in ns when it first found no room, 0: it has not */
     lanes_of lanes;
+    sender by;    /* of one that is traced */
     bool patient; /* whoever called it waits for room, or drops */
     bool drop;
 } batch;
@@ -82,8 +83,10 @@ static uint64_t stamp(Producer *self, uint64_t now_ns) {
 }
 
 /* Writes where there is room, and counts a refusal where there is none. */
-static bool write_all(Producer *self, part *part, lanes_of *lanes) {
+static bool write_all(Producer *self, part *part, lanes_of *lanes, const sender *by) {
     bool all = self->fits;
+    if (RARELY(self->who))
+        notes_take(self, by);
     if (self->fits)
         ring_write(&self->writer, part);
     else
@@ -249,14 +252,16 @@ static part part_with(PyObject *headers) {
 
 /* Writes one event that is encoded; Nothing for who is patient, when there is no room. */
 static inline PyObject *publish_part(Producer *self, part *p, PyObject *payload, batch *one) {
-    int status = acquire(self, p->payload_length + ((p->headers_length + 7u) & ~(uint64_t)7), one);
+    int status = RARELY(self->who) ? notes_ask(self, &one->by) : 0;
+    if (status == 0)
+        status = acquire(self, p->payload_length + ((p->headers_length + 7u) & ~(uint64_t)7), one);
     if (status < 0 || status == NO_ROOM) {
         keys_drop(&one->lanes);
         return status < 0 ? NULL : Py_NewRef(Nothing);
     }
     uint64_t now_ns = realtime_ns();
     p->time_ns = stamp(self, now_ns);
-    bool all = write_all(self, p, &one->lanes);
+    bool all = write_all(self, p, &one->lanes, &one->by);
     keys_drop(&one->lanes);
     if (RARELY(p->flags))
         parcel_ship(self, payload);
@@ -341,7 +346,7 @@ static Py_ssize_t publish_all(Producer *self, PyObject *payloads, PyObject *even
             if (!b->pending)
                 now_ns = realtime_ns(); /* one look for all that become visible together */
             p.time_ns = stamp(self, now_ns);
-            missed += !write_all(self, &p, &b->lanes);
+            missed += !write_all(self, &p, &b->lanes, &b->by);
             if (p.flags)
                 parcel_ship(self, payload);
             b->pending++;
@@ -395,7 +400,7 @@ static Py_ssize_t publish_rows(Producer *self, const unsigned char *bytes, size_
         if (status == 1 && !self->keyed)
             write_rows(self, &p, some = rows_at_once(self, p.payload_length, count));
         else
-            missed += !write_all(self, &p, &b->lanes);
+            missed += !write_all(self, &p, &b->lanes, &b->by);
         *last = self->writer.sequence - 1;
         b->pending += some;
         p.payload = (const unsigned char *)p.payload + some * p.payload_length;
@@ -446,19 +451,6 @@ PyObject *producer_publish_many(PyObject *object, PyObject *events) {
     Py_XDECREF(payloads);
     Py_XDECREF(all);
     return guard_leave(&self->guard, object, result);
-}
-
-/* _refuse(): an event that finds no room in the pool goes nowhere, and is on everybody's books as refused. */
-PyObject *producer_refuse(PyObject *object, PyObject *unused) {
-    (void)unused;
-    Producer *self = (Producer *)object;
-    if (guard_enter(&self->guard, "publisher") < 0)
-        return NULL;
-    uint64_t now = realtime_ns();
-    ring_refuse(&self->ring->view, self->writer.sequence, 1, now);
-    for (unsigned i = 0; i < self->group_count; i++)
-        ring_refuse(&self->groups[i].ring->view, self->groups[i].writer.sequence, 1, now);
-    return guard_leave(&self->guard, object, Py_NewRef(Py_None));
 }
 
 /* ---- for who waits for room in an event loop ---- */

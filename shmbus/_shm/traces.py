@@ -5,8 +5,11 @@ publisher notes in a file beside its rings, by sequence, the span of each of the
 that events are gone looks there. What the first of a loss was stays in a table of its own, for a loss is told of for
 as long as the bus lives.
 
-Layout: `KEPT` entries, then `WINDOW`, of 48 bytes each: ring (0: the broadcast rings of the publisher, which count
-on), sequence, trace id, span id, and all of that folded into one word. A sequence has one place in each table.
+Layout: `KEPT` entries, then `WINDOW`, as layout.h has a `trace_note`: ring (0: the broadcast rings of the publisher,
+which count on), sequence, trace id, span id, and all of that folded into one word. A sequence has one place in each.
+
+The publisher notes an event before that is committed, and the first refusal of a ring before that is counted (notes.c):
+whoever can know that an event is gone finds who sent it, wherever its publisher is stopped or dies.
 
 May touch: files `shmbus-<bus>:trace-<publisher>`.
 
@@ -22,21 +25,23 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+from shmbus import _core
 from shmbus._shm import place, segment
 from shmbus.errors import AccessError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-WINDOW: Final = 1 << 17
+WINDOW: Final = _core.TRACE_WINDOW
 """Events of a publisher; 6 MiB of them, taken as they come."""
-KEPT: Final = 1 << 10
+KEPT: Final = _core.TRACE_KEPT
 BROADCAST: Final = 0
 REFUSED: Final = 1 << 63
 """Set in `ring`: the event that this ring refused, before the one of that sequence."""
 
 _ENTRY: Final = struct.Struct("<6Q")
-_BUCKET: Final = 8  # places of one hash among those that are kept
+_SENDER: Final = struct.Struct("<4Q")
+_BUCKET: Final = _core.TRACE_BUCKET  # places of one hash among those that are kept
 _SAMPLED: Final = 63  # the bit of the sequence that says so
 _AT_ONCE: Final = 1 << 12
 """Entries that are read in one go."""
@@ -53,6 +58,10 @@ class Sender(NamedTuple):
         """As a header `traceparent` has it."""
         return f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.sampled:02x}"
 
+    def packed(self) -> bytes:
+        """As a `sender` of the C type."""
+        return _SENDER.pack(*divmod(self.trace_id, 1 << 64), self.span_id, self.sampled)
+
 
 class TraceFile:
     """The senders of one publisher's events."""
@@ -60,9 +69,10 @@ class TraceFile:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
-    def note(self, sequence: int, sender: Sender) -> None:
-        """An event is out, in the broadcast ring."""
-        self._write(KEPT + sequence % WINDOW, BROADCAST, sequence, sender)
+    @property
+    def descriptor(self) -> int:
+        """Of the file, -1 once it is closed or released."""
+        return self._descriptor
 
     def keep(self, ring: int, sequence: int, sender: Sender) -> None:
         """The first of a loss: not forgotten when the window has passed. Whoever says so first is right."""
@@ -95,9 +105,14 @@ class TraceFile:
                     yield sequence + index, found
             sequence += count
 
+    def release(self) -> int:
+        """Its descriptor, which is the caller's to close from now on."""
+        descriptor, self._descriptor = self._descriptor, -1
+        return descriptor
+
     def close(self) -> None:
         """Let go of it. Idempotent."""
-        descriptor, self._descriptor = self._descriptor, -1
+        descriptor = self.release()
         if descriptor >= 0:
             os.close(descriptor)
 

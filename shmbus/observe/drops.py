@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from shmbus._shm.traces import Sender, TraceFile
     from shmbus.observe.telemetry import Seen, Telemetry
 
-_ON_ITS_WAY: Final = 0.25  # seconds for the note of an event that has just been committed
-
 
 class Sources:
     """Whose events a subscriber gets: publishers by the very strings that the hooks name them by."""
@@ -130,8 +128,6 @@ class Dropping(Subscriber[Any]):
         if file is None or count is not None:
             self._drop_span(name, first, last, cause, last - first + 1 if count is None else count, [])
             return
-        if cause == "abandoned":
-            _await_note(file, last)
         sender = None if told else file.find(BROADCAST, first)
         if sender is not None:  # the first, which the log of losses tells of as long as the ring is there
             file.keep(BROADCAST, first, sender)
@@ -187,13 +183,6 @@ class Dropping(Subscriber[Any]):
             if loss.trace and file is not None and str(file.find(BROADCAST, loss.first)) == loss.trace:
                 return publisher
         return 0
-
-
-def _await_note(file: TraceFile, sequence: int) -> None:
-    """A publisher notes the sender of an event once that is out: of the newest the note may be on its way."""
-    until = time.monotonic() + _ON_ITS_WAY
-    while file.find(BROADCAST, sequence) is None and time.monotonic() < until:
-        time.sleep(0.001)
 
 
 def _link(publisher: str, sequence: int, sender: Sender) -> Link:

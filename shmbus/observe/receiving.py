@@ -325,18 +325,14 @@ class TracedWorker(TracedReceiver):
     def _bury(self, event: Any, reason: str, how: int, *, unseen: bool = False) -> bool:
         with self._settling_span(how, self._headers(*event.claim), event.sequence, event.publisher) as span:
             span.set_attributes({f"{PREFIX}dropped": _cause(how), f"{PREFIX}reason": reason})
-            sender = _sender(self._headers(*event.claim))
-            done = bool(super()._bury(event, reason, how, unseen=unseen))  # type: ignore[misc]
-            self._keep_first(event, _cause(how), sender)
-            return done
+            self._keep_first(event, _cause(how))
+            return bool(super()._bury(event, reason, how, unseen=unseen))  # type: ignore[misc]
 
     async def _abury(self, event: Any, reason: str) -> bool:
         with self._settling_span(REJECT, self._headers(*event.claim), event.sequence, event.publisher) as span:
             span.set_attributes({f"{PREFIX}dropped": "rejected", f"{PREFIX}reason": reason})
-            sender = _sender(self._headers(*event.claim))
-            done = bool(await super()._abury(event, reason))  # type: ignore[misc]
-            self._keep_first(event, "rejected", sender)
-            return done
+            self._keep_first(event, "rejected")
+            return bool(await super()._abury(event, reason))  # type: ignore[misc]
 
     def _spoilt(self, event: Any, error: Exception) -> None:
         which = event.sequence, event.publisher
@@ -345,14 +341,19 @@ class TracedWorker(TracedReceiver):
         ]  # it is handed to nobody
         super()._spoilt(event, error)  # type: ignore[misc]
 
-    def _keep_first(self, event: Any, cause: str, sender: Sender | None) -> None:
-        """For the log of losses: who sent the first event that was lost for this cause out of this ring."""
+    def _keep_first(self, event: Any, cause: str) -> None:
+        """For the log of losses: who sent the first event that is lost for this cause out of this ring.
+
+        Before it is counted, so that whoever sees the loss finds it, wherever this process dies. Of several workers
+        each keeps its own, and the ring says which of them was first.
+        """
+        sender = _sender(self._headers(*event.claim))
         if sender is None:
             return
         worker = cast("Any", self)
         with suppress(ShmbusError, FileNotFoundError):
             entry = worker._session.membership(worker._entry.index).ring(event.ring_id)
-            if entry is None or worker._session.rings.work(entry).losses()[cause][1] != event.sequence:
+            if entry is None or worker._session.rings.work(entry).losses()[cause][0]:
                 return
             file = worker._session.rings.traces.open(entry.publisher, writable=True)
             if file is not None:

@@ -23,7 +23,7 @@ from opentelemetry import trace
 from tracing import Traced, attributes, counted, dropped, linked, own, parent
 
 from shmbus._shm import segment
-from shmbus._shm.traces import BROADCAST, KEPT, WINDOW, Sender, TraceFile
+from shmbus._shm.traces import BROADCAST, KEPT, WINDOW, Sender, TraceFile, Traces
 
 SMALL = shmbus.Topic("small", int, capacity=4096)
 SHORT = shmbus.Topic("short", Annotated[str, msgspec.Meta(max_length=3)], validate=False)  # published unchecked
@@ -255,10 +255,9 @@ def test_two_hops_under_backlog() -> None:
 
 def test_a_window_passes(tmp_path: Any) -> None:
     """What is older than the window is not known any more, but for what was kept; a torn entry is none."""
-    descriptor = os.open(tmp_path / "trace", os.O_RDWR | os.O_CREAT)
-    with TraceFile(descriptor) as file:
+    with TraceFile(os.open(tmp_path / "trace", os.O_RDWR | os.O_CREAT)) as file:
         for sequence in (1, 2, 3, WINDOW + 2):
-            file.note(sequence, Sender(sequence, 7))
+            file._write(KEPT + sequence % WINDOW, BROADCAST, sequence, Sender(sequence, 7))
         file.keep(BROADCAST, 2, Sender(2, 7, sampled=False))
         file.keep(12, 2, Sender(99, 1))
         assert file.find(BROADCAST, 1) == Sender(1, 7)
@@ -267,20 +266,29 @@ def test_a_window_passes(tmp_path: Any) -> None:
         assert file.find(13, 2) is None
         assert list(file.senders(1, 5)) == [(1, Sender(1, 7)), (3, Sender(3, 7))]
         assert list(file.senders(WINDOW + 1, WINDOW + 3)) == [(WINDOW + 2, Sender(WINDOW + 2, 7))]
-        os.pwrite(descriptor, b"torn", (KEPT + 3) * 48 + 16)
+        os.pwrite(file.descriptor, b"torn", (KEPT + 3) * 48 + 16)
         assert file.find(BROADCAST, 3) is None
 
 
-def test_a_full_shm_costs_a_trace_alone(bus_name: str, traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("made", [True, False])
+def test_a_full_shm_costs_a_trace_alone(
+    bus_name: str, traced: Traced, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
     """Where no trace file can be made, or written, events are published and lost as ever, and unlinked."""
+    make = Traces.make
+
+    def full(traces: Traces, publisher: int) -> TraceFile | None:
+        file = make(traces, publisher)
+        if file is None or not made:
+            traces.remove(publisher)
+            return None
+        file.close()
+        return TraceFile(os.open("/dev/full", os.O_RDWR))  # each write is ENOSPC
+
+    monkeypatch.setattr(Traces, "make", full)
     with traced.instrument(shmbus.Bus(bus_name)) as bus:
         lossy = bus.subscriber(SMALL, name="lossy", mode="lossy")
         publisher = bus.publisher(SMALL)
-
-        def full(*_: Any) -> int:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(os, "pwrite", full)
         for n in range(500):
             assert publisher.publish(n) == n + 1
         lossy.receive(timeout=10)
