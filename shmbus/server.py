@@ -259,6 +259,10 @@ class Call(Generic[Req, Rep]):
         return await self._asettle(lambda origin: Failure(origin.call, str(reason)))
 
     def _settle(self, answer: Callable[[Origin], Answer[Rep] | Failure]) -> bool:
+        """One call of the worker, which close() waits for: who closes once the reply is there keeps no ack from it."""
+        return bool(cast("Any", self._message._worker)._within(self._answer, answer))
+
+    def _answer(self, answer: Callable[[Origin], Answer[Rep] | Failure]) -> bool:
         if self._message.settled:
             return False
         sent = self._origin is not None and self._replies.send(self._origin.token, answer(self._origin))
