@@ -21,7 +21,7 @@ import shmbus
 pytest.importorskip("textual", reason="the extra top is not installed")
 
 from textual.pilot import Pilot
-from textual.widgets import DataTable, Sparkline, Static
+from textual.widgets import DataTable, Input, Sparkline, Static
 
 from shmbus.cli import _top_app
 
@@ -34,7 +34,8 @@ def names(app: _top_app.TopApp) -> list[str]:
 
 
 def text(app: _top_app.TopApp, selector: str) -> str:
-    return str(app.screen.query_one(selector, Static).render())
+    found = app.screen.query(selector).results(Static)
+    return "".join(str(one.render()) for one in found)  # "" before it is there
 
 
 def drive(bus: shmbus.Bus, script: Callable[[_top_app.TopApp, Pilot[str]], Any]) -> None:
@@ -57,12 +58,16 @@ def test_sort_and_filter(bus_name: str) -> None:
             pass
 
         async def script(app: _top_app.TopApp, pilot: Pilot[str]) -> None:
-            assert names(app) == ["z-slow", "a-quick"]
+            await until(lambda: names(app) == ["z-slow", "a-quick"])
             await pilot.press("s")
-            assert (app.order, names(app)) == ("name", ["a-quick", "z-slow"])
-            await pilot.press("slash", *"z-s")
-            assert names(app) == ["z-slow"]
-            await pilot.press("enter", "q")
+            await until(lambda: (app.order, names(app)) == ("name", ["a-quick", "z-slow"]))
+            await pilot.press("slash")
+            await until(lambda: isinstance(app.focused, Input))
+            await pilot.press(*"z-s")
+            await until(lambda: names(app) == ["z-slow"])
+            await pilot.press("enter")
+            await until(lambda: isinstance(app.focused, DataTable))
+            await pilot.press("q")
 
         drive(bus, script)
         slow.close()
@@ -76,13 +81,13 @@ def test_a_consumer_has_a_page(bus_name: str) -> None:
         audit.receive_many(15)
 
         async def script(app: _top_app.TopApp, pilot: Pilot[str]) -> None:
+            await until(lambda: names(app) == ["audit"])
             await pilot.press("enter")
-            await pilot.pause()
-            assert isinstance(app.screen, _top_app.ConsumerScreen)
-            assert "20 offered = 15 delivered + 5 depth" in text(app, "#books")
-            assert list(app.screen.query_one("#depth", Sparkline).data or ())[-1] == 5
+            await until(lambda: isinstance(app.screen, _top_app.ConsumerScreen))
+            await until(lambda: "20 offered = 15 delivered + 5 depth" in text(app, "#books"))
+            await until(lambda: list(app.screen.query_one("#depth", Sparkline).data or ())[-1:] == [5])
             await pilot.press("escape")
-            assert not isinstance(app.screen, _top_app.ConsumerScreen)
+            await until(lambda: not isinstance(app.screen, _top_app.ConsumerScreen))
 
         drive(bus, script)
 

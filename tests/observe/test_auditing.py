@@ -33,7 +33,9 @@ def put_back() -> Iterator[None]:
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    """Those that are whole: a line that is just being written may be read in part."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(one) for one in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def join_and_leave(bus_name: str, path: str, name: str) -> None:

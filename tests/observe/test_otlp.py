@@ -61,7 +61,7 @@ def test_traces_arrive_with_their_links(bus_name: str) -> None:
     with Receiver() as receiver:
         thread = threading.Thread(target=receiver.serve_forever)
         thread.start()
-        exporter = OTLPSpanExporter(f"http://127.0.0.1:{receiver.server_port}/v1/traces")
+        exporter = OTLPSpanExporter(f"http://127.0.0.1:{receiver.server_port}/v1/traces", timeout=60)
         provider = TracerProvider()
         provider.add_span_processor(BatchSpanProcessor(exporter))
         with observe.instrument(shmbus.Bus(bus_name), tracer_provider=provider) as bus:

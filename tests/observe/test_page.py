@@ -54,6 +54,21 @@ class Reader:
         if message.type in ("error", "warning"):
             self.complaints.append(message.text)
 
+    def seconds_of_a_turn(self) -> float:
+        """What the page takes of the processor each time that it has asked; of five."""
+        session = self.context.new_cdp_session(self.page)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})  # a busy machine does not count
+
+        def spent() -> float:
+            found = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+            return float(found["TaskDuration"])
+
+        before = spent()
+        for _ in range(5):
+            with self.page.expect_response("**/api/**"):
+                pass
+        return (spent() - before) / 5
+
     def row(self, table: str, text: str) -> dict[str, str]:
         """The cells of the first row of a table that has a text, by column."""
         self.page.wait_for_selector(f"#{table} tbody tr:has-text({text!r})")
@@ -150,13 +165,9 @@ def test_the_page_takes_hundreds_of_consumers(bus_name: str, processes: Processe
         assert reader.page.locator("#consumers tbody tr").count() == 100
         reader.page.fill("#filter", "topic-7/reader-63")
         reader.page.wait_for_function("document.querySelectorAll('#consumers tbody tr').length === 1")
-        longest = reader.page.evaluate(
-            "new Promise(done => { const seen = []; let last = performance.now();"
-            " const tick = now => { seen.push(now - last); last = now;"
-            " seen.length < 150 ? requestAnimationFrame(tick) : done(Math.max(...seen)) };"
-            " requestAnimationFrame(tick) })"
-        )
-        assert longest < 2000  # a page that chokes hangs for good
+        reader.page.fill("#filter", "")
+        reader.page.wait_for_function("document.querySelectorAll('#consumers tbody tr').length === 100")
+        assert reader.seconds_of_a_turn() < 0.5  # of the one second from turn to turn; 0.02 as a rule
         reader.close()
         assert len(handles) == 512
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -25,9 +24,14 @@ NUMBERS = shmbus.Topic("numbers", int, capacity=1 << 12)
 
 
 def unready(url: str) -> list[dict[str, str]]:
-    """The problems that make it so; none while it is ready."""
+    """The problems that make it so, the worst first; none while it is ready."""
     status, found = ask_json(f"{url}readyz")
     return list(found["problems"]) if status == 503 else []
+
+
+def blocked(url: str) -> list[dict[str, str]]:
+    """Of those who waits for whom. Of who is starved of the processor more may be said."""
+    return [problem for problem in unready(url) if problem["kind"] == "blocked"]
 
 
 def test_metrics_json_and_page(bus_name: str, processes: Processes) -> None:
@@ -56,15 +60,18 @@ def test_a_stopped_subscriber_makes_it_unready(bus_name: str, processes: Process
         assert line(child) == "ready"
         url = serve(processes, bus_name)
         publisher.publish(1)
-        eventually(lambda: ask(f"{url}readyz")[0] == 200, "it is ready")
-        child.send_signal(signal.SIGSTOP)
-        publisher.publish(2)
-        begun = time.monotonic()
-        found = eventually(lambda: unready(url), "it is not ready")
-        assert time.monotonic() - begun < 2 or os.getloadavg()[0] > 2
-        assert [(p["kind"], p["who"]) for p in found if p["severity"] == "critical"] == [("stopped", "sleeper")]
-        assert ask(f"{url}healthz")[0] == 503
-        child.send_signal(signal.SIGCONT)
+        took: list[float] = []
+        while not took or (min(took) >= 2 and len(took) < 20):  # who is starved of the processor is late
+            eventually(lambda: ask(f"{url}readyz")[0] == 200, "it is ready")
+            child.send_signal(signal.SIGSTOP)
+            publisher.publish(2)
+            begun = time.monotonic()
+            found = eventually(lambda: unready(url), "it is not ready")
+            took.append(time.monotonic() - begun)
+            assert [(p["kind"], p["who"]) for p in found if p["severity"] == "critical"] == [("stopped", "sleeper")]
+            assert ask(f"{url}healthz")[0] == 503
+            child.send_signal(signal.SIGCONT)
+        assert min(took) < 2, took
         eventually(lambda: ask(f"{url}readyz")[0] == 200, "it is ready again")
 
 
@@ -83,8 +90,8 @@ def test_a_blocked_publisher_makes_it_unready(bus_name: str, processes: Processe
     with shmbus.Bus(bus_name) as bus, bus.subscriber(NUMBERS, name="idler") as idler:
         child = processes.spawn(publish_for_ever, bus_name)
         url = serve(processes, bus_name)
-        problem = eventually(lambda: unready(url), "it is not ready")[0]
-        assert (problem["kind"], problem["who"]) == ("blocked", "web")
+        [problem] = eventually(lambda: blocked(url), "it is not ready")
+        assert (problem["severity"], problem["who"]) == ("critical", "web")
         assert "idler" in problem["why"]
         child.kill()
         child.wait()
