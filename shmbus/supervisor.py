@@ -350,6 +350,7 @@ class _Supervisor:
                 fields = {"bus": self.registry.bus, "role": entry.kind, "topic": topic, "name": entry.name}
                 if not stalled:
                     audit.tell("recovered", f"{said} goes on", **fields)
+                    _log.info("%s %s of topic %s goes on", entry.kind, entry.name, topic)
                 else:
                     audit.tell("stalled", f"{said} is stalled: {depth} events wait", **fields, depth=depth)
                     _log.warning(

@@ -269,36 +269,6 @@ def test_acall(bus_name: str) -> None:
         asyncio.run(main())
 
 
-def test_the_server_closes_once_the_reply_is_there(bus_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has the reply may close the server: that waits until the call is acked, and nobody gets it again."""
-    from shmbus import server as module
-
-    answered: list[bool] = []
-    with opened(bus_name) as bus:
-        server = bus.server(PRICE)
-
-        def reach(point: str) -> None:
-            """Between reply and ack: goes on once the server is being closed."""
-            if point == "server.replied":
-                eventually(lambda: server.closed, "it is being closed")
-
-        monkeypatch.setattr(module, "reach", reach)
-
-        def serve() -> None:
-            for call in server:
-                answered.append(call.reply(Price(1)))
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        with bus.client(PRICE) as client:
-            assert client.call(Quote("x"), timeout=PATIENT) == Price(1)
-            server.close()
-            thread.join()
-        assert answered == [True]
-        [group] = [c for c in bus.stats().consumers if c.kind == "group"]
-        assert (group.delivered, group.depth) == (1, 0)
-
-
 def test_death_of_a_server(bus_name: str, processes: Processes) -> None:
     """A call whose server is killed goes to another one, as its second attempt."""
     with opened(bus_name) as bus, bus.client(PRICE) as client:

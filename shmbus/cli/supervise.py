@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shmbus import supervisor
+from shmbus._ledger.audit import NAME as AUDIT
 from shmbus.cli import _arguments
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def register(commands: _arguments.Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Supervise until the bus is removed or somebody ends it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger(AUDIT).propagate = False  # what it has is told here by the other loggers: once, not twice
     if arguments.audit is not None or arguments.syslog:
         from shmbus.observe import audit_to
 

@@ -90,6 +90,33 @@ def test_losses_are_told_by_the_supervisor(bus_name: str, processes: Processes, 
         publisher.close()
 
 
+@pytest.mark.parametrize("audited", [False, True])
+def test_stderr_has_each_thing_once(bus_name: str, processes: Processes, tmp_path: Path, audited: bool) -> None:
+    """On the stderr of `shmbus supervise` a loss, a stall and its end are a line each; the audit log is elsewhere."""
+    path, said = tmp_path / "audit.jsonl", tmp_path / "stderr"
+    options = ["--audit", str(path)] if audited else []
+    with shmbus.Bus(bus_name, supervise=False, stall_timeout=0.1) as bus, said.open("w") as stderr:
+        command = [sys.executable, "-m", "shmbus", "supervise", bus_name, *options]
+        supervisor = processes.run(command, stderr=stderr)
+        eventually(lambda: bus.stats().supervisor.pid == supervisor.pid, "it is in office")
+        idler = bus.subscriber(NUMBERS, name="idler")
+        publisher = bus.publisher(NUMBERS, name="web")
+        publisher.publish_many(range(3))
+        eventually(lambda: "is stalled" in said.read_text(), "it is stalled")
+        assert idler.receive(timeout=60) == 0
+        eventually(lambda: "goes on" in said.read_text(), "it goes on")
+        idler.close()
+        eventually(lambda: "lost 2" in said.read_text(), "it has lost the rest")
+        supervisor.terminate()
+        assert supervisor.wait(60) == 0
+        publisher.close()
+    lines = said.read_text().splitlines()
+    assert [sum(word in text for text in lines) for word in ("lost 2", "goes on")] == [1, 1]
+    stalls = sum("is stalled" in text for text in lines)  # again, where the machine is busy
+    assert len([text for text in lines if "idler" in text]) == 2 + stalls
+    assert [r["count"] for r in records(path) if r["act"] == "loss"] == ([2] if audited else [])
+
+
 def test_the_system_log(bus_name: str, processes: Processes, tmp_path: Path) -> None:
     """With --syslog each record is a datagram of facility daemon to the socket that is named, also once the system log
     was started again.
