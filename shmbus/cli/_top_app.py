@@ -103,6 +103,10 @@ def _cells(consumer: ConsumerStats) -> list[Text]:
     ]
 
 
+class _Table(DataTable[Text]):
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Its page")]  # which it would not show
+
+
 class TopApp(App[str]):
     """`shmbus top BUS`. Ends with what is to be said of the end: "" when somebody has seen enough."""
 
@@ -111,7 +115,6 @@ class TopApp(App[str]):
         Binding("s", "sort", "Sort"),
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("p", "pause", "Pause"),
-        Binding("enter", "own", "Its page", show=True),
     ]
     CSS = (
         "#head { height: 1; } DataTable { height: 1fr; }"
@@ -133,8 +136,7 @@ class TopApp(App[str]):
         """Headline, filter, table, keys."""
         yield Static(id="head")
         yield Input(placeholder="name, topic, state", id="wanted")
-        table: DataTable[Text] = DataTable(cursor_type="row", zebra_stripes=True)
-        yield table
+        yield _Table(cursor_type="row", zebra_stripes=True)
         yield Footer()
 
     def on_mount(self) -> None:
@@ -191,6 +193,10 @@ class TopApp(App[str]):
             return ""
         return str(table.coordinate_to_cell_key(table.cursor_coordinate).row_key.value)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A consumer's page has no table to sort and to filter."""
+        return action not in ("sort", "filter") or not isinstance(self.screen, ConsumerScreen)
+
     def action_sort(self) -> None:
         """Sort by the next of the orders."""
         orders = list(_SORTS)
@@ -240,9 +246,9 @@ class ConsumerScreen(Screen[None]):
         """Books, two histories, keys."""
         with VerticalScroll():
             yield Static(id="books")
-            yield Label("events a second")
+            yield Label(id="rates")
             yield Sparkline(id="rate")
-            yield Label("events that wait")
+            yield Label(id="depths")
             yield Sparkline(id="depth")
             yield Static(id="rest")
         yield Footer()
@@ -254,15 +260,23 @@ class ConsumerScreen(Screen[None]):
             self.query_one("#books", Static).update("It is no longer on this bus.")
             return
         self.query_one("#books", Static).update(books(found))
-        self.query_one("#rate", Sparkline).data = _list(history.rates[self.key])
-        self.query_one("#depth", Sparkline).data = _list(history.depths[self.key])
+        rates, depths = history.rates[self.key], history.depths[self.key]
+        self.query_one("#rates", Label).update(_told("events a second", rates))
+        self.query_one("#rate", Sparkline).data = _scaled(rates)
+        self.query_one("#depths", Label).update(_told("events that wait", depths))
+        self.query_one("#depth", Sparkline).data = _scaled(depths)
         publishers = tuple(p for p in stats.publishers if p.topic == found.topic)
-        only = msgspec.structs.replace(stats, publishers=publishers, consumers=(found,), participants=())
+        only = msgspec.structs.replace(stats, publishers=publishers, consumers=(found,))
         self.query_one("#rest", Static).update(BusView(only))
 
 
-def _list(values: Sequence[float]) -> list[float]:
-    return list(values) or [0.0]
+def _told(what: str, values: Sequence[float]) -> str:
+    return f"{what}: {short(values[-1])}, at most {short(max(values))}" if values else what
+
+
+def _scaled(values: Sequence[float]) -> list[float]:
+    """From nothing on: a line draws the lowest that it is given as nothing, and what never changed would be none."""
+    return [0.0, *values]
 
 
 def books(consumer: ConsumerStats) -> Text:

@@ -82,10 +82,16 @@ def test_a_consumer_has_a_page(bus_name: str) -> None:
 
         async def script(app: _top_app.TopApp, pilot: Pilot[str]) -> None:
             await until(lambda: names(app) == ["audit"])
+            await until(lambda: "Its&#160;page" in app.export_screenshot())
             await pilot.press("enter")
             await until(lambda: isinstance(app.screen, _top_app.ConsumerScreen))
             await until(lambda: "20 offered = 15 delivered + 5 depth" in text(app, "#books"))
             await until(lambda: list(app.screen.query_one("#depth", Sparkline).data or ())[-1:] == [5])
+            data = app.screen.query_one("#depth", Sparkline).data or ()
+            assert min(data) == 0  # or what never changed would be drawn as nothing
+            assert "events that wait: 5, at most 5" in text(app, "#depths")
+            await until(lambda: "1&#160;process&#160;" in app.export_screenshot())
+            assert not app.check_action("sort", ())  # there is no table
             await pilot.press("escape")
             await until(lambda: not isinstance(app.screen, _top_app.ConsumerScreen))
 
