@@ -37,7 +37,6 @@ HOLD = ("pool.c", "OR_{}(holds, bit)")
 HELD_GENERATION = ("pool.c", "uint64_t now = LOAD_{}(&e->generation)")
 LET_GO = ("pool.c", "AND_{}(&view->extents[block].holds[holder / 64], ~(1ull << holder % 64))")
 HELD = ("pool.c", "any |= LOAD_{}(&view->extents[block].holds[i])")
-NEWEST = ("ring.c", "STORE_{}(&w->view.header->position, w->newest)")
 READ_TAIL = ("reader.c", "r->tail = LOAD_{}(&r->view.header->tail)")
 NEWEST_TAIL = ("reader.c", "r->tail = LOAD_{}(&h->tail)")
 
@@ -136,22 +135,6 @@ PATTERNS = [
             [rmw("let go", "S lets go"), load("waiting", "S waiting")],
         ),
         neither,
-    ),
-    Pattern(
-        "newest",
-        "newest",
-        "who looks for the newest event sees where it lies, and an older record there, or a tail that it is not below",
-        {"data0": 0, "data1": 0, "flag": 0},
-        {
-            "P record": HEAD_WORD,
-            "P tail": TAIL,
-            "P newest": NEWEST,
-            "S newest": ("reader.c", "newest = LOAD_{}(&h->position)"),
-            "S record": HEAD_LOAD,
-            "S tail": NEWEST_TAIL,
-        },
-        passed([("P record", "S record"), ("P tail", "S tail")], "P newest", "S newest"),
-        stale,
     ),
     Pattern(
         "record before tail, newest",

@@ -182,7 +182,7 @@ typedef struct ring_header {
     word intent; /*  72  P  seq_cst before the records that it covers: SYNC intent. Work: L, below it all is freed */
     word oldest; /*  80  P  release before intent: SYNC oldest. Work: first sequence on the books */
     word
-        position; /*  88  P  work: end of the last record in bytes. Broadcast: start of the newest, after tail; a hint */
+        position; /*  88  P  before tail. Work: end of the last record in bytes. Broadcast: start of the newest; a hint */
     word reserved1[4];
 
     word gate_version; /* 128  L  add after a slot is taken: SYNC join */
@@ -309,7 +309,8 @@ typedef struct broadcast_segment {
     /* records from here */
 } broadcast_segment;
 
-#define WORK_DESCRIPTORS(capacity) ((capacity) / 64) /* a record of 64 bytes fills both tables at once */
+#define DESCRIBED 64ull                                     /* bytes of records to a descriptor */
+#define WORK_DESCRIPTORS(capacity) ((capacity) / DESCRIBED) /* a record of 64 bytes fills both tables at once */
 #define WORK_TABLES(capacity) (WORK_DESCRIPTORS(capacity) * (sizeof(descriptor) + sizeof(note)))
 
 /* Pool: what events of one publisher carry beside them. Blocks of one size; an extent is one or more runs of blocks, known

@@ -107,15 +107,20 @@ static int last_from(const ring_reader *r, uint64_t at, record *out) {
     return found && out->sequence >= r->sequence ? RING_OK : RING_CORRUPT;
 }
 
+#define COMMIT_LOOKS 8 /* at a hint that is not below the tail yet: a commit takes nanoseconds */
+
 /* ring_peek for who wants the newest event alone. The header says where that lies, or, for a moment, an older one; the
- * walk from there is as long as one batch. What is skipped is booked with what is consumed (ring_skip). */
+ * walk from there is as long as one batch. While a commit is under way it says what is not there yet, and for good in the
+ * ring of a publisher that died there. What is skipped is booked with what is consumed (ring_skip). */
 static int peek_newest(ring_reader *r, record *out) {
     const ring_header *h = r->view.header;
     for (int tries = 0; tries < 64; tries++) {
-        uint64_t newest = LOAD_ACQUIRE(&h->position); /* SYNC newest: before the tail, so that it lies below */
-        r->tail = LOAD_ACQUIRE(&h->tail);             /* SYNC tail */
+        uint64_t newest = LOAD_RELAXED(&h->position);
+        r->tail = LOAD_ACQUIRE(&h->tail); /* SYNC tail: what begins below it is there */
         if (r->tail <= r->position)
             return r->tail == r->position ? RING_EMPTY : RING_CORRUPT;
+        if (newest >= r->tail && tries < COMMIT_LOOKS)
+            continue;
         int status = last_from(r, newest > r->position && newest < r->tail ? newest : r->position, out);
         if (status != RING_EMPTY)
             return status;

@@ -324,10 +324,11 @@ void ring_write_rows(ring_writer *w, const part *first, uint64_t count) {
     }
 }
 
+/* The hint goes before the tail, whose store takes the line of both away from the readers. */
 void ring_commit(ring_writer *w) {
+    STORE_RELAXED(&w->view.header->position, w->newest);
     STORE_RELEASE(word_at(&w->view, w->head), w->sequence); /* F, before tail */
     STORE_SEQ(&w->view.header->tail, w->head);              /* SYNC tail; seq_cst against parked: SYNC park */
-    STORE_RELEASE(&w->view.header->position, w->newest);    /* SYNC newest: after tail, so that it lies below */
 }
 
 /* Counts events that found no room, and were not written. `sequence` is what the next one will get. */
