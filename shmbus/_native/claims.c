@@ -341,7 +341,7 @@ restart:
     }
     Py_ssize_t first = self->retired, active = self->count - first;
     for (Py_ssize_t looked = 0; looked < active; looked++) {
-        self->current = (self->current + 1) % active;
+        self->current = self->current + 1 < active ? self->current + 1 : 0;
         source *s = &self->sources[first + self->current];
         int got = self->oldest_first ? 0 : claim_from(self, s);
         if (got)

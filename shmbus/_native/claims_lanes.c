@@ -181,7 +181,7 @@ static int claim_retired(Claimer *self, unsigned most, bool *dropped) {
 static int claim_active(Claimer *self, unsigned most) {
     Py_ssize_t first = self->retired, active = self->count - first;
     for (Py_ssize_t looked = 0; looked < active; looked++) {
-        self->current = (self->current + 1) % active;
+        self->current = self->current + 1 < active ? self->current + 1 : 0;
         source *s = &self->sources[first + self->current];
         lane_next(&self->keys->look, false);
         int got = claim_from(self, s, most);

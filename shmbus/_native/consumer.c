@@ -251,7 +251,7 @@ restart:
     for (Py_ssize_t looked = 0; looked < active; looked++) {
         if (self->turn >= TURN || looked) {
             self->turn = 0;
-            self->current = (self->current + 1) % active;
+            self->current = self->current + 1 < active ? self->current + 1 : 0;
         }
         source *s = &self->sources[first + self->current];
         status = peek(self, s, out);

@@ -16,7 +16,7 @@
  * a worker that slept cannot take anything back. */
 void work_keep_spared(const ring_view *view, uint64_t sequence, unsigned spared) {
     word *at = &note_of(view, sequence)->spared;
-    uint64_t fresh = sequence / view->slots << SPARED_BITS | spared, seen = LOAD_RELAXED(at);
+    uint64_t fresh = laps_of(view, sequence) << SPARED_BITS | spared, seen = LOAD_RELAXED(at);
     while (seen < fresh && !CAS_SEQ(at, &seen, fresh)) /* SYNC spared */
         ;
 }
@@ -24,7 +24,7 @@ void work_keep_spared(const ring_view *view, uint64_t sequence, unsigned spared)
 /* Of a record that is CLAIMED. */
 unsigned work_spared(const ring_view *view, uint64_t sequence) {
     uint64_t seen = LOAD_RELAXED(&note_of(view, sequence)->spared); /* SYNC spared: after the claim word */
-    return seen >> SPARED_BITS == sequence / view->slots ? (unsigned)seen & ((1u << SPARED_BITS) - 1) : 0;
+    return seen >> SPARED_BITS == laps_of(view, sequence) ? (unsigned)seen & ((1u << SPARED_BITS) - 1) : 0;
 }
 
 /* ---- delayed records ---- */

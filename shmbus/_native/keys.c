@@ -90,11 +90,11 @@ static int lane_of_event(PyObject *key, PyObject *event) {
 }
 
 static PyObject *event_at(const Producer *self, const lanes_of *lanes, Py_ssize_t i) {
-    if (lanes->event)
+    if (lanes->of == OF_EVENT)
         return Py_NewRef(lanes->event);
-    if (lanes->rows)
+    if (lanes->of == OF_ROWS)
         return record_decode_payload(self->record, lanes->rows + (size_t)i * self->record->size, self->record->size);
-    if (lanes->events && i < PyList_Size(lanes->events))
+    if (lanes->of == OF_EVENTS && i < PyList_Size(lanes->events))
         return Py_NewRef(PyList_GetItem(lanes->events, i));
     return Py_NewRef(Py_None);
 }

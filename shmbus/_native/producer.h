@@ -74,12 +74,15 @@ int encoding_rows_given(Producer *self, PyObject *given, Py_buffer *view);
 /* The lanes of the events of one call, in each group that has a key: found before anything of it is written, and again when
  * the groups have changed. */
 typedef struct lanes_of {
-    PyObject *event;           /* of one, or */
-    PyObject *events;          /* a list or tuple, or */
-    const unsigned char *rows; /* of a record topic; else nothing is to be had of the key */
-    Py_ssize_t total, at;      /* how many, and which one is next */
-    uint16_t *lane;            /* by event and group; NULL: not found yet */
+    union {
+        PyObject *event;
+        PyObject *events;          /* a list or tuple */
+        const unsigned char *rows; /* of a record topic */
+    };
+    enum { OF_NOTHING, OF_EVENT, OF_EVENTS, OF_ROWS } of; /* which of them; of nothing no key is to be had */
     unsigned groups, changes;
+    Py_ssize_t total, at; /* how many, and which one is next */
+    uint16_t *lane;       /* by event and group; NULL: not found yet */
 } lanes_of;
 
 int keys_find(Producer *self, lanes_of *lanes);

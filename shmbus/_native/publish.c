@@ -283,7 +283,7 @@ static PyObject *publish_bytes(Producer *self, PyObject *payload, PyObject *head
 static PyObject *publish_row(Producer *self, PyObject *event, PyObject *headers) {
     unsigned char local[SHORT_ROW], *row = local;
     part p = part_with(headers);
-    batch one = {.lanes = {.event = event, .total = 1}};
+    batch one = {.lanes = {.event = event, .of = OF_EVENT, .total = 1}};
     uint32_t size = self->record->size;
     if (size > SHORT_ROW && !(row = PyMem_Malloc(size)))
         return PyErr_NoMemory();
@@ -304,7 +304,7 @@ static PyObject *publish_one(Producer *self, PyObject *event, PyObject *given) {
         Py_XDECREF(headers);
         return result;
     }
-    batch one = {.lanes = {.event = event, .total = 1}};
+    batch one = {.lanes = {.event = event, .of = OF_EVENT, .total = 1}};
     bool mine =
         self->into != Py_None && !self->scratch_busy; /* another thread, or the encoder's own code, may have it */
     self->scratch_busy = self->scratch_busy || mine;
@@ -335,7 +335,8 @@ PyObject *producer_publish(PyObject *object, PyObject *const *args, Py_ssize_t c
  * is in `b`, and fewer than all for who is patient. */
 static Py_ssize_t publish_all(Producer *self, PyObject *payloads, PyObject *events, Py_ssize_t first, batch *b) {
     Py_ssize_t missed = 0;
-    b->lanes = (lanes_of){.events = events, .total = PyList_Size(payloads), .at = first};
+    b->lanes = (lanes_of){
+        .events = events, .of = events ? OF_EVENTS : OF_NOTHING, .total = PyList_Size(payloads), .at = first};
     uint64_t now_ns = 0;
     int status = guard_check(&self->guard, "publisher");
     for (Py_ssize_t i = first; status >= 0 && i < PyList_Size(payloads); i++) {
@@ -385,7 +386,7 @@ static void write_rows(Producer *self, const part *first, uint64_t count) {
 /* The same for rows, which nobody else may change or free meanwhile; the sequence of the last one goes into `last`. */
 static Py_ssize_t publish_rows(Producer *self, const unsigned char *bytes, size_t count, batch *b, uint64_t *last) {
     Py_ssize_t missed = 0;
-    b->lanes = (lanes_of){.rows = bytes, .total = (Py_ssize_t)count};
+    b->lanes = (lanes_of){.rows = bytes, .of = OF_ROWS, .total = (Py_ssize_t)count};
     part p = {.payload = bytes, .payload_length = self->record->size};
     uint64_t now_ns = 0;
     int status = guard_check(&self->guard, "publisher");
@@ -478,7 +479,7 @@ PyObject *producer_put(PyObject *object, PyObject *args) {
     if (!PyArg_ParseTuple(args, "(OO)p|O:_put", &payload, &headers, &drop, &event) ||
         guard_enter(&self->guard, "publisher") < 0)
         return NULL;
-    batch one = {.lanes = {.event = event, .total = 1}, .patient = true, .drop = drop};
+    batch one = {.lanes = {.event = event, .of = OF_EVENT, .total = 1}, .patient = true, .drop = drop};
     return guard_leave(&self->guard, object,
                        publish_bytes(self, payload, PyBytes_Check(headers) ? headers : NULL, &one));
 }

@@ -54,7 +54,7 @@ static int refresh_gate(work_writer *w) {
     if (start < w->start || start > w->head)
         return RING_CORRUPT;
     w->start = start;
-    uint64_t used = w->head - start, slots = (w->sequence - gate) * (w->view.capacity / w->view.slots);
+    uint64_t used = w->head - start, slots = (w->sequence - gate) * DESCRIBED;
     if (used < slots)
         used = slots; /* of the descriptors, in bytes of the records that they are for */
     if (used > w->peak)
