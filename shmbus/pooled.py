@@ -21,7 +21,7 @@ from shmbus._handles.care import BOUND
 from shmbus._handles.flushing import NAP
 from shmbus._handles.growing import PATIENCE, PATIENCE_IN_LOOPS
 from shmbus._payload import arrays
-from shmbus._payload.packing import Packer, Sealed
+from shmbus._payload.packing import Packer, Sealed, unseal
 from shmbus.errors import ConfigError, CorruptSegmentError, EventTooLargeError, Full
 from shmbus.publisher import Publisher
 
@@ -106,8 +106,7 @@ class PooledPublisher(Publisher[T]):
         try:
             return cast("int | None", await self._in_room(lambda drop: self._put(record, drop, event), lambda: length))
         except BaseException:
-            for one in sealed:
-                one.undo()
+            unseal(sealed)
             raise
 
     async def apublish_many(self, events: Iterable[T]) -> int:
@@ -119,8 +118,7 @@ class PooledPublisher(Publisher[T]):
 
     def _unseal(self) -> None:
         """What became read-only for an event is writable again: it was not published."""
-        for one in self._sealed.get(threading.get_ident(), ()):
-            one.undo()
+        unseal(self._sealed.get(threading.get_ident(), ()))
 
     def _pack(self, event: Any) -> bytes | _core.Parcel:
         """The encoder of the C type: waits for room in the pool as `on_full` says."""
@@ -131,7 +129,7 @@ class PooledPublisher(Publisher[T]):
                 raise EventTooLargeError(self.topic.name, payload, self._pool.bytes, "the publisher's pool")
             placed: bytes | _core.Parcel = self._in_pool(lambda: self._packer.place(packing), "drop")
             payload = placed
-        if packing.loans:  # before anybody can see it
+        if packing[2]:  # loans, before anybody can see it
             self._sealed[threading.get_ident()] = self._packer.seal(packing)
         return payload
 

@@ -24,7 +24,7 @@ def codec_with_pool(
         code = arrays.kind_of(type(value))
         if code == arrays.NDARRAY:
             piece, dtype = arrays.piece_of_array(value)
-            return arrays.extension_of_array(0, piece.source, dtype)
+            return arrays.extension_of_array(0, piece[0], dtype)
         if code:
             return None
         if enc_hook is None:

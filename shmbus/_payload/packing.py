@@ -7,7 +7,8 @@ not published leaves its arrays as they were, and nothing in the pool.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
@@ -16,7 +17,7 @@ from shmbus._payload import arrays
 from shmbus._payload.arrays import BATCH, BUFFER, NDARRAY, TABLE, Piece
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from shmbus.topic import Topic
 
@@ -28,35 +29,23 @@ _PLAIN: Final = (memoryview, bytes, bytearray)
 """What `msgspec.to_builtins` leaves alone."""
 
 
-class Sealed(NamedTuple):
-    """An array or memoryview that became read-only because it was published."""
+Sealed: TypeAlias = tuple[_core.Lease, list[Any]]
+"""A loan that was published, and the arrays and memoryviews of it that became read-only for that."""
 
-    lease: _core.Lease
-    views: list[Any]
 
-    def undo(self) -> None:
-        """The event was not published after all."""
-        self.lease.unseal(None)
-        for view in self.views:
+def unseal(sealed: Iterable[Sealed]) -> None:
+    """The event was not published after all."""
+    for lease, views in sealed:
+        lease.unseal(None)
+        for view in views:
             if isinstance(view, memoryview):
-                self.lease.unseal(view)
+                lease.unseal(view)
             else:
                 view.flags.writeable = True
 
 
-class Packing:
-    """One event, encoded; its buffers have yet to find room."""
-
-    __slots__ = ("body", "loans", "pieces")
-
-    def __init__(self, body: bytes, pieces: list[Piece], loans: dict[int, tuple[_core.Lease, int]]) -> None:
-        self.body = body
-        self.pieces = pieces
-        self.loans = loans
-
-    def needs(self, small: int) -> list[int]:
-        """Bytes of each buffer that is to be copied into the pool."""
-        return [piece.nbytes for at, piece in enumerate(self.pieces) if at not in self.loans and piece.nbytes > small]
+Packing: TypeAlias = tuple[bytes, list[Piece], "dict[int, tuple[_core.Lease, int]]"]
+"""An event, encoded; its buffers, which have yet to find room; by number, those that lie in a loan: it, and where."""
 
 
 class Packer:
@@ -67,14 +56,19 @@ class Packer:
         self._small: Final = min(SMALL, maximum // 8)
         self._spill: Final = maximum // 2
         self._hook: Final = topic.enc_hook
-        self._pickled: Final = topic.codec == "pickle"
-        self._flat: Final = has_buffers(topic)
-        self._encode: Final = msgspec.msgpack.Encoder(enc_hook=self._extend).encode
+        encode = msgspec.msgpack.Encoder(enc_hook=self._extend).encode
+        self._encode: Callable[[Any], bytes]
+        if topic.codec == "pickle":
+            self._encode = self._pickle
+        elif has_buffers(topic):
+            self._encode = lambda event: encode(self._without_buffers(event))
+        else:
+            self._encode = encode
         self._lock: Final = threading.RLock()
         self._pieces: list[Piece] = []
         self._loans: dict[int, tuple[_core.Lease, int]] = {}
         self._ndarray: Any = None  # until an array is seen: NumPy may not be there
-        self._arrays: dict[tuple[int, Any, tuple[int, ...]], msgspec.msgpack.Ext] = {}
+        self._arrays: dict[tuple[int, Any, tuple[int, ...]], tuple[msgspec.msgpack.Ext, int]] = {}
 
     # -- encoding
 
@@ -82,15 +76,11 @@ class Packer:
         """Encode an event; its arrays are looked at, and not copied yet. Raises what a codec raises."""
         with self._lock:
             before = self._pieces, self._loans
-            self._pieces, self._loans = [], {}
+            pieces: list[Piece] = []
+            loans: dict[int, tuple[_core.Lease, int]] = {}
+            self._pieces, self._loans = pieces, loans
             try:
-                if self._pickled:
-                    body = self._pickle(event)
-                elif self._flat:
-                    body = self._encode(self._without_buffers(event))
-                else:
-                    body = self._encode(event)
-                return Packing(body, self._pieces, self._loans)
+                return self._encode(event), pieces, loans
             finally:
                 self._pieces, self._loans = before
 
@@ -101,7 +91,7 @@ class Packer:
             raw = buffer.raw()
             if raw.nbytes <= self._small:
                 return True  # in the pickle
-            self._add(Piece(raw, raw.nbytes), buffer)
+            self._add((raw, raw.nbytes), buffer)
             return False
 
         return pickle.dumps(event, protocol=5, buffer_callback=aside)
@@ -124,7 +114,7 @@ class Packer:
         if isinstance(value, memoryview):
             if id(value) in marked:
                 return marked[id(value)][1]
-            return arrays.extension(BUFFER, self._add(_piece_of_view(value), value))
+            return arrays.extension(BUFFER, self._add((value, value.nbytes), value))
         if isinstance(value, dict):
             return {key: self._replaced(child, marked) for key, child in value.items()}
         if isinstance(value, list | tuple):
@@ -133,39 +123,46 @@ class Packer:
 
     def _extend(self, value: Any) -> Any:
         """What msgspec does not know: arrays, and what the topic's own hook makes of the rest."""
-        if type(value) is self._ndarray:
-            return self._known_array(value)
+        if type(value) is not self._ndarray:
+            return self._extend_other(value)
+        pieces = self._pieces
+        known = self._arrays.get((len(pieces), value.dtype, value.shape))
+        if known is None:
+            return self._extend_other(value)
+        extension, nbytes = known
+        if nbytes > self._small and value.base is not None:
+            self._find_loan(len(pieces), value, value)
+        pieces.append((value, nbytes))
+        return extension
+
+    def _extend_other(self, value: Any) -> Any:
         code = arrays.kind_of(type(value))
         if code == NDARRAY:
             self._ndarray = arrays.package("numpy").ndarray
+            key = len(self._pieces), value.dtype, value.shape
             piece, dtype = arrays.piece_of_array(value)
-            return arrays.extension_of_array(self._add(piece, value), piece.source, dtype)
+            extension = arrays.extension_of_array(self._add(piece, value), piece[0], dtype)
+            if type(value) is self._ndarray and len(self._arrays) < _KNOWN:
+                self._arrays[key] = extension, piece[1]
+            return extension
         if code in (BATCH, TABLE):
             return arrays.extension(code, self._add(arrays.piece_of_batch(value), None))
         if self._hook is None:
             raise NotImplementedError(f"Encoding objects of type {type(value).__qualname__} is unsupported")
         return self._hook(value)
 
-    def _known_array(self, array: Any) -> msgspec.msgpack.Ext:
-        """The same for an array; what says so of those that are alike is made once."""
-        key = len(self._pieces), array.dtype, array.shape
-        found = self._arrays.get(key)
-        if found is None:
-            piece, dtype = arrays.piece_of_array(array)
-            found = arrays.extension_of_array(key[0], piece.source, dtype)
-            if len(self._arrays) < _KNOWN:
-                self._arrays[key] = found
-        self._add(Piece(array, array.nbytes), array)
-        return found
-
     def _add(self, piece: Piece, view: Any) -> int:
         number = len(self._pieces)
         self._pieces.append(piece)
-        if piece.nbytes > self._small and (type(view) is not self._ndarray or view.base is not None):
-            lease = self._loan_of(view)
-            if lease is not None and (offset := lease.offset(piece.source)) >= 0:
-                self._loans[number] = lease, offset
+        source, nbytes = piece
+        if nbytes > self._small:
+            self._find_loan(number, view, source)
         return number
+
+    def _find_loan(self, number: int, view: Any, source: Any) -> None:
+        lease = self._loan_of(view)
+        if lease is not None and (offset := lease.offset(source)) >= 0:
+            self._loans[number] = lease, offset
 
     def _loan_of(self, view: Any) -> _core.Lease | None:
         """The loan that an array or memoryview lies in; None for any other."""
@@ -182,24 +179,25 @@ class Packer:
 
     def place(self, packing: Packing) -> bytes | _core.Parcel | int:
         """The payload, with its buffers in the pool; or how many bytes more it wants, and nothing has changed."""
-        body, pieces = packing.body, packing.pieces
+        body, pieces, loans = packing
         if not pieces and len(body) <= self._spill:
             return body
         parts: list[Any] = []
-        laid: list[tuple[Piece, _core.Lease]] = []
+        laid: list[tuple[Any, _core.Lease]] = []
         for number, piece in enumerate(pieces):
-            if number in packing.loans:
-                parts.append((*packing.loans[number], piece.nbytes))
-            elif piece.nbytes <= self._small:
+            source, nbytes = piece
+            if number in loans:
+                parts.append((*loans[number], nbytes))
+            elif nbytes <= self._small:
                 parts.append(_small_bytes(piece))
-            elif _is_flat(piece.source):
-                parts.append(piece.source)
+            elif source.flags.c_contiguous if type(source) is self._ndarray else _is_flat(source):
+                parts.append(source)
             else:
-                lease = self._pool.lease(piece.nbytes)
+                lease = self._pool.lease(nbytes)
                 if lease is None:
                     return self._wanted(packing)
-                laid.append((piece, lease))
-                parts.append((lease, 0, piece.nbytes))
+                laid.append((source, lease))
+                parts.append((lease, 0, nbytes))
         rest: bytes | None = body
         if len(body) > self._spill:
             parts.append(memoryview(body))
@@ -207,22 +205,26 @@ class Packer:
         parcel = self._pool.pack(tuple(parts), rest)
         if parcel is None:
             return self._wanted(packing)
-        for piece, lease in laid:
-            _write(piece, lease)
+        for source, lease in laid:
+            _write(source, lease)
         return parcel
 
     def _wanted(self, packing: Packing) -> int:
         """Bytes of the pool, in whole blocks, that an event takes beside its loans."""
-        body = [len(packing.body)] if len(packing.body) > self._spill else []
-        return sum(-(-size // _core.POOL_BLOCK) * _core.POOL_BLOCK for size in packing.needs(self._small) + body)
+        body, pieces, loans = packing
+        sizes = [nbytes for at, (_, nbytes) in enumerate(pieces) if at not in loans and nbytes > self._small]
+        if len(body) > self._spill:
+            sizes.append(len(body))
+        return sum(-(-size // _core.POOL_BLOCK) * _core.POOL_BLOCK for size in sizes)
 
     @staticmethod
     def seal(packing: Packing) -> list[Sealed]:
         """Make the loans of an event read-only, as it is about to be published."""
+        _, pieces, loans = packing
         sealed = []
-        for number, (lease, _) in packing.loans.items():
+        for number, (lease, _) in loans.items():
             views: list[Any] = []
-            base: Any = packing.pieces[number].source
+            base: Any = pieces[number][0]
             while base is not None and type(base) is not _core.Lease:
                 if isinstance(base, memoryview):
                     if not base.readonly:
@@ -236,12 +238,8 @@ class Packer:
                         views.append(base)
                     base = base.base
             lease.seal(None)
-            sealed.append(Sealed(lease, views))
+            sealed.append((lease, views))
         return sealed
-
-
-def _piece_of_view(view: memoryview) -> Piece:
-    return Piece(view, view.nbytes)
 
 
 def _is_flat(source: Any) -> bool:
@@ -252,15 +250,15 @@ def _is_flat(source: Any) -> bool:
 
 
 def _small_bytes(piece: Piece) -> bytes:
-    if callable(piece.source):
-        whole = bytearray(piece.nbytes)
-        piece.source(whole)
+    source, nbytes = piece
+    if callable(source):
+        whole = bytearray(nbytes)
+        source(whole)
         return bytes(whole)
-    return bytes(piece.source.tobytes())
+    return bytes(source.tobytes())
 
 
-def _write(piece: Piece, lease: _core.Lease) -> None:
-    source = piece.source
+def _write(source: Any, lease: _core.Lease) -> None:
     if isinstance(source, memoryview):
         memoryview(lease)[:] = arrays.flat(source)
     elif callable(source):
@@ -281,16 +279,15 @@ class Unpacker:
     def _chosen(self, topic: Topic[Any]) -> Callable[[Any], Any]:
         if topic.codec == "pickle":
             return self._unpickle
+        revive = partial(arrays.revive, buffers=self.buffers)
         if has_buffers(topic):
-            self._tree = msgspec.msgpack.Decoder(ext_hook=self._revive).decode
+            self._tree = msgspec.msgpack.Decoder(ext_hook=revive).decode
             return self._convert
-        decode = msgspec.msgpack.Decoder(topic.type, dec_hook=self._make, ext_hook=self._revive).decode
+        make = arrays.wants if self._hook is None else self._make
+        decode = msgspec.msgpack.Decoder(topic.type, dec_hook=make, ext_hook=revive).decode
         if may_keep_views(topic):
             return lambda payload: decode(bytes(payload))
         return decode
-
-    def _revive(self, code: int, data: memoryview) -> Any:
-        return arrays.revive(code, data, self.buffers)
 
     def _make(self, expected: Any, value: Any) -> Any:
         if self._hook is not None and not arrays.is_array_type(getattr(expected, "__origin__", expected)):
