@@ -112,10 +112,7 @@ with shmbus.Bus(sys.argv[1]) as bus:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_death_before_the_ack_publishes_twice(bus_name: str, processes: Processes, asynchronous: bool) -> None:
-    """A worker killed between publish and ack leaves an event that is handled again: its result is there twice.
-
-    When it comes again nobody promises: until the death is noticed another worker takes what is READY behind it.
-    """
+    """A worker killed between publish and ack leaves an event that is handled again: its result is there twice."""
     code = DIES.replace("def bill", "async def bill") if asynchronous else DIES
     router = shmbus.Router()
     router.worker(ORDERS, group=GROUP, to=INVOICES)(invoice)
@@ -124,7 +121,7 @@ def test_a_death_before_the_ack_publishes_twice(bus_name: str, processes: Proces
         publish(bus, 1, 2, 3)
         assert processes.spawn(code, bus_name, 2).wait(PATIENCE) == -signal.SIGKILL
         with running(router, bus):
-            eventually(lambda: depth(bus) == 0)
+            eventually(lambda: depth(bus) == 0)  # until the death is noticed others take what is READY behind it
         results: dict[str, list[int]] = {}
         for message in islice(invoices.messages(), 4):
             results.setdefault(message.publisher, []).append(message.event.number)
