@@ -19,7 +19,7 @@ import msgspec
 
 from shmbus import _core
 from shmbus._ledger import notes, past, views
-from shmbus._ledger.departures import trace_of, with_pending
+from shmbus._ledger.departures import name_of, trace_of, with_pending
 from shmbus._ledger.look import Look, require_plausible
 from shmbus._shm import processes
 from shmbus.stats import (
@@ -233,22 +233,19 @@ class _Books(Look):
     # -- consumers
 
     def consumers(self) -> Iterator[ConsumerStats]:
-        left = set()
-        for consumer in self.document.consumers:
-            if consumer.state != "joining":
-                found = self.consumer(consumer)
-                if self.still_there(consumer):
-                    yield found
-                else:
-                    left.add(consumer.id)
-        for closed in self.document.closed:
-            yield self.closed(closed)
-        later = self.registry.read() if left else self.document
-        for closed in later.closed if left else ():
-            if closed.id in left:
-                yield self.closed(closed)
-        for leaving in [c for c in later.consumers if c.id in left and c.state == "leaving"]:
-            yield self.consumer(leaving)
+        """Each once: who leaves while we look is looked up again, and may be back under its name."""
+        document, left = self.document, None
+        while left is None or left:
+            moving = set()
+            for consumer in document.consumers:
+                if consumer.state != "joining" and (left is None or name_of(consumer) in left):
+                    found = self.consumer(consumer)
+                    if self.still_there(consumer):
+                        yield found
+                    else:
+                        moving.add(name_of(consumer))
+            yield from (self.closed(c) for c in document.closed if left is None or name_of(c) in left)
+            document, left = self.registry.read(), moving
 
     def closed(self, closed: ClosedEntry) -> ConsumerStats:
         return ConsumerStats(

@@ -92,20 +92,34 @@ def keep_totals(change: Change, consumer: ConsumerEntry) -> None:
     document = change.document
     latency = _core.latency_terms(change.registry.map, consumer.line)
     document.consumers.remove(consumer)
-    document.closed.append(
-        ClosedEntry(
-            id=consumer.id,
-            topic=consumer.topic,
-            name=consumer.name,
-            mode=consumer.mode,
-            dead=consumer.dead,
-            totals=consumer.totals,
-            kind=consumer.kind,
-            latency=latency and (latency["count"], latency["p50_ns"], latency["p99_ns"], latency["max_ns"]),
-            sampled=past.sampled(change.registry.map, consumer),
-        )
+    closed = ClosedEntry(
+        id=consumer.id,
+        topic=consumer.topic,
+        name=consumer.name,
+        mode=consumer.mode,
+        dead=consumer.dead,
+        totals=consumer.totals,
+        kind=consumer.kind,
+        latency=latency and (latency["count"], latency["p50_ns"], latency["p99_ns"], latency["max_ns"]),
+        sampled=past.sampled(change.registry.map, consumer),
     )
+    before = closed_namesake(document, consumer)
+    if before is not None:  # it died before it had taken these over, or they are of one that was dead when it came
+        document.closed.remove(before)
+        past.add_totals(closed.totals, before.totals)
+        closed.sampled = past.added(closed.sampled, before.sampled)
+    document.closed.append(closed)
     merge_closed(document, consumer.topic, MAX_CLOSED)
+
+
+def name_of(entry: ConsumerEntry | ClosedEntry) -> tuple[str, int, str]:
+    """What the books of a consumer are known by from one life to the next."""
+    return entry.kind, entry.topic, entry.name
+
+
+def closed_namesake(document: Document, consumer: ConsumerEntry) -> ClosedEntry | None:
+    """What is left of the one before it."""
+    return next((c for c in document.closed if name_of(c) == name_of(consumer)), None)
 
 
 def close_worker(change: Change, rings: Rings, id: int) -> int:
@@ -380,8 +394,7 @@ def _merge(document: Document, topic: int, kind: str, most: int) -> bool:
     into = next((c for c in closed if c.name == past.DEPARTED), closed[0])
     into.name, into.latency = past.DEPARTED, None
     for victim in [c for c in closed if c is not into][: len(closed) - most]:
-        for field in Totals.__struct_fields__:
-            setattr(into.totals, field, getattr(into.totals, field) + getattr(victim.totals, field))
+        past.add_totals(into.totals, victim.totals)
         into.sampled = past.added(into.sampled, victim.sampled)
         document.closed.remove(victim)
     return True

@@ -136,8 +136,6 @@ def open_subscriber(
     consumer = _new_consumer(change, topic, "subscriber", name or "", slot)
     consumer.name = name or f"sub-{consumer.id}"
     consumer.mode, consumer.participant = mode, participant
-    if name is not None:
-        _take_totals(document, consumer)
     # All are attached before anything is entered: what may fail for want of descriptors or memory fails here.
     joined = [rings.joinable(r, slot) for r in document.rings_of(consumer) if r.state == "active" or start == "oldest"]
     change.commit(entering=True)
@@ -151,6 +149,8 @@ def open_subscriber(
             ring.join(slot, mode != "reliable", start == "oldest")
             reach("subscriber.ring")
         consumer.state = "active"
+        if name is not None:
+            _take_totals(document, consumer)  # not before: until now it is not told of, and they are
         change.commit(topic.index)
         reach("subscriber.joined")
     except BaseException:
@@ -162,11 +162,10 @@ def open_subscriber(
 
 def _take_totals(document: Document, consumer: ConsumerEntry) -> None:
     """One that comes back under its name goes on with its totals."""
-    for closed in document.closed:
-        if (closed.kind, closed.topic, closed.name) == (consumer.kind, consumer.topic, consumer.name):
-            consumer.totals, consumer.sampled = closed.totals, closed.sampled
-            document.closed.remove(closed)
-            return
+    closed = departures.closed_namesake(document, consumer)
+    if closed is not None:
+        consumer.totals, consumer.sampled = closed.totals, closed.sampled
+        document.closed.remove(closed)
 
 
 def _new_consumer(

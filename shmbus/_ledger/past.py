@@ -113,9 +113,14 @@ def recall(document: Document, topic: TopicEntry) -> None:
 
 
 def _add(past: Past, totals: Totals, sampled: Sampled) -> None:
-    for field in Totals.__struct_fields__:
-        setattr(past.totals, field, getattr(past.totals, field) + getattr(totals, field))
+    add_totals(past.totals, totals)
     past.sampled = added(past.sampled, sampled)
+
+
+def add_totals(into: Totals, more: Totals) -> None:
+    """Term by term."""
+    for field in Totals.__struct_fields__:
+        setattr(into, field, getattr(into, field) + getattr(more, field))
 
 
 def told(document: Document) -> Iterator[DepartedStats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from support import SHM, Processes, entries, eventually, line
 import shmbus
 from shmbus import Bus, inspect
 from shmbus._ledger import books as _books
+from shmbus._ledger import members
 from shmbus._ledger.look import Look
 from shmbus._ledger.registry import Registry
 from shmbus._shm.names import object_prefix
@@ -177,3 +179,64 @@ def test_books_of_one_that_leaves(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> 
         pub.publish_many(orders(4))
         (lost,) = [loss for loss in bus.losses() if loss.consumer == "t"]
         assert (lost.cause, lost.count) == ("abandoned", 4)
+
+
+def test_books_of_one_that_comes_back(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that leaves in the middle of a look and is back under its name is on the books once, with its totals."""
+    with bus.publisher(ORDERS, name="p") as pub:
+        subs = [bus.subscriber(ORDERS, name="s")]
+        pub.publish_many(orders(5))
+        take(subs[0], 2)
+        terms = Look.terms
+
+        def coming_back(self: Look, *arguments: object) -> object:
+            subs[0].close()
+            if len(subs) < 4:  # and is gone again when it is looked up, three times
+                subs.insert(0, bus.subscriber(ORDERS, name="s"))
+            return terms(self, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Look, "terms", coming_back)
+        assert [(c.name, c.delivered, c.abandoned) for c in bus.stats().consumers] == [("s", 2, 3)]
+        monkeypatch.undo()
+
+
+def test_books_of_one_that_is_just_coming(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each moment of a subscriber's return the books have what went under its name, once."""
+    seen = []
+
+    def look(point: str) -> None:
+        seen.append([(c.name, c.offered) for c in bus.stats().consumers])
+
+    with bus.publisher(ORDERS, name="p") as pub:
+        with bus.subscriber(ORDERS, name="s"):
+            pub.publish_many(orders(5))
+        monkeypatch.setattr(members, "reach", look)
+        with bus.subscriber(ORDERS, name="s"):
+            pass
+    assert seen == [[("s", 5)]] * 3
+
+
+def die_joining(name: str, point: str) -> None:
+    from events import ORDERS
+
+    from shmbus import Bus
+    from shmbus._shm import failpoint
+
+    bus = Bus(name, supervise=False)
+    failpoint.arm(point)
+    bus.subscriber(ORDERS, name="s")
+
+
+@pytest.mark.parametrize("point", ["subscriber.joining", "subscriber.ring", "subscriber.joined"])
+def test_one_that_dies_coming_back(bus: Bus, processes: Processes, point: str) -> None:
+    """Who is killed while it comes back under a name leaves the totals of that name as they were, and one entry."""
+    with bus.publisher(ORDERS, name="p") as pub:
+        with bus.subscriber(ORDERS, name="s"):
+            pub.publish_many(orders(5))
+        assert processes.spawn(die_joining, bus.name, point).wait() == -signal.SIGKILL
+        with bus._session.locked() as change:
+            bus._session.reclaim_dead(change)
+        assert [(c.name, c.state, c.offered) for c in bus.stats().consumers] == [("s", "dead", 5)]
+        with bus.subscriber(ORDERS, name="s"):
+            pub.publish_many(orders(2))
+        assert [(c.name, c.state, c.offered) for c in bus.stats().consumers] == [("s", "closed", 7)]
