@@ -132,7 +132,7 @@ class AmqpDriver:
         beginning, until all of it is sent again.
         """
         first = 0 if self._received else 1
-        for part in (events[:first], events[first:]):
+        for part in filter(None, (events[:first], events[first:])):
             await self._asked(asyncio.gather(*[self._published(event) for event in part]))
             self._received = True
 
