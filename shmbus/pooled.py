@@ -10,6 +10,7 @@ Must stay true:
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from functools import partial
@@ -155,12 +156,16 @@ class PooledPublisher(Publisher[T]):
                 return placed
 
     def _comes_soon(self) -> bool:
-        """Whether something is let go of within a moment: then a sleep would cost both sides more than it saves."""
+        """Whether something is let go of within a moment: then a sleep would cost both sides more than it saves.
+
+        Whoever has it may be ready on this very core: each look lets it run.
+        """
         until = time.perf_counter_ns() + _MOMENT_NS
         while time.perf_counter_ns() < until:
             if self._pool.wanted(False):
                 return True
-        return False
+            os.sched_yield()
+        return self._pool.wanted(False)
 
     def _leave_pool(self, patience: float) -> bool:
         """Let those in quarantine be owed nothing of the pool; True if they were."""
