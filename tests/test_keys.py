@@ -191,6 +191,25 @@ def test_order_across_growing_rings(bus: Bus, prefetch: int) -> None:
         assert numbers(worker) == list(range(1, 400, 2))
 
 
+@pytest.mark.parametrize("publishers", [1, 3])
+def test_much_waits_for_a_key(bus: Bus, publishers: int) -> None:
+    """A key that is held for long is passed over, however much of it waits, and has its order when it is let go of."""
+    count = 600  # more than a worker remembers
+    with bus.worker(MOVES, group="g", key="account") as one, bus.worker(MOVES, group="g") as two:
+        pubs = [publisher(bus, MOVES) for _ in range(publishers)]
+        for number in range(count):
+            pubs[number % publishers].publish(Move(1 + (number % 10 == 9), number))
+        first = one.receive_message(PATIENT)
+        others = [n for n in range(count) if n % 10 == 9]
+        assert sorted(numbers(two)) == others
+        first.nack()
+        found = numbers(two)
+    assert sorted([*found, *others]) == list(range(count))
+    for at in range(publishers):
+        mine = [n for n in found if n % publishers == at]
+        assert mine == sorted(mine)
+
+
 def test_a_group_made_while_publishers_live(bus: Bus) -> None:
     """A publisher that lives learns of the key with the group, and so does one in the middle of its events."""
     pub = publisher(bus, MOVES)

@@ -53,7 +53,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # longjmp between stacks is what the coroutines are made of: neither guard has a place here.
 EXPLORER = [
     *("-std=gnu11", "-O2", "-g", "-fno-stack-protector", "-U_FORTIFY_SOURCE"),
-    *('-DSHMBUS_HOOKS="hooks.h"', "-DLANE_BITS=1", f"-I{NATIVE}", f"-I{HARNESS}"),
+    *('-DSHMBUS_HOOKS="hooks.h"', "-DLANE_BITS=1", "-DLANE_MEMORY=2u", f"-I{NATIVE}", f"-I{HARNESS}"),
 ]
 THREAD = ["-std=gnu11", "-O1", "-g", "-fsanitize=thread", f"-I{NATIVE}", "-pthread"]
 

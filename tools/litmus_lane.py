@@ -15,7 +15,7 @@ COUNT = ("lane.c", "ADD_{}(&table->freed, 1)")
 TAKE = ("lane.c", "!CAS_{}(&look->table->lanes[lane], &none, look->me)")
 LOWERED = ("lane.c", "return LOAD_{}(&ring->view->header->next) >> SEQUENCE_BITS != ring->hint")
 ANY_PARKED = ("claims_lanes.c", "parked |= LOAD_{}(&self->line->parked[i])")
-ANY_FREED = ("claims_lanes.c", "LOAD_{}(&keys->table->freed) != keys->freed")
+ANY_FREED = ("claims_lanes.c", "LOAD_{}(&keys->table->freed) != keys->look.freed")
 
 
 def _given_back(o: Orders) -> list[Thread]:

@@ -10,7 +10,8 @@ typedef struct source {
     PyObject *publisher; /* its name */
     PyObject *origin;    /* what the ids of its events begin with */
     PyObject *pool;      /* NULL: not asked for; None: gone */
-    lane_ring seen;      /* of a group with a key: as the last look found it */
+    lane_ring seen;      /* of a group with a key: as the last look found it, */
+    lane_memory *memory; /* and what it passed over */
 } source;
 
 #define MANY_FREED 16
@@ -19,8 +20,8 @@ typedef struct keyed { /* of a group with a key: see claims_lanes.c */
     Py_buffer buffer;
     lane_table *table;
     lane_look look;
-    uint64_t freed;           /* of the table, before the last look */
-    bool dry;                 /* that found nothing; what is there since tells `freed`, and the sources */
+    uint64_t epoch;           /* of the topic, when something was remembered of its rings */
+    bool dry;                 /* the last look found nothing; what is there since tells `freed`, and the sources */
     unsigned due[MANY_FREED]; /* lanes that we have freed, and told nobody of */
     unsigned due_count;       /* MANY_FREED: more than that */
     bool many;                /* several became READY at once */

@@ -13,6 +13,7 @@ void claims_drop_source(Claimer *self, Py_ssize_t index) {
     Py_DECREF(gone.publisher);
     Py_DECREF(gone.origin);
     Py_XDECREF(gone.pool);
+    PyMem_Free(gone.memory);
 }
 
 source *claims_source(Claimer *self, uint64_t ring_id) {

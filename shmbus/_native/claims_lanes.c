@@ -104,7 +104,7 @@ static bool is_due(const ring_view *view) { return work_delayed(view) && work_is
 /* A look that found nothing finds nothing again before one of these words has changed, each of which was read before. */
 bool lanes_ready(const Claimer *self) {
     const keyed *keys = self->keys;
-    if (keys->dry && LOAD_SEQ(&keys->table->freed) != keys->freed) /* SYNC lane */
+    if (keys->dry && LOAD_SEQ(&keys->table->freed) != keys->look.freed) /* SYNC lane */
         return true;
     for (Py_ssize_t i = 0; i < self->count; i++) {
         const source *s = &self->sources[i];
@@ -127,12 +127,24 @@ static int rings_room(Claimer *self) {
     return 0;
 }
 
+/* The document has changed, and maybe what the tags of `next` say: see MANY_FREES of lane.c. */
+static void forget(Claimer *self) {
+    self->keys->epoch = self->base.lines.epoch;
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        if (self->sources[i].memory)
+            self->sources[i].memory->to = self->sources[i].memory->count = 0;
+}
+
 #define AGAIN (-2)
 
 /* Claims up to `most` records of one source: how many, AGAIN, or -1. */
 static int claim_from(Claimer *self, source *s, unsigned most) {
     keyed *keys = self->keys;
     unsigned got = 0;
+    if (!s->memory && !(s->memory = PyMem_Calloc(1, sizeof(lane_memory)))) {
+        PyErr_NoMemory();
+        return -1;
+    }
     if (work_delayed(&s->ring->view)) {
         int status = work_promote(&s->ring->view, host_ns());
         if (status == RING_CORRUPT)
@@ -143,7 +155,7 @@ static int claim_from(Claimer *self, source *s, unsigned most) {
         if (claims_held_room(self) < 0)
             return -1;
         held *h = &self->held[self->held_count];
-        int status = lane_claim(&keys->look, &s->ring->view, self->owner, self->generation, &h->claim);
+        int status = lane_claim(&keys->look, &s->ring->view, s->memory, self->owner, self->generation, &h->claim);
         s->seen = keys->look.rings[keys->look.count];
         if (status == LANE_AGAIN && !got)
             return AGAIN;
@@ -206,8 +218,9 @@ int lanes_claim_some(Claimer *self, unsigned most) {
     int got = AGAIN;
     if (rings_room(self) < 0)
         return -1;
+    if (keys->epoch != self->base.lines.epoch)
+        forget(self);
     for (unsigned vain = 0; got == AGAIN && vain < RING_PATIENCE; vain++) {
-        keys->freed = LOAD_SEQ(&keys->table->freed); /* SYNC lane: before the lanes */
         keys->dry = false;
         lane_begin(&keys->look);
         got = claim_retired(self, most, &dropped);

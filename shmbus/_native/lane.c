@@ -121,6 +121,7 @@ void lane_begin(lane_look *look) {
     }
     look->before = ++look->round;
     look->count = 0;
+    look->freed = LOAD_SEQ(&look->table->freed); /* SYNC lane: before the lanes */
 }
 
 /* The next ring. `before`: what it has open comes before the rings that follow. */
@@ -182,40 +183,97 @@ static void raise_next(const lane_ring *ring, uint64_t to) {
         CAS_SEQ(&ring->view->header->next, &hint, (hint & ~SEQUENCE_MASK) | (to & SEQUENCE_MASK));
 }
 
+/* ---- what was passed over ---- */
+
+/* A tag has 16 bits: a hint that was lowered 65,536 times looks as if it had not been. Whoever lowers it frees a lane next, or
+ * promotes what freed one when it was delayed, of each lane one at most. So after no more frees than this it was not lowered
+ * so often. (Or it reclaims, and then somebody is gone: whoever reads that in the document forgets, in claims_lanes.c.) */
+#define MANY_FREES (1u << 13)
+
+/* Forgets what may not be so any more. */
+static void recall(lane_memory *memory, const lane_look *look, const lane_ring *ring, uint64_t from) {
+    uint64_t tag = ring->hint >> SEQUENCE_BITS;
+    uint64_t frees = LOAD_RELAXED(&look->table->freed) - memory->freed;
+    if (memory->tag != tag || memory->to < from || frees > MANY_FREES) {
+        memory->tag = tag;
+        memory->to = from;
+        memory->count = 0;
+    }
+    memory->freed = look->freed;
+}
+
+/* A record was looked at. Where there is no room for it `to` stands still, whatever comes behind. */
+static void remember(lane_memory *memory, uint64_t sequence, unsigned lane, bool open) {
+    if (memory->to != sequence || (open && memory->count == LANE_MEMORY))
+        return;
+    if (open) {
+        memory->passed[memory->count].sequence = sequence;
+        memory->passed[memory->count++].lane = lane;
+    }
+    memory->to = sequence + 1;
+}
+
+/* Looks at one record: as lane_claim; `open` if it is READY or DELAYED, and was not claimed. */
+static int claim_at(lane_look *look, const lane_ring *ring, uint64_t sequence, unsigned lane, bool *open, claim *out) {
+    uint64_t seen = LOAD_ACQUIRE(&descriptor_of(ring->view, sequence)->claim); /* SYNC claim */
+    unsigned state = STATE_OF(seen);
+    *open = LAP_OF(seen) == lap_of(ring->view, sequence) && (state == CLAIM_READY || state == CLAIM_DELAYED);
+    if (!*open)
+        return RING_EMPTY;
+    int status = RING_EMPTY;
+    if (state == CLAIM_READY && !marked(look, lane))
+        status = claim_in_lane(look, ring, sequence, seen, lane, out);
+    if (status == RING_EMPTY)
+        mark(look, lane);
+    *open = status != RING_OK;
+    return status;
+}
+
+/* Looks at those that were passed over, of each lane until one has to come first: as lane_claim. */
+static int claim_passed(lane_look *look, const lane_ring *ring, lane_memory *memory, claim *out) {
+    unsigned kept = 0, at = 0;
+    int status = RING_EMPTY;
+    while (at < memory->count && status == RING_EMPTY) {
+        bool open = true;
+        if (!marked(look, memory->passed[at].lane))
+            status = claim_at(look, ring, memory->passed[at].sequence, memory->passed[at].lane, &open, out);
+        if (open) /* what is not, is again when the tag has changed */
+            memory->passed[kept++] = memory->passed[at];
+        at++;
+    }
+    memmove(&memory->passed[kept], &memory->passed[at], sizeof(memory->passed[0]) * (memory->count - at));
+    memory->count -= at - kept;
+    return status;
+}
+
 /* Claims the first READY record of a ring whose lane is free, and of whose lane nothing is open before: RING_OK, RING_EMPTY,
  * LANE_AGAIN, RING_CORRUPT. What the ring was like goes to `rings[count]`. */
-int lane_claim(lane_look *look, const ring_view *view, unsigned owner, unsigned generation, claim *out) {
+int lane_claim(lane_look *look, const ring_view *view, lane_memory *memory, unsigned owner, unsigned generation,
+               claim *out) {
     lane_ring *ring = &look->rings[look->count];
     look->me = holder(owner, generation);
     ring->view = view;
     ring->hint = LOAD_SEQ(&view->header->next);
     ring->tail = LOAD_SEQ(&view->header->tail); /* SYNC tail */
-    uint64_t back = behind(ring->hint, ring->tail), tail = ring->tail;
-    uint64_t from = tail - (back < view->slots ? back : view->slots), kept = 0, gate;
-    bool passed = false;
-    for (uint64_t sequence = from; sequence < tail; sequence++) {
-        uint64_t seen = LOAD_ACQUIRE(&descriptor_of(view, sequence)->claim); /* SYNC claim */
-        unsigned state = STATE_OF(seen), lane = lane_of(view, sequence);
-        if (LAP_OF(seen) != lap_of(view, sequence) || (state != CLAIM_READY && state != CLAIM_DELAYED))
-            continue;
-        int status = RING_EMPTY;
-        if (state == CLAIM_READY && !marked(look, lane))
-            status = claim_in_lane(look, ring, sequence, seen, lane, out);
-        if (status == RING_EMPTY) {
-            mark(look, lane);
-            kept = passed ? kept : sequence;
-            passed = true;
-            continue;
-        }
-        if (status == RING_OK)
-            raise_next(ring, passed ? kept : sequence + 1);
-        return status;
+    uint64_t back = behind(ring->hint, ring->tail), tail = ring->tail, gate;
+    uint64_t from = tail - (back < view->slots ? back : view->slots);
+    recall(memory, look, ring, from);
+    int status = claim_passed(look, ring, memory, out);
+    for (uint64_t sequence = memory->to; sequence < tail && status == RING_EMPTY; sequence++) {
+        unsigned lane = lane_of(view, sequence);
+        bool open;
+        status = claim_at(look, ring, sequence, lane, &open, out);
+        if (status == RING_OK || status == RING_EMPTY)
+            remember(memory, sequence, lane, open);
     }
-    gate = LOAD_SEQ(&view->header->gate);
-    if (from < tail && gate <= tail && tail - gate > view->slots)
-        return RING_CORRUPT;
-    raise_next(ring, passed ? kept : tail);
-    return RING_EMPTY;
+    if (status == RING_EMPTY) {
+        gate = LOAD_SEQ(&view->header->gate);
+        if (from < tail && gate <= tail && tail - gate > view->slots)
+            return RING_CORRUPT;
+    }
+    if (status == RING_OK || status == RING_EMPTY)
+        raise_next(ring, memory->count ? memory->passed[0].sequence : memory->to);
+    return status;
 }
 
 /* True if a READY record of a lane waits in a ring, and nobody holds the lane: for who has freed it, and will not look. */

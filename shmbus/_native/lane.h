@@ -12,7 +12,9 @@
  * Crash order Lane, claim word. Claim word, next, lane, freed. A death in between leaves a lane of the dead, or of nobody,
  *             and the next reclaim frees it, after the claims.
  *
- * Slower than work_claim: `next` cannot pass what may not be had yet, so each look walks over that again.
+ * `next` cannot pass what may not be had yet. So a worker remembers what it passed over, and looks at that and at what is new:
+ *             M   of what is READY or DELAYED below `to` all is listed, or the tag of `next` has changed since (or will, before
+ *                 its lane is free: L3).
  */
 #ifndef SHMBUS_LANE_H
 #define SHMBUS_LANE_H
@@ -20,6 +22,22 @@
 #include "work.h"
 
 enum { LANE_AGAIN = 5 }; /* something came back meanwhile: the whole look begins anew */
+
+#ifndef LANE_MEMORY /* a harness has less */
+#define LANE_MEMORY 128u
+#endif
+
+typedef struct
+    lane_memory {   /* of one worker and one ring, in its own memory: what its looks passed over. Zeroed, it is empty */
+    uint64_t tag;   /* of `next` */
+    uint64_t freed; /* of the table, before the last look */
+    uint64_t to;
+    unsigned count;
+    struct {
+        uint64_t sequence;
+        unsigned lane;
+    } passed[LANE_MEMORY]; /* in their order; more of them, and `to` stands still */
+} lane_memory;
 
 typedef struct lane_ring { /* one ring as a look found it */
     const ring_view *view;
@@ -29,6 +47,7 @@ typedef struct lane_ring { /* one ring as a look found it */
 typedef struct lane_look { /* of one worker, in its own memory: one look over its rings, one after the other */
     lane_table *table;
     uint64_t me;
+    uint64_t freed;        /* of the table, before this look */
     uint32_t round;        /* of the marks that hold for the ring that is looked at */
     uint32_t before;       /* of those that hold for all that follow in this look */
     uint32_t marks[LANES]; /* the round in which a record of the lane was met that has to come first */
@@ -42,7 +61,8 @@ int lane_open(lane_table **table, void *base, uint64_t size);
 
 void lane_begin(lane_look *look);
 void lane_next(lane_look *look, bool before);
-int lane_claim(lane_look *look, const ring_view *view, unsigned owner, unsigned generation, claim *out);
+int lane_claim(lane_look *look, const ring_view *view, lane_memory *memory, unsigned owner, unsigned generation,
+               claim *out);
 bool lane_changed(const lane_ring *ring);
 bool lane_wanted(const lane_table *table, const ring_view *view, unsigned lane);
 

@@ -194,6 +194,11 @@ static void build_kept_same(void) {
     keep(1);
 }
 
+static void build_kept_many(void) {
+    build("aaaab", 5);
+    keep(1);
+}
+
 static void build_kept_two(void) {
     build("aa", 2);
     keep(1);
@@ -209,14 +214,18 @@ static void build_slow(void) {
     the.contested = true;
 }
 
-static void build_both(void) {
-    build("a", 1);
+static void build_rings(const char *lanes, unsigned offered) {
+    build(lanes, offered);
     keep(1);
     make_work(FAR, 104);
-    if (!offer(&the.work[1], FULL_GIVE_UP))
-        fail("no room in the set-up");
-    the.target = FIRST_SEQUENCE + 1;
+    for (unsigned i = 0; i < offered; i++)
+        if (!offer(&the.work[1], FULL_GIVE_UP))
+            fail("no room in the set-up");
 }
+
+static void build_both(void) { build_rings("a", 1); }
+
+static void build_both_two(void) { build_rings("ab", 2); }
 
 static void verify(void) {
     repair();
@@ -261,6 +270,13 @@ const scene lane_scenes[] = {
      build_two_then_two,
      verify,
      {{'P', "publisher", offer_two, true, false}, WORKER('A', work_on), WORKER('B', work_on)},
+     {2, 1},
+     {3, 1}},
+    {"lane-memory",
+     "more is passed over than there is room for to remember",
+     build_kept_many,
+     verify_all_done,
+     {OBSERVER, WORKER('A', finish_kept), WORKER('B', work_on)},
      {2, 1},
      {3, 1}},
     {"lane-nack",
@@ -313,6 +329,13 @@ const scene lane_scenes[] = {
      build_both,
      verify,
      {OBSERVER, WORKER('A', return_kept), WORKER('B', work_on_both), WORKER('C', work_on_both)},
+     {2, 1},
+     {3, 1}},
+    {"lane-rings-memory",
+     "what was passed over in one ring waits for what comes back to the one before",
+     build_both_two,
+     verify_all_done,
+     {OBSERVER, WORKER('A', return_kept), WORKER('B', work_on_both)},
      {2, 1},
      {3, 1}},
     {"lane-park",

@@ -81,12 +81,13 @@ typedef struct world {
     word *semaphores;   /* one per actor */
     topic_line *topic;
     group_line *group;
-    uint64_t target;            /* how far the actors want to come */
-    uint64_t raised;            /* times that `waiting` was set and no post answered */
-    uint64_t asleep;            /* bit per actor: sleeps and nobody posts */
-    word *clock;                /* ticks */
-    lane_table *lanes;          /* NULL: the group has no key */
-    unsigned char lane[8];      /* of the n-th record of a ring */
+    uint64_t target;                               /* how far the actors want to come */
+    uint64_t raised;                               /* times that `waiting` was set and no post answered */
+    uint64_t asleep;                               /* bit per actor: sleeps and nobody posts */
+    word *clock;                                   /* ticks */
+    lane_table *lanes;                             /* NULL: the group has no key */
+    unsigned char lane[8];                         /* of the n-th record of a ring */
+    lane_memory memory[MAX_ACTORS + 1][MAX_SHOPS]; /* of each actor, and of whoever comes last */
     bool contested;             /* a claim may go while it is delayed: then what it is delayed to counts once it is */
     bool opened, lost, settled; /* what became of a slot that was to be given up */
 } world;

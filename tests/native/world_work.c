@@ -177,7 +177,8 @@ static void check_lane(const workshop *of, const claim *c) {
 
 /* One look at a ring, with what was met before: as lane_claim. */
 int look_at(lane_look *look, workshop *w, unsigned self, claim *out) {
-    int status = lane_claim(look, &w->view, self, GENERATION, out);
+    lane_memory *memory = &the.memory[self < MAX_ACTORS ? self : MAX_ACTORS][w - the.work];
+    int status = lane_claim(look, &w->view, memory, self, GENERATION, out);
     if (status == RING_CORRUPT)
         fail("worker %u finds a healthy ring corrupt", self);
     if (status == RING_OK) {
