@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.samples import Exemplar
 
 from shmbus import inspect
 from shmbus.errors import BusNotFoundError, ShmbusError
@@ -25,7 +27,7 @@ from shmbus.errors import BusNotFoundError, ShmbusError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from shmbus.stats import BusStats, ConsumerStats, DepartedStats, PublisherStats
+    from shmbus.stats import BusStats, ConsumerStats, DepartedStats, Loss, PublisherStats
 
     _Adder = Callable[[str, str, str, Iterable[tuple[tuple[str, ...], float]]], None]
 
@@ -49,12 +51,19 @@ def registry(buses: Sequence[str] = ()) -> CollectorRegistry:
 class BusCollector(Collector):
     """Everything that the books of the buses say; of all of this user's where none is named.
 
-    `look` is what a bus's books are read with. Any thread; scrapes at once see books of their own.
+    `look` is what a bus's books are read with, `losses` its log of losses. Any thread; scrapes at once see books of
+    their own.
     """
 
-    def __init__(self, buses: Sequence[str] = (), look: Callable[[str], BusStats] = inspect.stats_of) -> None:
+    def __init__(
+        self,
+        buses: Sequence[str] = (),
+        look: Callable[[str], BusStats] = inspect.stats_of,
+        losses: Callable[[str], list[Loss]] = inspect.losses_of,
+    ) -> None:
         self.buses: Final = tuple(buses)
         self._look: Final = look
+        self._losses: Final = losses
         self._most: dict[tuple[str, int], dict[tuple[str, Labels], float]] = {}
         """By bus and birth: the last counters."""
 
@@ -79,7 +88,9 @@ class BusCollector(Collector):
             else:
                 up.add_metric([bus], 1)
         yield up
-        yield from self._rising(seen).values()
+        families = self._rising(seen)
+        self._exemplify(families["dropped"])
+        yield from families.values()
         took = time.perf_counter() - begun
         yield GaugeMetricFamily("shmbus_scrape_seconds", "Seconds that this look at all buses took.", value=took)
 
@@ -101,6 +112,20 @@ class BusCollector(Collector):
                     family.samples[at] = sample._replace(value=told)
         self._most = most
         return families
+
+    def _exemplify(self, dropped: Metric) -> None:
+        """Who sent what was lost last, where that was traced: an exemplar, which OpenMetrics alone has."""
+        last: dict[Labels, Loss] = {}
+        for bus in {sample.labels["bus"] for sample in dropped.samples if sample.value}:
+            with suppress(ShmbusError, OSError):
+                found = [loss for loss in self._losses(bus) if loss.trace.count("-") == 3]  # the oldest come first
+                last |= {(bus, loss.topic, loss.consumer, loss.cause): loss for loss in found}
+        for at, sample in enumerate(dropped.samples):
+            loss = last.get(tuple(sample.labels[name] for name in ("bus", "topic", "consumer", "cause")))
+            if loss is not None:
+                _, trace, span, _ = loss.trace.split("-")
+                told = Exemplar({"trace_id": trace, "span_id": span}, 1.0, loss.first_ns / 1e9)
+                dropped.samples[at] = sample._replace(exemplar=told)
 
 
 # -- the families

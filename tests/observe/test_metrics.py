@@ -108,6 +108,33 @@ def test_openmetrics_is_well_formed(bus_name: str) -> None:
     assert {s.labels["consumer"] for s in families["shmbus_depth"].samples} == {'a"b\\c'}
 
 
+def test_losses_have_exemplars(bus_name: str) -> None:
+    """In OpenMetrics the counter of a loss has the trace that sent its first event; what is untraced has none."""
+    pytest.importorskip("opentelemetry.sdk", reason="the SDK of OpenTelemetry is not installed")
+    from tracing import Traced, parent
+
+    traced = Traced()
+    with shmbus.Bus(bus_name) as other, traced.instrument(shmbus.Bus(bus_name)) as bus:
+        publisher, plain = bus.publisher(NUMBERS, name="web"), other.publisher(NUMBERS, name="plain")
+        for name, by in (("traced", publisher), ("untraced", plain)):
+            with bus.subscriber(NUMBERS, name=name):
+                by.publish(1)
+        registry = metrics.registry([bus_name])
+        text = openmetrics.generate_latest(registry).decode()  # type: ignore[no-untyped-call]
+        families = {family.name: family for family in parse_openmetrics(text)}  # type: ignore[no-untyped-call]
+        told = {s.labels["consumer"]: s for s in families["shmbus_dropped"].samples if s.labels["cause"] == "abandoned"}
+        assert [told[name].value for name in ("traced", "untraced")] == [1, 1]
+        _, trace, span, _ = parent(traced.spans("send")[0]).split("-")
+        exemplar = told["traced"].exemplar
+        assert (exemplar.labels, exemplar.value) == ({"trace_id": trace, "span_id": span}, 1)
+        [loss] = [one for one in bus.losses() if one.trace]
+        assert float(exemplar.timestamp) == pytest.approx(loss.first_ns / 1e9)
+        assert told["untraced"].exemplar is None
+        assert len([s for family in families.values() for s in family.samples if s.exemplar]) == 1
+        assert total(scrape(registry), "dropped_total", cause="abandoned") == 2
+        plain.close()
+
+
 def test_counters_survive_joins_and_leaves(bus_name: str) -> None:
     """Publishers and consumers that leave and come back under their names, or under others, take no count with them."""
     with shmbus.Bus(bus_name) as bus:
