@@ -53,6 +53,7 @@ int notes_ask(Producer *self, sender *by) {
     PyObject *who = Py_NewRef(self->who), *told = PyObject_CallNoArgs(who);
     Py_DECREF(who);
     int status = told ? 0 : -1;
+    *by = (sender){0};
     if (told && PyBytes_Check(told) && PyBytes_Size(told) == sizeof(*by))
         memcpy(by, PyBytes_AsString(told), sizeof(*by));
     Py_XDECREF(told);
@@ -61,7 +62,7 @@ int notes_ask(Producer *self, sender *by) {
 
 /* Before the event is written where `fits` says, and counted as refused where it does not. */
 void notes_take(Producer *self, const sender *by) {
-    if (!self->who || !by->span)
+    if (!by->span || !self->who)
         return;
     if (self->fits)
         put(self->notes, TRACE_KEPT + self->writer.sequence % TRACE_WINDOW, 0, self->writer.sequence, by);

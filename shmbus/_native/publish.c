@@ -10,7 +10,6 @@ typedef struct batch {  /* one call of publish or publish_many; threads may shar
     uint64_t committed; /* events of this call that are in */
     uint64_t since;     /* CLOCK_MONOTONIC in ns when it first found no room, 0: it has not */
     lanes_of lanes;
-    sender by;    /* of one that is traced */
     bool patient; /* whoever called it waits for room, or drops */
     bool drop;
 } batch;
@@ -85,7 +84,7 @@ static uint64_t stamp(Producer *self, uint64_t now_ns) {
 /* Writes where there is room, and counts a refusal where there is none. */
 static bool write_all(Producer *self, part *part, lanes_of *lanes, const sender *by) {
     bool all = self->fits;
-    if (RARELY(self->who))
+    if (RARELY(by))
         notes_take(self, by);
     if (self->fits)
         ring_write(&self->writer, part);
@@ -252,7 +251,8 @@ static part part_with(PyObject *headers) {
 
 /* Writes one event that is encoded; Nothing for who is patient, when there is no room. */
 static inline PyObject *publish_part(Producer *self, part *p, PyObject *payload, batch *one) {
-    int status = RARELY(self->who) ? notes_ask(self, &one->by) : 0;
+    sender by, *known = NULL; /* no part of `one`, which is cleared for each event */
+    int status = RARELY(self->who) ? notes_ask(self, known = &by) : 0;
     if (status == 0)
         status = acquire(self, p->payload_length + ((p->headers_length + 7u) & ~(uint64_t)7), one);
     if (status < 0 || status == NO_ROOM) {
@@ -261,7 +261,7 @@ static inline PyObject *publish_part(Producer *self, part *p, PyObject *payload,
     }
     uint64_t now_ns = realtime_ns();
     p->time_ns = stamp(self, now_ns);
-    bool all = write_all(self, p, &one->lanes, &one->by);
+    bool all = write_all(self, p, &one->lanes, known);
     keys_drop(&one->lanes);
     if (RARELY(p->flags))
         parcel_ship(self, payload);
@@ -347,7 +347,7 @@ static Py_ssize_t publish_all(Producer *self, PyObject *payloads, PyObject *even
             if (!b->pending)
                 now_ns = realtime_ns(); /* one look for all that become visible together */
             p.time_ns = stamp(self, now_ns);
-            missed += !write_all(self, &p, &b->lanes, &b->by);
+            missed += !write_all(self, &p, &b->lanes, NULL);
             if (p.flags)
                 parcel_ship(self, payload);
             b->pending++;
@@ -401,7 +401,7 @@ static Py_ssize_t publish_rows(Producer *self, const unsigned char *bytes, size_
         if (status == 1 && !self->keyed)
             write_rows(self, &p, some = rows_at_once(self, p.payload_length, count));
         else
-            missed += !write_all(self, &p, &b->lanes, &b->by);
+            missed += !write_all(self, &p, &b->lanes, NULL);
         *last = self->writer.sequence - 1;
         b->pending += some;
         p.payload = (const unsigned char *)p.payload + some * p.payload_length;
