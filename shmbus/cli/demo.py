@@ -54,6 +54,7 @@ _SHM: Final = Path("/dev/shm")
 _LARGEST: Final = SOURCES.capacity // 4 - 4096  # bytes of text that fit into an event, beside path and framing
 _ELSEWHERE: Final = frozenset({"site-packages", "dist-packages", "__pycache__"})
 _LOOK: Final = 0.5  # seconds between two looks at the bus
+_AHEAD: Final = 48  # files that are out: were it all of them, who is late would find nobody at work to kill
 _TURN: Final = 0.05  # seconds to wait for results when there is no room for sources, or none left
 _LONGEST: Final = 5
 _PATIENCE: Final = 15.0  # seconds for the supervisor to remove the bus
@@ -194,9 +195,9 @@ class Job:
         self, bus: shmbus.Bus, collector: shmbus.Subscriber[Report], pool: Pool, screen: Screen
     ) -> None:
         with bus.publisher(SOURCES, name="reader", on_full="raise") as sources:
-            for path in self.files:
+            for fed, path in enumerate(self.files):
                 source = read(path)
-                while not _published(sources, source):
+                while fed - len(self.collection.found) - self.rejected >= _AHEAD or not _published(sources, source):
                     self._turn(bus, collector, pool, screen, _TURN)
                 self._turn(bus, collector, pool, screen, 0.0)
             while len(self.collection.found) + self.rejected < len(self.files):

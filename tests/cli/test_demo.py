@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support import Processes, bus_processes, child_environment, entries, eventually, line
@@ -54,6 +55,35 @@ def test_demo_survives_a_kill(processes: Processes) -> None:
     assert re.search(r"^delivered again: 1 file;", output, re.M), output
     assert "check: equal to a single-process run" in output
     assert output.endswith("shared memory left: none\n")
+
+
+def demo_whose_parent_is_late() -> None:
+    """The demo on a machine that does not run it, but its workers, once it has fed the last of its files."""
+    import os
+    import sys
+    import time
+
+    from shmbus import inspect
+    from shmbus.cli import demo, main
+
+    fed, publish, bus = 0, demo._published, f"demo-{os.getpid()}"
+
+    def late(publisher: Any, source: Any) -> bool:
+        nonlocal fed
+        done = publish(publisher, source)
+        fed += done
+        while fed == 120 and any(c.depth for c in inspect.stats_of(bus).consumers if c.kind == "group"):
+            time.sleep(0.01)  # not a wait: the interval of the poll
+        return done
+
+    demo._published = late  # type: ignore[assignment]
+    sys.exit(main(["demo", "--workers", "2", "--limit", "120"]))
+
+
+def test_demo_kills_somebody_however_late_it_is(processes: Processes) -> None:
+    """A worker is killed at work though the demo itself was not run while its workers did what they had."""
+    output = finished(processes.spawn(demo_whose_parent_is_late, stderr=subprocess.STDOUT))
+    assert re.search(r"worker (\d+) killed \(SIGKILL\) while it held a file", output), output
 
 
 def test_demo_without_kill(processes: Processes) -> None:
