@@ -341,7 +341,7 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
             self._session.care()
             return True
         finally:
-            self._unblock(False)
+            self._rested()
 
     def _patience(self) -> float | None:
         """Seconds that the call which asks may wait for room; None: for ever."""

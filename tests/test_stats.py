@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -201,6 +202,27 @@ def test_blocks(bus: Bus) -> None:
         assert publisher(bus, "p").used > 4000
         states = {c.name: (c.blocks, c.state) for c in bus.stats().consumers}
         assert states == {"slow": (("p",), "slow"), "quick": ((), "ok"), "g": ((), "ok")}
+
+
+def test_who_waits_is_seen_to_wait_all_the_time(bus: Bus) -> None:
+    """A publisher that wakes up to look again, and must sleep again, is told as one that waits in between too."""
+    with bus.subscriber(SMALL, name="slow") as slow, bus.publisher(SMALL, name="p", timeout=600) as pub:
+        seen: list[bool] = []
+        grow = pub._grow
+
+        def look(*arguments: Any) -> bool:
+            """What each look for room begins with."""
+            seen.append(publisher(bus, "p").waiting)
+            return grow(*arguments)
+
+        pub._grow = look  # type: ignore[assignment, method-assign]
+        thread = threading.Thread(target=pub.publish_many, args=(orders(1000),))
+        thread.start()
+        eventually(lambda: len(seen) > 5, "it has slept some times")
+        assert seen[1:5] == [True] * 4
+        assert take(slow, 1000) == orders(1000)
+        thread.join(60)
+        assert not publisher(bus, "p").waiting
 
 
 def test_rates(bus: Bus) -> None:

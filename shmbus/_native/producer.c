@@ -275,6 +275,7 @@ static uint64_t waiting(const Producer *self) {
 }
 
 static void set_waiting(Producer *self, uint64_t need, uint64_t waiting) {
+    self->needy = need != 0;
     STORE_SEQ(&self->ring->view.header->need, need);
     STORE_SEQ(&self->ring->view.header->waiting, waiting); /* SYNC room */
     for (unsigned i = 0; i < self->group_count; i++) {
@@ -298,6 +299,12 @@ static PyObject *producer_block(PyObject *object, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
+/* Nobody needs room any more, unless others wait. */
+void producer_content(Producer *self) {
+    if (self->ring && self->guard.fork_generation == fork_generation)
+        set_waiting(self, waiting(self) ? LOAD_SEQ(&self->ring->view.header->need) : 0, waiting(self));
+}
+
 /* Whoever waits still is told of room as before: it looks again after this. */
 static PyObject *producer_unblock(PyObject *object, PyObject *arg) {
     Producer *self = (Producer *)object;
@@ -305,8 +312,18 @@ static PyObject *producer_unblock(PyObject *object, PyObject *arg) {
     if (task < 0)
         return NULL;
     self->blocked[task] -= self->blocked[task] > 0;
+    producer_content(self);
+    Py_RETURN_NONE;
+}
+
+/* _rested(): a thread has slept, and looks again. It needs what it needed, and who looks at the books sees it wait, until
+ * its call finds room, or gives up: see publish.c. */
+static PyObject *producer_rested(PyObject *object, PyObject *unused) {
+    (void)unused;
+    Producer *self = (Producer *)object;
+    self->blocked[0] -= self->blocked[0] > 0;
     if (self->ring && self->guard.fork_generation == fork_generation)
-        set_waiting(self, waiting(self) ? LOAD_SEQ(&self->ring->view.header->need) : 0, waiting(self));
+        set_waiting(self, LOAD_SEQ(&self->ring->view.header->need), waiting(self));
     Py_RETURN_NONE;
 }
 
@@ -434,6 +451,7 @@ static PyMethodDef methods[] = {
     {"_lacking", producer_lacking, METH_O, NULL},
     {"_block", producer_block, METH_O, NULL},
     {"_unblock", producer_unblock, METH_O, NULL},
+    {"_rested", producer_rested, METH_NOARGS, NULL},
     {"_flushing", producer_flushing, METH_O, NULL},
     {"_within", METHOD(producer_within), METH_FASTCALL, NULL},
     {"_refuse", producer_refuse, METH_NOARGS, NULL},

@@ -54,6 +54,7 @@ typedef struct Producer {
     PyObject *who;       /* callable that tells who sends now, NULL: it is not traced; `notes` is open otherwise */
     int notes;
     bool routed, fits, scratch_busy;
+    bool needy; /* the rings say that it needs room */
 } Producer;
 
 typedef struct rows { /* events that are encoded, one behind the other */
@@ -106,6 +107,7 @@ void notes_take(Producer *self, const sender *by);
 void notes_drop(Producer *self);
 PyObject *producer_note_in(PyObject *object, PyObject *args);
 int publish_reserve(Producer *self, uint64_t length);
+void producer_content(Producer *self);
 PyObject *producer_publish(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names);
 PyObject *producer_publish_many(PyObject *object, PyObject *events);
 PyObject *producer_encode(PyObject *object, PyObject *args);

@@ -136,7 +136,7 @@ static int ask(Producer *self, bool stale, uint64_t length, batch *b) {
 #define NO_ROOM 2
 
 /* Room for one record in every ring: 1; 0: where `fits` says; NO_ROOM for who is patient; -1: an exception. */
-static int acquire(Producer *self, uint64_t length, batch *b) {
+static int attempt(Producer *self, uint64_t length, batch *b) {
     for (;;) {
         bool stale = LOAD_ACQUIRE(&self->lines.topic->epoch) != self->lines.epoch; /* SYNC epoch */
         if (RARELY(!stale && !keys_known(self, &b->lanes))) {
@@ -161,6 +161,13 @@ static int acquire(Producer *self, uint64_t length, batch *b) {
             return status < 0 ? -1 : status == RING_OK;
         }
     }
+}
+
+static int acquire(Producer *self, uint64_t length, batch *b) {
+    int found = attempt(self, length, b);
+    if (RARELY(self->needy) && b->since)
+        producer_content(self);
+    return found;
 }
 
 #define CARE_NS 1000000000u
