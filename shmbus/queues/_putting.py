@@ -97,10 +97,10 @@ class Putting:
         while True:
             seen = words.awaiting(_words.ROOM) if asked else 0
             before = ground.gauge.at_most()
-            found = self._try_put(payload, idle >= patience)
+            left = BOUND if deadline is None else deadline - time.monotonic()
+            found = self._try_put(payload, idle >= patience or left <= 0)
             if found == _IN:
                 return
-            left = BOUND if deadline is None else deadline - time.monotonic()
             if not block or left <= 0:
                 if found == _FULL or naps > _NAPS:
                     raise QueueFull(f"no room in the queue: maxsize={ground.kind.maxsize}")

@@ -95,7 +95,8 @@ class Queue(Generic[T]):
             raise self._is_closed()
         self._used = True
         try:
-            (self._home._link or self._home.link()).put(obj, block, timeout)
+            put = (self._home._link or self._home.link()).put  # no method: called as one it is looked up each time
+            put(obj, block, timeout)
         except ClosedError as error:
             raise self._told(error) from None
 
@@ -108,7 +109,8 @@ class Queue(Generic[T]):
             raise self._is_closed()
         self._used = True
         try:
-            return (self._home._link or self._home.link()).get(block, timeout)  # type: ignore[no-any-return]
+            get = (self._home._link or self._home.link()).get
+            return get(block, timeout)  # type: ignore[no-any-return]
         except ClosedError as error:
             raise self._told(error) from None
 

@@ -99,6 +99,15 @@ def test_who_does_not_want_to_wait_does_not(queue: Queue[bytes], monkeypatch: py
     assert queue.qsize() == MORE
 
 
+def test_a_queue_without_a_bound_is_never_full(queue: Queue[bytes]) -> None:
+    """Who waits for less long than others may take to get has a larger ring in the end, and no Full."""
+    queue.put(THING)
+    queue.get()
+    for _ in range(2 * MORE):
+        queue.put(THING, True, 0.001)
+    assert queue.qsize() == 2 * MORE
+
+
 def test_a_group_is_attended(bus_name: str) -> None:
     """A gauge says whether anybody could take what a group is owed."""
     topic = shmbus.Topic("t", int)
