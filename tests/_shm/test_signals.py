@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -44,7 +44,7 @@ def test_all_are_held_off_and_run_at_the_end(raising: None) -> None:
 
 def interrupted(held: list[set[int]]) -> None:
     with held_off():
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)  # another thread would take it
         held.append(mask_now())
 
 
@@ -63,7 +63,7 @@ def test_what_was_held_off_before_stays_so(raising: None) -> None:
 def test_a_handler_that_is_let_in_may_raise(raising: None) -> None:
     """What it raises comes out of `let_in`, and all are held off again behind it."""
     with held_off():
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)  # another thread would take it
         with pytest.raises(Came), let_in():
             pass
         assert signal.SIGUSR1 in mask_now()
