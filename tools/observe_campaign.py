@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -279,6 +280,8 @@ def supervisor(bus: str, audit: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "shmbus", "supervise", bus, "--audit", str(audit)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while inspect.stats_of(bus).supervisor.pid != process.pid:
+        if process.poll() is not None:
+            raise SystemExit(f"{shlex.join(command)} ended at once: exit code {process.returncode}")
         time.sleep(0.01)
     return process
 
