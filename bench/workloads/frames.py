@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ..contract import FrameReceiver, FrameSender, Plan
 
-SETUP: Final = Setup("frames", size=1 << 20, capacity=8 << 20, trial=200, yardsticks=("memcpy",))
+SETUP: Final = Setup("frames", size=1 << 20, capacity=8 << 20, trial=200, variants=True, yardsticks=("memcpy",))
 
 
 def produce(plan: Plan, sender: FrameSender, index: int) -> None:
