@@ -147,7 +147,7 @@ class Redis(Broker):
         ports = ["--bind", self.listen, *([] if "--tls-port" in more else ["--port", str(self.port)])]
         if self.listen != "127.0.0.1":
             ports += ["--protected-mode", "no"]
-        keep = ["--dir", str(self.folder), "--appendonly", "yes", "--save", ""]
+        keep = ["--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always", "--save", ""]
         return [str(self.program()), *ports, *keep, *more]
 
 

@@ -4,7 +4,8 @@ What a bridge sends twice is of its last batches, for it sends one at a time and
 enough to drop duplicates exactly: a sorted set a topic and bridge. One script a batch: all of it is in, or nothing.
 
 An entry has two fields: `payload`, and `shmbus`, the headers as JSON. Other fields, of strangers, are headers too.
-Redis confirms what it has in memory: `appendonly yes` makes that outlive a kill, `appendfsync always` a power cut.
+Redis confirms what it has in memory. `appendonly yes` with `appendfsync always` makes that outlive a kill and a power
+cut; with `everysec`, its default, it may put off the write of what it has confirmed for two seconds, if its disk is slow.
 Options of the URL: `prefix`, `maxlen` (events that a stream keeps at least; default: all), the path is the database.
 """
 
@@ -92,8 +93,12 @@ class RedisDriver:
         self._script = self._client.register_script(_SEND)
         await self._asked(self._client.ping())
         with suppress(redis.exceptions.RedisError, OSError):
-            if (await self._client.config_get("appendonly")).get("appendonly") == "no":
+            kept = await self._client.config_get("append*")
+            if kept.get("appendonly") == "no":
                 _log.warning("%s keeps nothing over its end: set appendonly yes", self._setup.address)
+            elif kept.get("appendfsync", "always") != "always":
+                told = "%s may lose what it has confirmed where it is killed: set appendfsync always, not %s"
+                _log.warning(told, self._setup.address, kept["appendfsync"])
 
     async def open_out(self, topic: str) -> None:
         """Name the stream; the first event makes it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -232,6 +233,27 @@ def test_what_comes_again(bus_name: str, tmp_path: Path) -> None:
                         client.xadd("shmbus:again", fields)
                     assert [subscriber.receive(PATIENT).id for _ in range(3)] == [1, 2, 3]
                     assert subscriber.try_receive() is None
+    finally:
+        broker.kill()
+
+
+def told(caplog: pytest.LogCaptureFixture, word: str) -> bool:
+    return word in caplog.text
+
+
+def test_a_redis_that_keeps_less(bus_name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A Redis that may lose what it has confirmed, in a death or at its end, is told of."""
+    broker = own(Redis, tmp_path)
+    broker.start()
+    topic = topic_of(bus_name)
+    try:
+        import redis
+
+        with opened(bus_name) as bus, redis.Redis(port=broker.port) as client:
+            for setting, value in (("appendfsync", "everysec"), ("appendonly", "no")):
+                client.config_set(setting, value)
+                with bridging(bus, broker, out=[topic], name="here"):
+                    eventually(partial(told, caplog, setting))
     finally:
         broker.kill()
 
