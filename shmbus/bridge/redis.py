@@ -5,7 +5,7 @@ enough to drop duplicates exactly: a sorted set a topic and bridge. One script a
 
 An entry has two fields: `payload`, and `shmbus`, the headers as JSON. Other fields, of strangers, are headers too.
 Redis confirms what it has in memory. `appendonly yes` with `appendfsync always` makes that outlive a kill and a power
-cut; with `everysec`, its default, it may put off the write of what it has confirmed for two seconds, if its disk is slow.
+cut; with `everysec`, its default, it may put off the write of what it has confirmed for two seconds.
 Options of the URL: `prefix`, `maxlen` (events that a stream keeps at least; default: all), the path is the database.
 """
 
