@@ -59,7 +59,7 @@ THREAD = ["-std=gnu11", "-O1", "-g", "-fsanitize=thread", f"-I{NATIVE}", "-pthre
 
 VIOLATION = 1  # exit code of the explorer
 WATCHDOG = 3600.0  # seconds
-STRESS_ROUNDS = 4  # of a seeded fault that must race, at most
+STRESS_ROUNDS = 40  # of a seeded fault that must race, at most: on a busy machine threads rarely meet
 CPUS = os.cpu_count() or 1
 
 
