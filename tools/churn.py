@@ -342,19 +342,15 @@ def watch(bus: str, children: list[subprocess.Popen[str]], count: int, counters:
 
 
 def grown(quarters: list[Quarter], *, document: bool = True) -> list[str]:
-    """What the last quarter has more of than the first half. Time is for the reader: other programs take it too.
-
-    Not than the first quarter, in which a process may not have mapped yet all that it looks at.
+    """What the last quarter has more of than the first half: in the first quarter a process may not have mapped all
+    that it looks at. Time is for the reader: other programs take it too.
 
     The `document` has tables that fill up to their bounds, by hundreds of subscribers that left something.
     """
     first, last = quarters[0], quarters[-1]
     half = {field: max(getattr(q, field) for q in quarters[:2]) for field in ("descriptors", "mappings")}
-    found = [
-        f"{field} grew from {most} to {getattr(last, field)}"
-        for field, most in half.items()
-        if getattr(last, field) > most + SLACK
-    ]
+    more = {field: getattr(last, field) for field, most in half.items() if getattr(last, field) > most + SLACK}
+    found = [f"{field} grew from {half[field]} to {now}" for field, now in more.items()]
     if document and last.document > first.document * GROWTH:
         found.append(f"the document grew from {first.document} to {last.document} bytes")
     return found
