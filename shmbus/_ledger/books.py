@@ -244,8 +244,12 @@ class _Books(Look):
                         yield found
                     else:
                         moving.add(name_of(consumer))
-            yield from (self.closed(c) for c in document.closed if left is None or name_of(c) in left)
-            document, left = self.registry.read(), moving
+            for closed in document.closed:
+                if (left is None or name_of(closed) in left) and name_of(closed) not in moving:
+                    yield self.closed(closed)
+            if moving:
+                document = self.registry.read()
+            left = moving
 
     def closed(self, closed: ClosedEntry) -> ConsumerStats:
         return ConsumerStats(
