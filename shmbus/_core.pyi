@@ -382,11 +382,6 @@ class Lease:
         """None: a copy."""
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
-    def offset(self, buffer: Any, /) -> int:
-        """Where the bytes of a buffer lie in this lease, in C order and without gaps; -1: they do not."""
-    def seal(self, view: Any, /) -> None:
-        """Nothing is written through new buffers from now on, nor through `view`, if it is a memoryview."""
-    def unseal(self, view: Any, /) -> None: ...
 
 class Pool:
     """One mapping of a publisher's pool. With a life it holds what is looked at through it, for a consumer."""
@@ -426,12 +421,6 @@ class Pool:
     def unserve(self) -> None: ...
     def lease(self, length: int, /) -> Lease | None:
         """A writable extent; None: there is no room."""
-    def pack(self, parts: tuple[Any, ...], body: _Bytes | None, /) -> Parcel | None:
-        """A payload, with what is copied in the pool; None: there is no room, and nothing has changed.
-
-        A part is bytes, which go into the record, (Lease, offset, length), or a buffer in C order, which is copied.
-        body None: the event is the last part.
-        """
     def wanted(self, waits: bool, /) -> bool:
         """Say whether the publisher waits for room; true where something could be freed."""
     def debtors(self) -> tuple[int, set[int]]:
@@ -444,9 +433,60 @@ def keep_views() -> int:
     """In a forked child: put copies in the place of the extents that its parent looked at."""
 
 class Parcel:
-    """A payload with buffers beside it; they go back to the pool unless it is published. len() is its record's."""
+    """A payload with buffers beside it; they go back to the pool unless it is published. len() is its record's.
+
+    Loans that it was made of are read-only as long as there is it, and for good once it is published.
+    """
 
     def __len__(self) -> int: ...
+    def unseal(self) -> None:
+        """The event is not published: its loans are writable again."""
+
+class Packing:
+    """An event that is encoded, and whose buffers have yet to find room in the pool."""
+
+    @property
+    def wanted(self) -> int:
+        """Bytes of the pool, in whole blocks, that they take beside the event's loans."""
+    def place(self) -> bytes | Parcel | None:
+        """The payload; None: there is no room, and nothing has changed."""
+
+class Packer:
+    """What a publisher with a pool encodes events with; a subclass says how, and knows the kinds of arrays."""
+
+    _encode: Callable[[Any], bytes]
+    _wait: Callable[[Packing], object]
+    _ndarray: type[Any] | None
+    _known: dict[tuple[int, Any, tuple[int, ...]], Any]
+    _shapes: dict[tuple[Any, Any], tuple[type[Any], tuple[int, ...], Any, int]]
+
+    def __init__(self, pool: Pool, small: int, spill: int, /) -> None:
+        """`small` bytes of a buffer go into the record; an event of more than `spill` does not."""
+    def pack(self, event: Any, /) -> bytes | Parcel:
+        """The payload of an event; NOTHING, or whatever else `_wait` returns, where there is no room."""
+    def extend(self, value: Any, /) -> Any:
+        """What msgspec is to write for a value that it does not know; within `pack`."""
+    def lend(self, shape: Any, dtype: Any, /) -> Any:
+        """A new array in the pool, of a kind that `_shapes` has; None: it has not, or there is no room."""
+    def _add(self, source: Any, view: Any, length: int, /) -> int:
+        """One more buffer of the event: its number. `source` has the bytes; `view` is what may lie in a loan."""
+
+class Reviver:
+    """What a decoder of arrays asks for at every event; see `_payload.arrays`."""
+
+    def __new__(
+        cls,
+        buffers: list[tuple[Any, int, int]],
+        code: int,
+        alike: dict[bytes, tuple[int, Any, tuple[int, ...], Any, int]],
+        revive: Callable[[int, memoryview, list[tuple[Any, int, int]]], Any],
+        wants: Callable[[Any, Any], Any],
+        /,
+    ) -> Reviver: ...
+    def revive(self, code: int, data: memoryview, /) -> Any: ...
+    def wants(self, expected: Any, value: Any, /) -> Any: ...
+    def accept(self, expected: Any, cls: type[Any], dtype: Any, /) -> None:
+        """Values of that class and dtype are right for the type, and need no look."""
 
 class Producer(Generic[T]):
     """The path of an event into its rings; Publisher adds the hooks that it calls when it cannot go on alone."""
@@ -494,7 +534,8 @@ class Producer(Generic[T]):
     def _within(self, callable: Callable[..., R], /, *arguments: Any) -> R: ...
     def _refuse(self) -> None: ...
     def _note_in(self, descriptor: int, who: Callable[[], bytes | None], /) -> None: ...
-    def _encode(self, event: T, headers: dict[str, Any] | None, /) -> tuple[bytes, bytes | None]: ...
+    def _encode(self, event: T, headers: dict[str, Any] | None, /) -> tuple[bytes, bytes | None]:
+        """For _put. A publisher with a pool may return NOTHING."""
     def _put(self, record: tuple[bytes, bytes | None], drop: bool, event: Any = None, /) -> Any: ...
     def _encode_many(self, events: Iterable[T], /) -> list[bytes]: ...
     def _put_many(

@@ -13,6 +13,7 @@ import math
 import os
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -22,8 +23,8 @@ from shmbus._handles.care import BOUND
 from shmbus._handles.flushing import NAP
 from shmbus._handles.growing import PATIENCE, PATIENCE_IN_LOOPS
 from shmbus._payload import arrays
-from shmbus._payload.packing import Packer, Sealed, unseal
-from shmbus.errors import ConfigError, CorruptSegmentError, EventTooLargeError, Full
+from shmbus._payload.packing import Packer
+from shmbus.errors import ClosedError, ConfigError, CorruptSegmentError, EventTooLargeError, Full
 from shmbus.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -35,12 +36,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_KNOWN: Final = 256
+"""Shapes, with their dtypes, that `empty` remembers."""
 _MOMENT_NS: Final = 20_000  # as receivers spin: about what a wake-up costs on both sides
-_publish: Final = _core.Producer.publish  # what super() would find, without a search for it at every event
-
-
-class _NoRoomError(Full):
-    """The pool is full, and whoever encodes does not wait for it here."""
 
 
 class PooledPublisher(Publisher[T]):
@@ -53,25 +51,12 @@ class PooledPublisher(Publisher[T]):
         ring = next(r for r in session.membership(self._entry.index).rings if r.publisher == me.id and r.group == 0)
         self._pool = session.rings.pools.enter(me.pool, me.id, partial(session.wake_slot, me.slot))
         self._pool.serve(session.rings.broadcast(ring))
-        self._packer = Packer(self.topic, self._pool, _core.BroadcastRing.maximum(ring.capacity))
         self._impatient: set[int] = set()
-        self._sealed: dict[int, list[Sealed]] = {}
-        return self._pack
+        packer = Packer(self.topic, self._pool, _core.BroadcastRing.maximum(ring.capacity), self._place)
+        self._lend, self._shapes = packer.lend, packer._shapes
+        return packer.pack
 
     # -- publishing
-
-    def publish(self, event: T, *, headers: dict[str, Any] | None = None) -> int | None:  # noqa: D102
-        try:
-            return _publish(self, event, headers=headers)
-        except _NoRoomError:
-            self._refuse()
-            return None
-        except BaseException:
-            self._unseal()
-            raise
-        finally:
-            if self._sealed:
-                self._sealed.pop(threading.get_ident(), None)
 
     def publish_many(self, events: Iterable[T]) -> int:
         """Publish events one by one; returns how many went everywhere. Full says how many are in, `published`."""
@@ -87,28 +72,41 @@ class PooledPublisher(Publisher[T]):
         """`publish` that waits for room without blocking the event loop, in rings and pool."""
         if self.closed and _core.exiting():
             await interpreter_ends()
-        since, again, me = time.monotonic_ns(), False, threading.get_ident()
-        while True:
-            self._impatient.add(me)
-            try:
-                record = payload, encoded = self._encode(event, headers)
-                break
-            except _NoRoomError:
-                pass
-            finally:
-                self._impatient.discard(me)
+        since, again = time.monotonic_ns(), False
+        while (record := self._encode_now(event, headers)) is None:
             if self._on_full == "drop":
                 self._refuse()
                 return None
             await self._await_room(since, again)
             again = True
-        sealed = self._sealed.pop(me, [])  # other tasks of this thread publish meanwhile
+        payload, encoded = record
         length = len(payload) + (len(encoded or b"") + 7) // 8 * 8
         try:
             return cast("int | None", await self._in_room(lambda drop: self._put(record, drop, event), lambda: length))
         except BaseException:
-            unseal(sealed)
+            _give_up(payload)
             raise
+
+    def publish_now(self, event: T, *, headers: dict[str, Any] | None = None) -> int:
+        """Publish one event if there is room for it now, in rings and pool. Raises Full, whatever `on_full` is."""
+        record = self._encode_now(event, headers)
+        if record is None:
+            raise Full(self.topic.name, self._holders())
+        try:
+            return self._put_now(record, event)
+        except BaseException:
+            _give_up(record[0])
+            raise
+
+    def _encode_now(self, event: T, headers: dict[str, Any] | None) -> tuple[Any, bytes | None] | None:
+        """The event as `_put` takes it; None where its arrays find no room in the pool, which is not waited for."""
+        me = threading.get_ident()
+        self._impatient.add(me)
+        try:
+            record = self._encode(event, headers)
+        finally:
+            self._impatient.discard(me)
+        return None if record is _core.NOTHING else cast("tuple[Any, bytes | None]", record)
 
     async def apublish_many(self, events: Iterable[T]) -> int:
         """`publish_many` that waits for room without blocking the event loop."""
@@ -117,43 +115,26 @@ class PooledPublisher(Publisher[T]):
             done += await self.apublish(event) is not None
         return done
 
-    def _unseal(self) -> None:
-        """What became read-only for an event is writable again: it was not published."""
-        unseal(self._sealed.get(threading.get_ident(), ()))
+    def _place(self, packing: _core.Packing) -> object:
+        """What the encoder asks for whose event finds no room in the pool: waits for it as `on_full` says."""
+        wanted = packing.wanted
+        if wanted > self._pool.bytes:
+            raise EventTooLargeError(self.topic.name, wanted, self._pool.bytes, "the publisher's pool")
+        return self._in_pool(packing.place, "drop")
 
-    def _pack(self, event: Any) -> bytes | _core.Parcel:
-        """The encoder of the C type: waits for room in the pool as `on_full` says."""
-        packing = self._packer.encode(event)
-        payload = self._packer.place(packing)
-        if isinstance(payload, int):
-            if payload > self._pool.bytes:
-                raise EventTooLargeError(self.topic.name, payload, self._pool.bytes, "the publisher's pool")
-            placed: bytes | _core.Parcel = self._in_pool(lambda: self._packer.place(packing), "drop")
-            payload = placed
-        if packing[2]:  # loans, before anybody can see it
-            self._sealed[threading.get_ident()] = self._packer.seal(packing)
-        return payload
-
-    def _in_pool(self, place: Callable[[], Any], dropping: str) -> Any:
-        """What `place` returns once there is room in the pool; None and a number say that there is none."""
-        placed = place()
-        if placed is not None and not isinstance(placed, int):
-            return placed
+    def _in_pool(self, place: Callable[[], object], dropping: str) -> object:
+        """What `place` returns once there is room in the pool; NOTHING if that is not waited for."""
         since = time.monotonic_ns()
-        while True:
+        while (placed := place()) is None:
             impatient = threading.get_ident() in self._impatient
-            if self._leave_pool(PATIENCE_IN_LOOPS if impatient else PATIENCE):
-                placed = place()
-                if placed is not None and not isinstance(placed, int):
-                    return placed
+            if self._leave_pool(PATIENCE_IN_LOOPS if impatient else PATIENCE) and (placed := place()) is not None:
+                break
             if impatient or self._on_full == dropping:
                 self._session.care()
-                raise _NoRoomError(self.topic.name, ())
+                return _core.NOTHING
             if self._on_full != "block" or not self._comes_soon():
                 self._wait_for_pool(since)
-            placed = place()
-            if placed is not None and not isinstance(placed, int):
-                return placed
+        return placed
 
     def _comes_soon(self) -> bool:
         """Whether something is let go of within a moment: then a sleep would cost both sides more than it saves.
@@ -247,19 +228,29 @@ class PooledPublisher(Publisher[T]):
     # -- memory to write into
 
     def empty(self, shape: int | Sequence[int], dtype: Any = "u1") -> Any:  # noqa: D102
+        try:
+            array = self._lend(shape, dtype)
+        except (TypeError, ClosedError):  # a shape that is a list, say
+            array = None
+        if array is None:
+            ndarray, sides, kind, nbytes = self._measured(shape, dtype)
+            array = ndarray(sides, kind, self._loan(nbytes))
+        return array
+
+    def _measured(self, shape: int | Sequence[int], dtype: Any) -> tuple[type[Any], tuple[int, ...], Any, int]:
+        """What an array is made from; remembered for `lend`."""
         numpy = arrays.package("numpy")
         kind = numpy.dtype(dtype)
         if kind.hasobject:
             raise ConfigError(f"an array of objects has no bytes to send: dtype={kind}")
-        if isinstance(shape, int):
-            sides: tuple[int, ...] = (shape,)
-            count = shape
-        else:
-            sides = tuple(shape)
-            count = math.prod(sides)
-        if count < 0 or (len(sides) > 1 and min(sides) < 0):
+        sides = (shape,) if isinstance(shape, int) else tuple(shape)
+        if min(sides, default=0) < 0:
             raise ConfigError(f"an array has no negative side: shape={sides}")
-        return numpy.ndarray(sides, kind, self._loan(count * kind.itemsize))
+        measured = numpy.ndarray, sides, kind, math.prod(sides) * kind.itemsize
+        if len(self._shapes) < _KNOWN and (isinstance(shape, int) or type(shape) is tuple):
+            with suppress(TypeError):  # a dtype as a list
+                self._shapes[shape, dtype] = measured
+        return measured
 
     def buffer(self, size: int) -> memoryview:  # noqa: D102
         if not isinstance(size, int) or size < 0:
@@ -269,21 +260,26 @@ class PooledPublisher(Publisher[T]):
     def _loan(self, size: int) -> _core.Lease:
         if self.closed:
             self._require_open()
-        lease = self._pool.lease(size)
-        if lease is not None:
-            return lease
-        if size > self._pool.bytes:
-            raise EventTooLargeError(self.topic.name, size, self._pool.bytes, "the publisher's pool")
-        try:
-            return cast("_core.Lease", self._in_pool(lambda: self._pool.lease(size), ""))
-        except _NoRoomError:  # in a task's thread that encodes: not here
-            raise Full(self.topic.name, self._holders()) from None
+        lease: object = self._pool.lease(size)
+        if lease is None:
+            if size > self._pool.bytes:
+                raise EventTooLargeError(self.topic.name, size, self._pool.bytes, "the publisher's pool")
+            lease = self._in_pool(lambda: self._pool.lease(size), "")
+        if lease is _core.NOTHING:  # in a task's thread that encodes: not here
+            raise Full(self.topic.name, self._holders())
+        return cast("_core.Lease", lease)
 
     # -- the end
 
     def _let_go(self) -> None:
         super()._let_go()
         self._pool.unserve()
+
+
+def _give_up(payload: object) -> None:
+    """The event was not published: what was sealed for it is writable again now, whoever has the payload still."""
+    if isinstance(payload, _core.Parcel):
+        payload.unseal()
 
 
 def publisher_class(topic: Topic[T]) -> type[Publisher[T]]:

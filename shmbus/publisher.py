@@ -196,7 +196,10 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
 
     def publish_now(self, event: T, *, headers: dict[str, Any] | None = None) -> int:
         """Publish one event if there is room for it now. Raises Full, whatever `on_full` and `timeout` are."""
-        record = payload, _ = self._encode(event, headers)
+        return self._put_now(self._encode(event, headers), event)
+
+    def _put_now(self, record: tuple[Any, bytes | None], event: T) -> int:
+        payload = record[0]
         found = self._put(record, False, event)
         while found is _core.NOTHING and self._quarantined:
             if not self._within(self._grow, len(payload), PATIENCE_IN_LOOPS):

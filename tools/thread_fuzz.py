@@ -13,7 +13,8 @@ look at the books, and cancel and close what the others are using; some close th
 - nothing but documented errors comes out of the public API;
 - no event is torn: a decoder runs Python code in the middle of each, and looks at the whole;
 - a reliable subscriber of another participant gets whatever publish() says it has published, in order, once;
-- what was acked never comes again, and nothing is lost: a group's books are empty when what is left was acked.
+- what was acked never comes again, and nothing is lost: a group's books are empty when what is left was acked;
+- with NumPy: arrays in a pool are those of their event, and a loan is read-only once it is published (`fuzz_arrays`).
 
 Builds the package with the sanitizer into a temporary directory ($CC, else cc), and plays the rounds in children, so
 that a crash costs no more than its child. Exit code 1 when anything of this does not hold; the seed repeats the round.
@@ -100,6 +101,11 @@ class Round:
         modes: list[Any] = self.chance.choices(("reliable", "lossy"), k=2)
         self.subscribers: list[Any] = [self.bus.subscriber(self.topic, mode=mode) for mode in modes]
         self.workers: list[Any] = [self.worker() for _ in range(2)]
+        self.frames: Any = None
+        with suppress(ImportError):  # NumPy is not there
+            from fuzz_arrays import Frames
+
+            self.frames = Frames(shmbus, self.bus, self.chance)
 
     def publisher(self, on_full: str) -> tuple[int, Any, list[int]]:
         """A publisher, its number, and how many events it has tried; a lock lets the numbers rise in its ring."""
@@ -238,6 +244,8 @@ class Round:
         chance = random.Random(seed)
         ways = [self.publish, self.publish, self.publish_many, self.receive, self.receive, self.take, self.take]
         ways += [self.look, self.come_and_go, self.replace, self.loop]
+        if self.frames:
+            ways += 2 * [self.frames.publish, self.frames.receive] + [self.frames.replace]
         for _ in range(chance.randrange(5, 40)):
             way = chance.choice(ways)
             self.attempt(lambda w=way: w(chance))  # type: ignore[misc]

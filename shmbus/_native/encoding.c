@@ -144,7 +144,8 @@ static int check_payload(Producer *self, PyObject *event, PyObject *payload, con
     return decoded ? 0 : -1;
 }
 
-/* The event's payload; a new reference. The encoder may run Python code, which may close us. */
+/* The event's payload, a new reference; Nothing where its buffers find no room, and it is not waited for. The encoder may
+ * run Python code, which may close us. */
 PyObject *encoding_one(Producer *self, PyObject *event, uint64_t headers, bool mine) {
     part p;
     if (check_type(self, event) < 0)
@@ -152,6 +153,8 @@ PyObject *encoding_one(Producer *self, PyObject *event, uint64_t headers, bool m
     PyObject *payload = encode_as(self, event, headers, mine);
     if (!payload)
         refused(self, event);
+    else if (payload == Nothing)
+        return payload;
     else if (encoding_bytes(self, payload, &p) < 0 || check_payload(self, event, payload, &p) < 0 ||
              guard_check(&self->guard, "publisher") < 0 || check_size(self, headers, p.payload_length) < 0)
         Py_CLEAR(payload);

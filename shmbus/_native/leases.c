@@ -174,41 +174,70 @@ static PyObject *lease_address(PyObject *object, void *unused) {
     return PyLong_FromVoidPtr(((Lease *)object)->memory);
 }
 
-/* seal(view): nothing is written through new buffers from now on, nor through `view`, if it is a memoryview.
- * unseal(view) undoes it, for an event that was not published. */
-static PyObject *seal(PyObject *object, PyObject *view, bool sealed) {
-    ((Lease *)object)->writable = !sealed;
+/* ---- what publishing does with a loan ---- */
+
+/* Whether the bytes of a buffer lie in this loan, in C order and without gaps; and where. */
+bool lease_has(const Lease *self, const Py_buffer *view, uint64_t *offset) {
+    uintptr_t from = (uintptr_t)self->memory, at = (uintptr_t)view->buf;
+    *offset = (uint64_t)(at - from);
+    return self->loan && PyBuffer_IsContiguous(view, 'C') && at >= from && at - from <= self->slip.length &&
+           (uint64_t)view->len <= self->slip.length - (at - from);
+}
+
+/* Nothing is written through new buffers of it from now on; into `sealed`, if that is new. */
+int lease_seal(Lease *self, PyObject *sealed) {
+    if (!self->writable)
+        return 0;
+    self->writable = false;
+    return PyList_Append(sealed, (PyObject *)self);
+}
+
+static PyObject *setflags_name; /* a seventh of what `flags.writeable = False` takes */
+
+static int set_flags(PyObject *array, PyObject *writable) {
+    PyObject *done = PyObject_CallMethodObjArgs(array, setflags_name, writable, NULL);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
+/* The same of one that there is, a memoryview or an array. */
+int lease_seal_view(PyObject *view, PyObject *sealed) {
+    Py_buffer buffer;
 #ifndef Py_LIMITED_API
-    if (PyMemoryView_Check(view))
-        PyMemoryView_GET_BUFFER(view)->readonly = sealed;
+    if (PyMemoryView_Check(view)) {
+        if (PyMemoryView_GET_BUFFER(view)->readonly)
+            return 0;
+        PyMemoryView_GET_BUFFER(view)->readonly = 1;
+        return PyList_Append(sealed, view);
+    }
 #endif
-    (void)view;
-    Py_RETURN_NONE;
+    if (PyObject_GetBuffer(view, &buffer, PyBUF_STRIDES) < 0)
+        return -1;
+    bool writable = !buffer.readonly;
+    PyBuffer_Release(&buffer);
+    if (!writable)
+        return 0;
+    return set_flags(view, Py_False) < 0 ? -1 : PyList_Append(sealed, view);
 }
 
-static PyObject *lease_seal(PyObject *object, PyObject *view) { return seal(object, view, true); }
-
-static PyObject *lease_unseal(PyObject *object, PyObject *view) { return seal(object, view, false); }
-
-/* offset(buffer): where in this lease the bytes of a buffer lie, in C order and without gaps; -1: they do not. */
-static PyObject *lease_offset(PyObject *object, PyObject *buffer) {
-    Lease *self = (Lease *)object;
-    Py_buffer view;
-    long long offset = -1;
-    if (PyObject_GetBuffer(buffer, &view, PyBUF_STRIDES) < 0)
-        return NULL;
-    uintptr_t from = (uintptr_t)self->memory, at = (uintptr_t)view.buf;
-    if (PyBuffer_IsContiguous(&view, 'C') && at >= from && at - from <= self->slip.length &&
-        (uint64_t)view.len <= self->slip.length - (at - from))
-        offset = (long long)(at - from);
-    PyBuffer_Release(&view);
-    return PyLong_FromLongLong(offset);
+/* One of the loans among what was sealed. */
+void lease_unseal(PyObject *object) {
+    if (Py_TYPE(object) == lease_type)
+        ((Lease *)object)->writable = true;
 }
 
-static PyMethodDef lease_methods[] = {{"offset", lease_offset, METH_O, NULL},
-                                      {"seal", lease_seal, METH_O, NULL},
-                                      {"unseal", lease_unseal, METH_O, NULL},
-                                      {NULL, NULL, 0, NULL}};
+/* One of the views. */
+int lease_unseal_view(PyObject *view) {
+    if (Py_TYPE(view) == lease_type)
+        return 0;
+#ifndef Py_LIMITED_API
+    if (PyMemoryView_Check(view)) {
+        PyMemoryView_GET_BUFFER(view)->readonly = 0;
+        return 0;
+    }
+#endif
+    return set_flags(view, Py_True);
+}
 
 static PyMemberDef lease_members[] = {{"writable", T_BOOL, offsetof(Lease, writable), READONLY, NULL},
                                       {"pool", T_OBJECT, offsetof(Lease, pool), READONLY, NULL},
@@ -217,7 +246,6 @@ static PyMemberDef lease_members[] = {{"writable", T_BOOL, offsetof(Lease, writa
 static PyGetSetDef lease_getset[] = {{"address", lease_address, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot lease_slots[] = {{Py_tp_dealloc, lease_dealloc},
-                                    {Py_tp_methods, lease_methods},
                                     {Py_tp_members, lease_members},
                                     {Py_tp_getset, lease_getset},
                                     {Py_sq_length, lease_length},
@@ -231,6 +259,7 @@ static PyType_Spec lease_spec = {.name = "shmbus._core.Lease",
                                  .slots = lease_slots};
 
 int leases_add(PyObject *module) {
-    lease_type = type_add(module, &lease_spec, NULL);
+    setflags_name = PyUnicode_InternFromString("setflags");
+    lease_type = setflags_name ? type_add(module, &lease_spec, NULL) : NULL;
     return lease_type ? 0 : -1;
 }

@@ -92,9 +92,10 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "shmbus
                                         .m_doc = "Memory: layout, rings, claims.", .m_size = -1};
 
 static int (*const parts[])(PyObject *) = {
-    guard_add,   rings_add,   lanes_add,      tap_add,     window_add,    words_add,    line_add,     mapping_add,
-    pools_add,   parcels_add, semaphores_add, starter_add, latencies_add, producer_add, receiver_add, consumer_add,
-    claimer_add, record_add,  rows_add,       ends_add,    plain_add,     depth_add,    signals_add,
+    guard_add,     rings_add,    lanes_add,    tap_add,      window_add,   words_add,      line_add,
+    mapping_add,   pools_add,    parcels_add,  packers_add,  revivers_add, semaphores_add, starter_add,
+    latencies_add, producer_add, receiver_add, consumer_add, claimer_add,  record_add,     rows_add,
+    ends_add,      plain_add,    depth_add,    signals_add,
 };
 
 static int add_parts(PyObject *module) {

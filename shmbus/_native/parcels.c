@@ -5,15 +5,149 @@
  *   | count | slips, 32 bytes each| small buffers   | encoded event|    SLIP_BODY in the count: the event itself is
  *   +-------+---------------------+-----------------+--------------+    the last slip, and nothing follows
  *
- * A Parcel is made by a publisher, and gives its extents back unless it is sent. */
+ * A Parcel is made by a publisher (packer.c), and gives its extents back unless it is sent. */
 #include "pools.h"
 
 PyTypeObject *parcel_type;
 
 /* ---- out ---- */
 
+static bool is_inner(const piece *piece, uint64_t small) { return !piece->lease && piece->length <= small; }
+
+static bool is_copied(const piece *piece, uint64_t small) { return !piece->lease && piece->length > small; }
+
+static void remember(Parcel *self, const slip *one) {
+    self->block[self->blocks++] = one->block;
+    self->pool->uses[one->block]++;
+}
+
+/* Where the bytes of a piece are: in a lease of ours, or in an extent of its own, which is to be copied into. No lease is
+ * needed there: until it is sent the extent is the parcel's. */
+static int place(Parcel *self, const piece *piece, slip *out) {
+    const Lease *lease = piece->lease;
+    int status = RING_OK;
+    if (lease)
+        *out = (slip){lease->slip.block, lease->slip.generation, piece->offset, piece->length};
+    else
+        status = pool_take(self->pool, piece->length, out);
+    if (status == RING_OK)
+        remember(self, out);
+    return status;
+}
+
+/* Writes the record, and finds room for what is to be copied: RING_OK, RING_FULL, POOL_ERROR. */
+static int fill(Parcel *self, const piece *pieces, unsigned count, PyObject *body) {
+    uint64_t small = self->small, inner = 0, head = count | (body ? 0 : SLIP_BODY);
+    for (unsigned i = 0; i < count; i++)
+        inner += is_inner(&pieces[i], small) ? pieces[i].length : 0;
+    uint64_t slips = 8 + count * sizeof(slip), tail = body ? (uint64_t)PyBytes_Size(body) : 0;
+    self->bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(slips + inner + tail));
+    self->block = PyMem_Calloc(count, sizeof(uint64_t));
+    if (!self->bytes || !self->block) {
+        PyErr_NoMemory();
+        return POOL_ERROR;
+    }
+    unsigned char *start = (unsigned char *)PyBytes_AsString(self->bytes), *at = start + slips;
+    memcpy(start, &head, 8);
+    for (unsigned i = 0; i < count; i++) {
+        slip one = {SLIP_INLINE, 0, (uint64_t)(at - start), pieces[i].length};
+        if (is_inner(&pieces[i], small)) {
+            memcpy(at, pieces[i].view.buf, one.length);
+            at += one.length;
+        } else {
+            int status = place(self, &pieces[i], &one);
+            if (status != RING_OK)
+                return status;
+        }
+        memcpy(start + 8 + i * sizeof(slip), &one, sizeof(one));
+    }
+    if (tail)
+        memcpy(at, PyBytes_AsString(body), tail);
+    return RING_OK;
+}
+
+#define LONG_COPY (64u << 10) /* bytes past which other threads run meanwhile; a switch costs as much as 1 KiB */
+
+/* Copies a buffer into the runs of its extent: false if somebody writes into our table. */
+static bool copy_in(const pool_view *view, const unsigned char *from, const slip *to) {
+    uint64_t block = to->block, left = to->length;
+    for (run run; left && pool_next_run(view, &block, &run);) {
+        uint64_t some = run.blocks * POOL_BLOCK < left ? run.blocks * POOL_BLOCK : left;
+        memcpy(view->data + run.block * POOL_BLOCK, from, some);
+        from += some, left -= some;
+    }
+    return !left;
+}
+
+/* Copies what is neither in the record nor in a lease. */
+static int write_copies(Parcel *self, const piece *pieces, unsigned count) {
+    const unsigned char *slips = (unsigned char *)PyBytes_AsString(self->bytes) + 8;
+    uint64_t total = 0;
+    bool done = true;
+    for (unsigned i = 0; i < count; i++)
+        total += is_copied(&pieces[i], self->small) ? pieces[i].length : 0;
+    PyThreadState *others = total > LONG_COPY ? PyEval_SaveThread() : NULL;
+    for (unsigned i = 0; total && i < count; i++) {
+        slip one;
+        memcpy(&one, slips + i * sizeof(slip), sizeof(one));
+        if (is_copied(&pieces[i], self->small))
+            done = done && copy_in(&self->pool->view, pieces[i].view.buf, &one);
+    }
+    if (others)
+        PyEval_RestoreThread(others);
+    if (!done)
+        PyErr_Format(CorruptSegmentError, "pool %llu: an extent cannot be", (unsigned long long)self->pool->id);
+    return done ? RING_OK : POOL_ERROR;
+}
+
+/* A payload with `count` buffers, whose bytes are in a lease, or in C order in their view: RING_OK; RING_FULL, and nothing has
+ * changed; POOL_ERROR. Up to `small` bytes go into the record. Without a body that is the last of the buffers. */
+int parcel_make(Pool *pool, uint64_t small, const piece *pieces, unsigned count, PyObject *body, Parcel **out) {
+    Parcel *self = (Parcel *)PyType_GenericAlloc(parcel_type, 0);
+    if (!self)
+        return POOL_ERROR;
+    self->pool = (Pool *)Py_NewRef((PyObject *)pool);
+    self->small = small;
+    int status = fill(self, pieces, count, body);
+    if (status == RING_OK)
+        status = write_copies(self, pieces, count);
+    if (status == RING_OK)
+        *out = self;
+    else
+        Py_DECREF((PyObject *)self);
+    return status;
+}
+
+/* Makes writable again what was sealed for an event that is not published after all: loans first, on which that hangs. */
+static int unseal(Parcel *self) {
+    PyObject *sealed = self->sealed;
+    int status = 0;
+    self->sealed = NULL;
+    for (Py_ssize_t i = 0; sealed && !self->sent && i < PyList_Size(sealed); i++)
+        lease_unseal(PyList_GetItem(sealed, i));
+    for (Py_ssize_t i = sealed ? PyList_Size(sealed) : 0; status == 0 && !self->sent && i > 0; i--)
+        status = lease_unseal_view(PyList_GetItem(sealed, i - 1));
+    Py_XDECREF(sealed);
+    return status;
+}
+
+/* unseal(): the event is not published. */
+static PyObject *parcel_unseal(PyObject *object, PyObject *unused) {
+    (void)unused;
+    if (unseal((Parcel *)object) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static void parcel_dealloc(PyObject *object) {
     Parcel *self = (Parcel *)object;
+    if (self->sealed) {
+        PyObject *error = PyErr_Occurred() ? error_take() : NULL;
+        if (unseal(self) < 0)
+            PyErr_Clear();
+        if (error)
+            error_restore(error);
+    }
     for (unsigned i = 0; self->block && i < self->blocks; i++)
         if (self->pool->fork_generation == fork_generation)
             pool_unuse(self->pool, self->block[i]);
@@ -24,147 +158,6 @@ static void parcel_dealloc(PyObject *object) {
 }
 
 static Py_ssize_t parcel_length(PyObject *object) { return PyBytes_Size(((Parcel *)object)->bytes); }
-
-typedef struct writing { /* a buffer, and the extent that its bytes are to be copied into */
-    Py_buffer from;
-    slip to;
-} writing;
-
-static void remember(Parcel *self, const slip *one) {
-    self->block[self->blocks++] = one->block;
-    self->pool->uses[one->block]++;
-}
-
-/* A part of a loan: (Lease, offset, length). */
-static int put_loan(Parcel *self, PyObject *part, slip *out) {
-    PyObject *lease;
-    unsigned long long offset, length;
-    if (!PyArg_ParseTuple(part, "O!KK", lease_type, &lease, &offset, &length))
-        return POOL_ERROR;
-    const Lease *one = (Lease *)lease;
-    if (one->pool != self->pool || !one->loan || length > one->slip.length || offset > one->slip.length - length) {
-        PyErr_SetString(PyExc_ValueError, "not a part of this pool");
-        return POOL_ERROR;
-    }
-    *out = (slip){one->slip.block, one->slip.generation, offset, length};
-    remember(self, out);
-    return RING_OK;
-}
-
-/* Any other buffer, in C order: an extent of its own. No lease is needed: until it is sent the extent is the parcel's. */
-static int put_buffer(Parcel *self, PyObject *part, slip *out, writing **copies) {
-    writing *copy = *copies;
-    if (PyObject_GetBuffer(part, &copy->from, PyBUF_C_CONTIGUOUS) < 0)
-        return POOL_ERROR;
-    ++*copies; /* whose view is released, whatever comes */
-    if (pool_take(self->pool, (uint64_t)copy->from.len, &copy->to) != RING_OK)
-        return RING_FULL;
-    remember(self, &copy->to);
-    *out = (slip){copy->to.block, copy->to.generation, 0, copy->to.length};
-    return RING_OK;
-}
-
-/* Writes the record, and finds room for what is to be copied: RING_OK, RING_FULL, POOL_ERROR. */
-static int fill(Parcel *self, PyObject *parts, PyObject *body, writing **copies) {
-    Py_ssize_t count = PyTuple_Size(parts);
-    bool spilled = body == Py_None;
-    uint64_t inner = 0, head = (uint64_t)count | (spilled ? SLIP_BODY : 0);
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (PyBytes_Check(PyTuple_GetItem(parts, i)))
-            inner += (uint64_t)PyBytes_Size(PyTuple_GetItem(parts, i));
-    uint64_t slips = 8 + (uint64_t)count * sizeof(slip), tail = spilled ? 0 : (uint64_t)PyBytes_Size(body);
-    self->bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(slips + inner + tail));
-    self->block = PyMem_Calloc((size_t)count, sizeof(uint64_t));
-    if (!self->bytes || !self->block) {
-        PyErr_NoMemory();
-        return POOL_ERROR;
-    }
-    unsigned char *start = (unsigned char *)PyBytes_AsString(self->bytes), *at = start + slips;
-    memcpy(start, &head, 8);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *part = PyTuple_GetItem(parts, i);
-        slip one;
-        int status = RING_OK;
-        if (PyBytes_Check(part)) {
-            one = (slip){SLIP_INLINE, 0, (uint64_t)(at - start), (uint64_t)PyBytes_Size(part)};
-            memcpy(at, PyBytes_AsString(part), one.length);
-            at += one.length;
-        } else {
-            status = PyTuple_Check(part) ? put_loan(self, part, &one) : put_buffer(self, part, &one, copies);
-        }
-        if (status != RING_OK)
-            return status;
-        memcpy(start + 8 + (size_t)i * sizeof(slip), &one, sizeof(one));
-    }
-    if (tail)
-        memcpy(at, PyBytes_AsString(body), tail);
-    return RING_OK;
-}
-
-#define LONG_COPY (64u << 10) /* bytes past which other threads run meanwhile; a switch costs as much as 1 KiB */
-
-/* Copies each buffer into the runs of its extent: false if somebody writes into our table. */
-static bool copy_in(const pool_view *view, const writing *copies, const writing *end) {
-    for (const writing *one = copies; one < end; one++) {
-        const unsigned char *from = one->from.buf;
-        uint64_t block = one->to.block, left = one->to.length;
-        for (run run; left && pool_next_run(view, &block, &run);) {
-            uint64_t some = run.blocks * POOL_BLOCK < left ? run.blocks * POOL_BLOCK : left;
-            memcpy(view->data + run.block * POOL_BLOCK, from, some);
-            from += some, left -= some;
-        }
-        if (left)
-            return false;
-    }
-    return true;
-}
-
-static int write_copies(Parcel *self, const writing *copies, const writing *end) {
-    uint64_t total = 0;
-    for (const writing *one = copies; one < end; one++)
-        total += one->to.length;
-    PyThreadState *others = total > LONG_COPY ? PyEval_SaveThread() : NULL;
-    bool done = copy_in(&self->pool->view, copies, end);
-    if (others)
-        PyEval_RestoreThread(others);
-    if (!done)
-        PyErr_Format(CorruptSegmentError, "pool %llu: an extent cannot be", (unsigned long long)self->pool->id);
-    return done ? RING_OK : POOL_ERROR;
-}
-
-/* Pool.pack((part, ...), body): a Parcel, or None where there is no room: then nothing has changed. A part is bytes, which
- * go into the record; (Lease, offset, length); or a buffer, which is copied. `body` is bytes, or None if it is the last
- * part. */
-PyObject *parcel_pack(PyObject *object, PyObject *args) {
-    Pool *pool = (Pool *)object;
-    PyObject *parts, *body;
-    if (!pool_publishes(pool) || !PyArg_ParseTuple(args, "O!O:pack", &PyTuple_Type, &parts, &body))
-        return NULL;
-    Py_ssize_t count = PyTuple_Size(parts);
-    if (!(PyBytes_Check(body) || body == Py_None))
-        return PyErr_Format(PyExc_TypeError, "the body of a parcel is bytes");
-    if (count < 1 || count > (Py_ssize_t)MAX_SLIPS)
-        return PyErr_Format(PyExc_ValueError, "an event has at most %u buffers, not %zd", MAX_SLIPS, count);
-    Parcel *self = (Parcel *)PyType_GenericAlloc(parcel_type, 0);
-    writing few[4], *copies = count <= 4 ? few : PyMem_Calloc((size_t)count, sizeof(writing)), *end = copies;
-    int status = self && copies ? RING_OK : POOL_ERROR;
-    if (status != RING_OK) {
-        PyErr_NoMemory();
-    } else {
-        self->pool = (Pool *)Py_NewRef(object);
-        status = fill(self, parts, body, &end);
-        if (status == RING_OK && end > copies)
-            status = write_copies(self, copies, end);
-    }
-    for (writing *one = copies; one < end; one++)
-        PyBuffer_Release(&one->from);
-    if (copies != few)
-        PyMem_Free(copies);
-    if (status == RING_OK)
-        return (PyObject *)self;
-    Py_XDECREF((PyObject *)self);
-    return status == RING_FULL ? Py_NewRef(Py_None) : NULL;
-}
 
 /* The bytes of a payload that is a Parcel: 0; -1 for anything else. */
 int parcel_part(PyObject *payload, part *out) {
@@ -177,7 +170,10 @@ int parcel_part(PyObject *payload, part *out) {
     return 0;
 }
 
+static PyMethodDef methods[] = {{"unseal", parcel_unseal, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL}};
+
 static PyType_Slot slots[] = {{Py_tp_dealloc, parcel_dealloc},
+                              {Py_tp_methods, methods},
                               {Py_sq_length, parcel_length},
                               {Py_tp_doc, "A payload with what lies beside it, until it is published."},
                               {0, NULL}};
@@ -195,7 +191,11 @@ int parcels_add(PyObject *module) {
 /* ---- in ---- */
 
 static int append(PyObject *into, PyObject *what, uint64_t offset, uint64_t length) {
-    PyObject *one = what ? Py_BuildValue("(NKK)", what, (unsigned long long)offset, (unsigned long long)length) : NULL;
+    PyObject *from = PyLong_FromUnsignedLongLong(offset), *bytes = PyLong_FromUnsignedLongLong(length);
+    PyObject *one = what && from && bytes ? PyTuple_Pack(3, what, from, bytes) : NULL;
+    Py_XDECREF(what);
+    Py_XDECREF(from);
+    Py_XDECREF(bytes);
     int status = one ? PyList_Append(into, one) : -1;
     Py_XDECREF(one);
     return status < 0 ? POOL_ERROR : RING_OK;

@@ -59,9 +59,20 @@ struct Lease { /* the bytes of one extent, for as long as anything refers to the
 typedef struct Parcel { /* a payload whose buffers lie in the pool, until it is sent or given up */
     PyObject_HEAD Pool *pool;
     PyObject *bytes;
+    PyObject *sealed; /* list of loans, and views of them, that became read-only for it; NULL: none did */
+    uint64_t small;
+    bool sent;
     unsigned blocks;
     uint64_t *block; /* NULL once they are a shipment's */
 } Parcel;
+
+typedef struct piece { /* one buffer of an event on its way out */
+    PyObject *source;  /* what has the bytes, or writes them */
+    Lease *lease;      /* that they lie in, NULL: in none */
+    Py_buffer view;    /* of the source, NULL in `obj`: none yet, or its bytes do not lie in C order */
+    uint64_t length, offset;
+    bool laid; /* the lease is ours, to be written */
+} piece;
 
 #define POOL_WANTED 5 /* a status: the record has extents, and we have no pool */
 #define POOL_ERROR (-3)
@@ -77,7 +88,13 @@ int lease_take(Pool *pool, const slip *slip, bool copy, Lease **out);
 void pool_unuse(Pool *pool, uint64_t block);
 bool pool_publishes(const Pool *self);
 int pool_take(Pool *self, uint64_t length, slip *out);
-PyObject *parcel_pack(PyObject *object, PyObject *args);
+int pool_lend(Pool *self, uint64_t length, Lease **out);
+bool lease_has(const Lease *self, const Py_buffer *view, uint64_t *offset);
+int lease_seal(Lease *self, PyObject *sealed);
+int lease_seal_view(PyObject *view, PyObject *sealed);
+void lease_unseal(PyObject *object);
+int lease_unseal_view(PyObject *view);
+int parcel_make(Pool *pool, uint64_t small, const piece *pieces, unsigned count, PyObject *body, Parcel **out);
 RARE int parcel_part(PyObject *payload, part *out);
 RARE void parcel_ship(Producer *self, PyObject *payload);
 void shipping_clear(Pool *pool);
@@ -85,7 +102,7 @@ int parcel_open(Pool *pool, const unsigned char *payload, uint64_t length, bool 
 
 PyObject *parcel_flatten(const Pool *pool, const unsigned char *payload, uint64_t length);
 
-#define SHIPPING 6 /* methods of a publisher */
+#define SHIPPING 5 /* methods of a publisher */
 
 extern PyMethodDef shipping_methods[SHIPPING];
 #endif

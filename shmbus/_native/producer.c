@@ -391,7 +391,7 @@ static PyObject *producer_full(PyObject *object, PyObject *arg) {
 }
 
 /* _refuse(): an event that finds no room in the pool goes nowhere, and is on everybody's books as refused. */
-static PyObject *producer_refuse(PyObject *object, PyObject *unused) {
+PyObject *producer_refuse(PyObject *object, PyObject *unused) {
     (void)unused;
     Producer *self = (Producer *)object;
     sender by = {0};

@@ -106,6 +106,7 @@ int notes_ask(Producer *self, sender *by);
 void notes_take(Producer *self, const sender *by);
 void notes_drop(Producer *self);
 PyObject *producer_note_in(PyObject *object, PyObject *args);
+PyObject *producer_refuse(PyObject *object, PyObject *unused);
 int publish_reserve(Producer *self, uint64_t length);
 void producer_content(Producer *self);
 PyObject *producer_publish(PyObject *object, PyObject *const *args, Py_ssize_t count, PyObject *names);

@@ -317,7 +317,8 @@ static PyObject *publish_one(Producer *self, PyObject *event, PyObject *given) {
     self->scratch_busy = self->scratch_busy || mine;
     PyObject *payload = encoding_one(self, event, headers ? (uint64_t)PyBytes_Size(headers) : 0, mine);
     if (payload)
-        result = publish_bytes(self, payload, headers, &one);
+        result =
+            payload == Nothing ? producer_refuse((PyObject *)self, NULL) : publish_bytes(self, payload, headers, &one);
     if (mine)
         self->scratch_busy = false;
     Py_XDECREF(payload);
@@ -463,7 +464,7 @@ PyObject *producer_publish_many(PyObject *object, PyObject *events) {
 
 /* ---- for who waits for room in an event loop ---- */
 
-/* _encode(event, headers): (payload, headers or None) as bytes, for _put. */
+/* _encode(event, headers): (payload, headers or None) as bytes, for _put; NOTHING where its buffers find no room. */
 PyObject *producer_encode(PyObject *object, PyObject *args) {
     Producer *self = (Producer *)object;
     PyObject *event, *given, *result = NULL;
@@ -472,7 +473,8 @@ PyObject *producer_encode(PyObject *object, PyObject *args) {
     PyObject *headers = encoding_headers(self, given);
     if (headers || !PyErr_Occurred()) {
         PyObject *payload = encoding_one(self, event, headers ? (uint64_t)PyBytes_Size(headers) : 0, false);
-        result = payload ? Py_BuildValue("(NO)", payload, headers ? headers : Py_None) : NULL;
+        if (payload)
+            result = payload == Nothing ? payload : Py_BuildValue("(NO)", payload, headers ? headers : Py_None);
     }
     Py_XDECREF(headers);
     return guard_leave(&self->guard, object, result);

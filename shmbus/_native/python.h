@@ -172,6 +172,8 @@ int line_add(PyObject *module);
 int mapping_add(PyObject *module);
 int pools_add(PyObject *module);
 int parcels_add(PyObject *module);
+int packers_add(PyObject *module);
+int revivers_add(PyObject *module);
 int semaphores_add(PyObject *module);
 int signals_add(PyObject *module);
 int starter_add(PyObject *module);

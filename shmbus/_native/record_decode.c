@@ -215,9 +215,18 @@ static inline bool cell_sound(const column *c, const unsigned char *cell) {
     return c->kind == COLUMN_STR ? is_ascii(cell, c->size) : record_within(c, load(c, cell));
 }
 
+static bool all_bools(const RecordCodec *self, const unsigned char *cell, size_t count) {
+    unsigned char all = 0;
+    for (size_t i = 0; i < count; i++)
+        all |= cell[i * self->size];
+    return all < 2;
+}
+
 static int check_column(const RecordCodec *self, const column *c, const unsigned char *rows, size_t count) {
     spot row = {NULL, NULL, 0}, at = {&row, c, 0};
     const unsigned char *cell = rows + c->offset;
+    if (c->kind == COLUMN_BOOL && !c->choices && all_bools(self, cell, count))
+        return 0;
     for (size_t i = 0; i < count; i++, cell += self->size) {
         if (cell_sound(c, cell))
             continue;

@@ -72,15 +72,17 @@ static bool owed(const shipment *one) {
     return owed_slots(one) != 0;
 }
 
-/* Lets go of what `*link` leads to: its extents end, or are another's too. */
-static void collect(Pool *self, shipment **link, shipment *before) {
-    shipment *gone = *link;
-    *link = gone->next;
-    if (self->newest == gone)
+/* Lets go of what `*link` leads to: its extents end, or are another's too. It is freed with `gone`, once nobody looks at
+ * the list any more: the last reference to a ring unmaps it, and with that others run. */
+static void collect(Pool *self, shipment **link, shipment *before, shipment **gone) {
+    shipment *one = *link;
+    *link = one->next;
+    if (self->newest == one)
         self->newest = before;
-    for (unsigned i = 0; i < gone->blocks; i++)
-        pool_unuse(self, gone->block[i]);
-    free_shipment(gone);
+    for (unsigned i = 0; i < one->blocks; i++)
+        pool_unuse(self, one->block[i]);
+    one->next = *gone;
+    *gone = one;
 }
 
 /* Nobody comes late: what comes back may be used again at once. */
@@ -90,18 +92,13 @@ static bool eager(const Pool *self) {
     return reliable && members == reliable;
 }
 
-static void collect_first(Pool *self) {
-    while (self->oldest && !owed(self->oldest))
-        collect(self, &self->oldest, NULL);
-}
-
-/* Room for one extent: RING_OK, RING_FULL. */
-int pool_take(Pool *self, uint64_t length, slip *out) {
+static int take(Pool *self, uint64_t length, slip *out, shipment **gone) {
     uint64_t now = realtime_ns();
     if (self->ended_count)
         collect_ended(self);
     if (eager(self)) {
-        collect_first(self);
+        while (self->oldest && !owed(self->oldest))
+            collect(self, &self->oldest, NULL, gone);
         self->writer.next = 0;
     }
     if (pool_allocate(&self->writer, length, now, false, out) == RING_OK)
@@ -113,11 +110,23 @@ int pool_take(Pool *self, uint64_t length, slip *out) {
             link = &before->next;
             continue;
         }
-        collect(self, link, before);
+        collect(self, link, before, gone);
         if (pool_allocate(&self->writer, length, now, false, out) == RING_OK)
             return RING_OK;
     }
     return pool_allocate(&self->writer, length, now, true, out);
+}
+
+/* Room for one extent: RING_OK, RING_FULL; POOL_ERROR: another thread has closed the publisher meanwhile. */
+int pool_take(Pool *self, uint64_t length, slip *out) {
+    shipment *gone = NULL;
+    int status = take(self, length, out, &gone);
+    while (gone) {
+        shipment *next = gone->next;
+        free_shipment(gone);
+        gone = next;
+    }
+    return self->uses || pool_publishes(self) ? status : POOL_ERROR;
 }
 
 /* ---- methods of a Pool ---- */
@@ -147,18 +156,26 @@ static PyObject *pool_serve(PyObject *object, PyObject *ring) {
     Py_RETURN_NONE;
 }
 
+/* A writable lease: RING_OK, RING_FULL, POOL_ERROR with an exception. */
+int pool_lend(Pool *self, uint64_t length, Lease **out) {
+    slip slip;
+    int status = pool_take(self, length, &slip);
+    if (status != RING_OK)
+        return status;
+    if (pool_hold(&self->view, (unsigned)self->holder, slip.block, slip.generation) == RING_OK)
+        *out = lease_new(self, &slip, true);
+    else
+        PyErr_Format(CorruptSegmentError, "pool %llu: somebody writes into it", (unsigned long long)self->id);
+    return *out ? RING_OK : POOL_ERROR;
+}
+
 /* lease(length): a writable Lease; None: there is no room. */
 static PyObject *pool_lease(PyObject *object, PyObject *arg) {
-    Pool *self = (Pool *)object;
     unsigned long long length = PyLong_AsUnsignedLongLong(arg);
-    slip slip;
-    if (PyErr_Occurred() || !pool_publishes(self))
+    Lease *lease = NULL;
+    if (PyErr_Occurred() || !pool_publishes((Pool *)object))
         return NULL;
-    if (pool_take(self, length, &slip) != RING_OK)
-        Py_RETURN_NONE;
-    if (pool_hold(&self->view, (unsigned)self->holder, slip.block, slip.generation) != RING_OK)
-        return PyErr_Format(CorruptSegmentError, "pool %llu: somebody writes into it", (unsigned long long)self->id);
-    return (PyObject *)lease_new(self, &slip, true);
+    return pool_lend((Pool *)object, length, &lease) == RING_FULL ? Py_NewRef(Py_None) : (PyObject *)lease;
 }
 
 /* wanted(waits): announces that the publisher waits for room, or does so no longer. True where something could be freed. */
@@ -208,9 +225,9 @@ static PyObject *pool_unserve(PyObject *object, PyObject *unused) {
 }
 
 PyMethodDef shipping_methods[SHIPPING] = {
-    {"serve", pool_serve, METH_O, NULL},    {"unserve", pool_unserve, METH_NOARGS, NULL},
-    {"lease", pool_lease, METH_O, NULL},    {"pack", parcel_pack, METH_VARARGS, NULL},
-    {"wanted", pool_wanted_, METH_O, NULL}, {"debtors", pool_debtors_, METH_NOARGS, NULL},
+    {"serve", pool_serve, METH_O, NULL},           {"unserve", pool_unserve, METH_NOARGS, NULL},
+    {"lease", pool_lease, METH_O, NULL},           {"wanted", pool_wanted_, METH_O, NULL},
+    {"debtors", pool_debtors_, METH_NOARGS, NULL},
 };
 
 /* ---- an event is written ---- */
@@ -220,6 +237,7 @@ void parcel_ship(Producer *self, PyObject *payload) {
     Parcel *parcel = (Parcel *)payload;
     Pool *pool = parcel->pool;
     shipment *one = NULL;
+    parcel->sent = true;
     if (!parcel->blocks || !parcel->block || !pool->ring)
         return;
     size_t room = sizeof(shipment) + self->group_count * sizeof(owed_group);

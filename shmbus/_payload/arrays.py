@@ -43,7 +43,7 @@ _described = msgspec.msgpack.Decoder(tuple[int, Any, tuple[int, ...]]).decode
 _KNOWN: Final = 1024
 _SHORT: Final = 256
 """How many descriptions of arrays a receiver remembers, and the bytes of the longest."""
-_alike: dict[bytes, tuple[int, Any, tuple[int, ...], Any, int]] = {}
+alike: dict[bytes, tuple[int, Any, tuple[int, ...], Any, int]] = {}
 """By description, once that was checked: number of the buffer, what makes the array, its shape, dtype and bytes."""
 _dtypes: dict[str | bytes, Any] = {}
 _expected: dict[Any, tuple[type[Any], tuple[type[Any], ...]]] = {}
@@ -135,11 +135,23 @@ def flat(view: memoryview) -> memoryview:
 
 
 def piece_of_batch(batch: Any) -> Piece:
-    """A record batch or table, written as an Arrow stream."""
+    """A record batch or table, which is written as an Arrow stream."""
     arrow = package("pyarrow")
     measured = arrow.MockOutputStream()
     _write_stream(arrow, batch, measured)
-    return lambda into: _write_into(arrow, batch, into), measured.size()
+    nbytes: int = measured.size()
+    return Stream(arrow, batch, nbytes), nbytes
+
+
+class Stream:
+    """What writes a record batch or table into a buffer."""
+
+    def __init__(self, arrow: Any, batch: Any, nbytes: int) -> None:
+        self._arrow, self._batch = arrow, batch
+        self.nbytes: Final = nbytes
+
+    def __call__(self, into: Any) -> None:
+        _write_into(self._arrow, self._batch, into)
 
 
 def _write_into(arrow: Any, batch: Any, into: Any) -> None:
@@ -162,16 +174,7 @@ def extension(code: int, number: int) -> msgspec.msgpack.Ext:
 def revive(code: int, data: memoryview, buffers: list[Buffer]) -> Any:
     """The value that an extension stands for. Raises ValueError for what cannot be, MissingPackageError."""
     if code == NDARRAY:
-        described = bytes(data)
-        known = _alike.get(described)
-        if known is None:
-            return _array(described, buffers)
-        number, make, shape, dtype, nbytes = known
-        if number < len(buffers):
-            holder, offset, length = buffers[number]
-            if length == nbytes:
-                return make(shape, dtype, holder, offset)
-        return _array(described, buffers)
+        return _array(bytes(data), buffers)
     if code in (BUFFER, BATCH, TABLE):
         holder, offset, length = _buffer(buffers, _numbered(data))
         view = memoryview(holder)[offset : offset + length]
@@ -195,8 +198,8 @@ def _array(description: bytes, buffers: list[Buffer]) -> Any:
     if not length:
         return _empty(numpy, shape, dtype)
     array = numpy.ndarray(shape, dtype, holder, offset)
-    if len(_alike) < _KNOWN and len(description) <= _SHORT:
-        _alike[description] = number, numpy.ndarray, shape, dtype, length
+    if len(alike) < _KNOWN and len(description) <= _SHORT:
+        alike[description] = number, numpy.ndarray, shape, dtype, length
     return array
 
 
