@@ -2,15 +2,21 @@
 
 Options of the URL: `prefix`, `window` (seconds in which the stream drops what it has already, 600), `ack_wait` (seconds
 after which what was fetched and not acked comes again, 30).
+
+What is sent is confirmed to one inbox, under the number that it was sent with. nats-py's own `publish_async` makes a
+future, a semaphore's turn and a random name of each event, and hands over nothing before all of a batch is written.
 """
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
 import asyncio
+import itertools
 import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from shmbus.bridge.driver import Away, Incoming, away
 from shmbus.errors import BridgeError, ConfigError
@@ -31,7 +37,19 @@ if TYPE_CHECKING:
 
 _TIMEOUT: Final = 5.0  # seconds for an answer; past it the broker is away
 _ACK_WAIT: Final = 30.0  # seconds after which what was fetched and not acked comes again
+_FLIGHT: Final = 512  # events that are on their way at most
+_RUN: Final = 128  # events after which what is written goes out, and the server begins
 _NAMES: Final = str.maketrans({"/": "_", ".": "_"})
+
+
+class _Confirmation(msgspec.Struct):
+    """What JetStream answers, as far as we ask."""
+
+    seq: int = 0
+    error: dict[str, Any] | None = None
+
+
+_confirmation = msgspec.json.Decoder(_Confirmation).decode
 
 
 class NatsDriver:
@@ -42,7 +60,13 @@ class NatsDriver:
         self._client: Any = None
         self._js: Any = None
         self._subscription: Any = None
-        self._subject = self._stream = ""
+        self._subject = self._stream = self._inbox = ""
+        self._numbers = itertools.count()
+        self._flying: set[str] = set()
+        """Where the confirmations of what is on its way will come."""
+        self._landed = asyncio.Event()
+        """Nothing flies any more, or what does will not land: `_failed` says why."""
+        self._failed: Away | None = None
 
     async def connect(self) -> None:
         """Connect, once."""
@@ -66,6 +90,7 @@ class NatsDriver:
                     allow_reconnect=False,
                     connect_timeout=2,
                     error_cb=remember,
+                    closed_cb=self._cut,
                     tls=tls,
                     **options,
                 ),
@@ -106,19 +131,53 @@ class NatsDriver:
         )
 
     async def send(self, events: Sequence[Outgoing]) -> None:
-        """Publish all at once, and wait for each to be confirmed."""
+        """Publish all in their order, and wait for each to be confirmed."""
         try:
             async with asyncio.timeout(_TIMEOUT + len(events) / 1000):
-                pending = []
-                for event in events:
-                    headers = {"Nats-Msg-Id": event.id, **event.headers}
-                    sent = self._js.publish_async(self._subject, event.payload, stream=self._stream, headers=headers)
-                    pending.append(await sent)
-                await asyncio.gather(*pending)
+                if not self._inbox:
+                    inbox = self._client.new_inbox()
+                    await self._client.subscribe(f"{inbox}.*", cb=self._confirmed)
+                    self._inbox = inbox
+                for at in range(0, len(events), _FLIGHT):
+                    await self._send(events[at : at + _FLIGHT])
         except nats.errors.MaxPayloadError as error:
             raise BridgeError(f"{self._setup.address} takes no event so large: {error}") from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise away(error) from error
+
+    async def _send(self, events: Sequence[Outgoing]) -> None:
+        publish, subject, always = self._client.publish, self._subject, {"Nats-Expected-Stream": self._stream}
+        replies = [f"{self._inbox}.{number}" for _, number in zip(events, self._numbers, strict=False)]
+        self._landed.clear()
+        self._flying.update(replies)
+        for at, (event, reply) in enumerate(zip(events, replies, strict=True), 1):
+            await publish(subject, event.payload, reply, {"Nats-Msg-Id": event.id, **always, **event.headers})
+            if at % _RUN == 0:
+                await asyncio.sleep(0)
+        await self._landed.wait()
+        if self._failed is not None:
+            raise self._failed
+
+    async def _confirmed(self, message: Any) -> None:
+        """Something that flies has its answer."""
+        try:
+            answer = _confirmation(message.data)
+        except msgspec.MsgspecError:  # nobody has taken it: there is a status instead
+            answer = _Confirmation(error={"description": f"{message.data!r}, {message.headers}"})
+        if answer.error is not None or not answer.seq:
+            self._fail(f"JetStream does not take an event: {answer.error}")
+            return
+        self._flying.discard(message.subject)
+        if not self._flying:
+            self._landed.set()
+
+    async def _cut(self) -> None:
+        self._fail("the connection was lost")
+
+    def _fail(self, why: str) -> None:
+        """What flies is not confirmed any more: this connection has ended."""
+        self._failed = self._failed or Away(why)
+        self._landed.set()
 
     async def fetch(self, most: int, timeout: float) -> list[Incoming]:
         """What the consumer has for us."""
