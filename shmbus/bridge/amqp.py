@@ -27,6 +27,7 @@ from shmbus.errors import BridgeError
 try:
     import aio_pika
     import aiormq.exceptions
+    from aiormq import spec
 except ImportError as error:
     raise ImportError("amqp:// needs aio-pika: pip install 'shmbus[amqp]'") from error
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 _TIMEOUT: Final = 10.0
 _PREFETCH: Final = 1024
+_FLIGHT: Final = 512  # events that are on their way at most
+_UNREAD: Final = 1 << 18  # bytes that are written before it is awaited that the broker reads them
 _ASKS: Final = "shmbus-asks"
 """The header of a message that only asks whether somebody receives."""
 _REFUSED: Final = (
@@ -133,17 +136,33 @@ class AmqpDriver:
         """
         first = 0 if self._received else 1
         for part in filter(None, (events[:first], events[first:])):
-            await self._asked(asyncio.gather(*[self._published(event) for event in part]))
+            for at in range(0, len(part), _FLIGHT):
+                await self._asked(self._send(part[at : at + _FLIGHT]))
             self._received = True
 
-    async def _published(self, event: Outgoing) -> None:
-        message = aio_pika.Message(
-            event.payload,
-            headers=dict(event.headers),
-            message_id=event.id,
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        )
-        await self._exchange.publish(message, event.key, mandatory=True)
+    async def _send(self, events: Sequence[Outgoing]) -> None:
+        """Below aio-pika's `publish`, which waits for the socket event by event, and makes a message of each first."""
+        if self._channel.is_closed:
+            raise Away("the connection was lost")
+        publish: Any = (await self._channel.get_underlay_channel()).basic_publish
+        properties: Any = spec.Basic.Properties
+        name, persistent = self._exchange.name, aio_pika.DeliveryMode.PERSISTENT.value
+        confirmations, written = [], 0
+        for event in events:
+            written += len(event.payload)
+            confirmations.append(
+                publish(
+                    event.payload,
+                    exchange=name,
+                    routing_key=event.key,
+                    properties=properties(headers=event.headers, message_id=event.id, delivery_mode=persistent),
+                    mandatory=True,
+                    wait=written > _UNREAD,
+                )
+            )
+            if written > _UNREAD:
+                written = 0
+        await asyncio.gather(*confirmations)
 
     async def fetch(self, most: int, timeout: float) -> list[Incoming]:
         """What has arrived."""
