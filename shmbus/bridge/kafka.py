@@ -10,7 +10,6 @@ More brokers than one are named with commas: kafka://a:9092,b:9092. `kafkas://` 
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from shmbus.bridge.driver import Away, Incoming
@@ -53,8 +52,9 @@ class KafkaDriver:
         await asyncio.to_thread(self._connect)
 
     def _connect(self) -> None:
-        limit = {"delivery.timeout.ms": int(_TIMEOUT * 1000), "linger.ms": 5}
-        self._producer = self._made(confluent_kafka.Producer, {"enable.idempotence": True, "acks": "all", **limit})
+        safe = {"enable.idempotence": True, "acks": "all", "delivery.timeout.ms": int(_TIMEOUT * 1000)}
+        few = {"linger.ms": 5, "delivery.report.only.error": True}  # of the others `flush` tells
+        self._producer = self._made(confluent_kafka.Producer, {**safe, **few})
         try:
             self._producer.list_topics(timeout=5)
         except confluent_kafka.KafkaException as error:
@@ -77,26 +77,20 @@ class KafkaDriver:
         await asyncio.to_thread(self._send, events)
 
     def _send(self, events: Sequence[Outgoing]) -> None:
-        left = len(events)
         errors: list[Any] = []
-        done = threading.Event()
 
-        def delivered(error: Any, message: Any) -> None:
-            nonlocal left
-            left -= 1
+        def failed(error: Any, message: Any) -> None:
             if error is not None:
                 errors.append(error)
-            if left == 0:
-                done.set()
 
         try:
             produce, topic = self._producer.produce, self._topic
             for event in events:
-                produce(topic, event.payload, event.key, headers=event.headers, on_delivery=delivered)
+                produce(topic, event.payload, event.key, headers=event.headers, on_delivery=failed)
         except (confluent_kafka.KafkaException, BufferError) as error:
             self._raise(error.args[0])
-        self._producer.flush(_TIMEOUT + 5)
-        if errors or not done.is_set():
+        left = self._producer.flush(_TIMEOUT + 5)
+        if errors or left:
             self._raise(errors[0] if errors else "no confirmation")
 
     async def fetch(self, most: int, timeout: float) -> list[Incoming]:

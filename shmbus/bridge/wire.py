@@ -69,7 +69,7 @@ class Outward:
 
     def __init__(self, form: Form, bridge: str, via: str) -> None:
         self._bridge, self._via = bridge, via
-        self._always = {SCHEMA: schema_of(form), PATH: bridge}
+        self._schema = schema_of(form)
         text = form_out(form)
         self.form: Final = {FORM: text} if text else {}
         self._names: dict[str, str] = {}
@@ -84,15 +84,15 @@ class Outward:
             name = self._names[publisher] = _latin(publisher)
         id = event_id(origin, time_ns)
         if not data:
-            return id, {ID: id, PUBLISHER: name, **self._always}
+            return id, {ID: id, PUBLISHER: name, SCHEMA: self._schema, PATH: self._bridge}
         own = headers_of(data)
         if own.get(VIA) == self._via:
             return None
         id, path = str(own.pop(ID, id)), str(own.pop(PATH, ""))
-        found = {ID: id, PUBLISHER: _latin(str(own.pop(PUBLISHER, name))), **self._always}
+        publisher = _latin(str(own.pop(PUBLISHER, name)))
+        path = f"{path} {self._bridge}" if path else self._bridge
+        found = {ID: id, PUBLISHER: publisher, SCHEMA: self._schema, PATH: path}
         own.pop(VIA, None)
-        if path:
-            found[PATH] = f"{path} {self._bridge}"
         if own:
             found[HEADERS] = base64.b64encode(encode_headers(own)).decode()
             found.update({key: _latin(own[key]) for key in PLAIN if isinstance(own.get(key), str)})
