@@ -83,6 +83,20 @@ def test_events_arrive_as_they_were(bus_name: str, broker: Broker) -> None:
     }
 
 
+def test_large_events(bus_name: str, broker: Broker) -> None:
+    """Events that fill the buffers of sockets and clients many times over arrive whole and in order."""
+    topic = shmbus.Topic(f"large-{bus_name}", bytes, capacity=1 << 24)
+    events = [bytes([number]) * 120_000 for number in range(30)]  # the mock cluster of Kafka keeps 5 MB
+    with opened(bus_name) as here, opened(bus_name + "b") as there, there.subscriber(topic) as subscriber:
+        with bridging(there, broker, in_=[topic], name="there"), bridging(here, broker, out=[topic], name="here"):
+            eventually(lambda: group_is_there(here))
+            with here.publisher(topic) as publisher:
+                publisher.publish_many(events)
+                got = [subscriber.receive(PATIENT) for _ in events]
+                assert subscriber.try_receive() is None
+    assert got == events
+
+
 def test_drivers_conform(broker: Broker) -> None:
     """Each driver keeps what a bridge relies on."""
     scheme = broker.url.partition(":")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import subprocess
 from functools import partial
@@ -278,6 +279,47 @@ def test_a_stream_that_is_removed(bus_name: str, tmp_path: Path) -> None:
                     client.delete("shmbus:removed")
     finally:
         broker.kill()
+
+
+def test_a_stream_that_is_full(bus_name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What a stream refuses amid a batch stays on the bus, and is in the stream in order once there is room, once."""
+    broker = own(Nats, tmp_path)
+    broker.start()
+    topic = shmbus.Topic("full", Order)
+    try:
+        asyncio.run(_limited(broker, 100))
+        with opened(bus_name) as here, opened(bus_name + "b") as there, there.subscriber(topic) as subscriber:
+            here.group(topic, "bridge:here")
+            with here.publisher(topic) as publisher:
+                publish(publisher, orders(300))
+                with bridging(here, broker, out=[topic], name="here") as bridge:
+                    eventually(lambda: "maximum messages exceeded" in caplog.text, "that the stream is full")
+                    assert bridge.sent == 0
+                    asyncio.run(_limited(broker, 1000))
+                    with bridging(there, broker, in_=[topic], name="there"):
+                        got = [subscriber.receive(PATIENT).id for _ in range(300)]
+                        eventually(lambda: bridge.sent == 300)
+                        assert subscriber.try_receive() is None
+        assert got == list(range(1, 301))
+    finally:
+        broker.kill()
+
+
+async def _limited(broker: Broker, most: int) -> None:
+    """A stream of the topic `full` that takes no more than `most` messages."""
+    import nats
+    from nats.js.api import DiscardPolicy, StreamConfig
+
+    client = await nats.connect(f"nats://127.0.0.1:{broker.port}")
+    js = client.jetstream()
+    config = StreamConfig(
+        name="shmbus-full", subjects=["shmbus.full"], max_msgs=most, discard=DiscardPolicy.NEW, duplicate_window=600
+    )
+    if await js.streams_info():
+        await js.update_stream(config)
+    else:
+        await js.add_stream(config)
+    await client.close()
 
 
 def test_stops_where_a_bus_is_full(bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
