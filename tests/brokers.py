@@ -90,7 +90,12 @@ class Broker:
         """Start it, and wait until it listens."""
         log = (self.folder / "log").open("ab")
         self._process = subprocess.Popen(
-            self.command(), stdout=log, stderr=log, env=self.environment(), start_new_session=True
+            self.command(),
+            stdout=log,
+            stderr=log,
+            env=self.environment(),
+            cwd=self.folder,  # RabbitMQ leaves a dump where it stands when it falls over
+            start_new_session=True,
         )
         log.close()
         deadline = time.monotonic() + PATIENCE
