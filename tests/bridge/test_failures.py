@@ -294,7 +294,7 @@ def test_a_stream_that_is_full(bus_name: str, tmp_path: Path, caplog: pytest.Log
                 publish(publisher, orders(300))
                 with bridging(here, broker, out=[topic], name="here") as bridge:
                     eventually(lambda: "maximum messages exceeded" in caplog.text, "that the stream is full")
-                    assert bridge.sent == 0
+                    assert bridge.sent <= 100
                     asyncio.run(_limited(broker, 1000))
                     with bridging(there, broker, in_=[topic], name="there"):
                         got = [subscriber.receive(PATIENT).id for _ in range(300)]
