@@ -2,12 +2,20 @@
 
 As root the hosts are namespaces: each has a /dev/shm, IPC and a network of its own, joined by nothing but a pair of
 interfaces to where the broker is (Kafka's mock cluster names itself 127.0.0.1: there the network is shared). Others get
-two buses of one host. Publishers, bridges and the sink are processes; each round lets the publishers go on for its
-share of the events, kills one process, or the broker, once some of them have arrived, and starts it again; once the
-broker is away for longer. Kafka's mock cluster forgets all when it ends: it is stopped by a signal, not killed. At the
-end: every event that a publish had returned for is in the sink's file; what came again is counted, apart from what a
-sink got again that had been killed itself; first arrivals of each publisher are in order where the broker has such a
-thing; and nothing is left of a bus, neither in /dev/shm nor as a process.
+two buses of one host. Publishers, bridges and the sink are processes, and nobody else holds a bus; each round lets the
+publishers go on for its share of the events, kills somebody once some of them have arrived, and starts it again:
+
+    broker, out, in, sink, p0, p1    one process. Kafka's mock cluster forgets all when it ends: it is stopped instead
+    supervisor here, there           the supervisor of a bus, which the bus has to have again
+    host here, there                 all that runs on a host, at once: the bus stays in /dev/shm, with what it owes
+    users here, there                all but the supervisor, which removes a bus that owes nothing: so who publishes
+                                     declares the bridge's group before, and the bridge that of the sink
+
+Once the broker is away for longer, and then "host here" is killed with events in its memory that the broker has not.
+At the end: every event that a publish had returned for is in the sink's file; what came again is counted, apart from
+what a sink got again that had been killed itself, and from what a bridge got again whose bus was a new one; first
+arrivals of each publisher are in order where the broker has such a thing; and nothing is left of a bus, neither in
+/dev/shm nor as a process.
 
     python tools/bridge_kills.py --kind nats                 200,000 events, 50 kills, a minute without the broker
 """
@@ -24,16 +32,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 import shmbus
-from shmbus import inspect
+from shmbus.bridge import Bridge
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from bridge_hosts import Host
 from brokers import Broker, Kafka, Nats, Rabbit, Redis
 
 
@@ -67,6 +75,8 @@ GRACE = 120.0
 ROUND = 2.0
 """Seconds after which a round kills somebody although little has arrived: what was killed before may take longer."""
 PUBLISHERS = 2
+WRITERS = [f"p{which}" for which in range(PUBLISHERS)]
+USERS = {"here": ["out", *WRITERS], "there": ["in", "sink"]}
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -81,7 +91,9 @@ NOTES = shmbus.Topic("notes", Note, capacity=1 << 20)
 def publish(bus_name: str, writer: str, first: str, total: str, told: str, allowed: str) -> None:
     """Publish notes as far as a file allows, and say in another how far that is: never more than is published."""
     limit = 0
-    with shmbus.Bus(bus_name) as bus, bus.publisher(NOTES, name=writer) as publisher, open(told, "ab", 0) as file:
+    with shmbus.Bus(bus_name) as bus, open(told, "ab", 0) as file:
+        bus.group(NOTES, "bridge:out")
+        publisher = bus.publisher(NOTES, name=writer)
         for count in range(int(first), int(total) + 1):
             while count > limit:
                 limit = int(Path(allowed).read_text() or 0)
@@ -105,16 +117,11 @@ def mock() -> None:
         signal.pause()
 
 
-def sit(bus_name: str, group: str) -> None:
-    """Make a bus with a group, and hold it until standard input ends; then remove it, and say what is left of it."""
+def receive(bus_name: str, url: str) -> None:
+    """The bridge of the bus that events come to."""
     with shmbus.Bus(bus_name) as bus:
-        bus.group(NOTES, group)
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        sys.stdin.read()
-    with suppress(shmbus.BusNotFoundError):
-        inspect.remove(bus_name, force=True)
-    sys.stdout.write(" ".join(name for name in os.listdir("/dev/shm") if bus_name in name) + "\n")
+        bus.group(NOTES, "sink")
+        Bridge(bus, url, in_=[NOTES], name="in").run()
 
 
 def sink(bus_name: str, path: str) -> None:
@@ -123,61 +130,9 @@ def sink(bus_name: str, path: str) -> None:
         with open(path, "ab", 0) as file:
             for message in worker.messages():
                 note = message.event
-                line = (message.headers["shmbus-id"].encode(), note.writer.encode(), note.count, message.attempt)
-                file.write(b"%s %s %d %d\n" % line)
+                words = (message.headers["shmbus-id"], note.writer, note.count, message.attempt, message.id)
+                file.write(" ".join(map(str, words)).encode() + b"\n")
                 message.ack()
-
-
-class Host:
-    """A host of its own, where we may make one: what runs in it sees its own /dev/shm and network."""
-
-    def __init__(self, number: int, netted: bool) -> None:
-        self.gateway, self.holder = "127.0.0.1", None
-        self.enter: list[str] = []
-        if os.geteuid() != 0:
-            return
-        kinds = ["-m", "-i", "-u", *(["-n"] if netted else [])]
-        script = "mount -t tmpfs tmpfs /dev/shm && echo ready && exec sleep infinity"
-        words = ["unshare", *kinds, "--propagation", "private", "sh", "-c", script]
-        self.holder = subprocess.Popen(words, stdout=subprocess.PIPE)
-        assert self.holder.stdout is not None
-        if self.holder.stdout.readline() != b"ready\n":
-            raise AssertionError("no namespaces")
-        self.enter = ["nsenter", "-t", str(self.holder.pid), *kinds, "--"]
-        if netted:
-            name, net = f"bk{os.getpid() % 100000}{number}", f"10.213.{os.getpid() % 250}.{4 * number}"
-            self.gateway, inside = (net.rpartition(".")[0] + f".{4 * number + last}" for last in (1, 2))
-            command("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(self.holder.pid))
-            command("ip", "addr", "add", f"{self.gateway}/30", "dev", name)
-            command("ip", "link", "set", name, "up")
-            command(*self.enter, "ip", "addr", "add", f"{inside}/30", "dev", "eth0")
-            for device in ("lo", "eth0"):
-                command(*self.enter, "ip", "link", "set", device, "up")
-
-    def processes(self) -> list[int]:
-        """Who runs in it, beside what keeps it."""
-        if self.holder is None:
-            return []
-        own = os.readlink(f"/proc/{self.holder.pid}/ns/mnt")
-        found = []
-        for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
-            with suppress(OSError):
-                if pid != self.holder.pid and os.readlink(f"/proc/{pid}/ns/mnt") == own:
-                    found.append(pid)
-        return found
-
-    def alone(self) -> bool:
-        """Nobody runs in it any more."""
-        return not self.processes()
-
-    def close(self) -> None:
-        if self.holder is not None:
-            self.holder.kill()
-            self.holder.wait()
-
-
-def command(*words: str) -> None:
-    subprocess.run(words, check=True)
 
 
 class Campaign:
@@ -188,8 +143,13 @@ class Campaign:
         self.here, self.there = f"bkills-{os.getpid()}-a", f"bkills-{os.getpid()}-b"
         (folder / "broker").mkdir()
         self.kind = arguments.kind
-        self.hosts = {name: Host(number, kind is not Frozen) for number, name in enumerate((self.here, self.there))}
-        listen = {} if self.hosts[self.here].gateway == "127.0.0.1" else {"listen": "0.0.0.0"}
+        names = {"here": self.here, "there": self.there}
+        netted = kind is not Frozen
+        self.hosts = {side: Host(number, name, netted) for number, (side, name) in enumerate(names.items())}
+        self.lives = dict.fromkeys(names, 0)
+        self.outlived = ""
+        self.stranded = 0
+        listen = {} if self.hosts["here"].gateway == "127.0.0.1" else {"listen": "0.0.0.0"}
         self.broker = kind(folder / "broker", **listen)
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.written = folder / "sink"
@@ -201,17 +161,17 @@ class Campaign:
         self.seen: set[bytes] = set()
 
     def command(self, name: str) -> list[str]:
-        where = self.hosts[self.there if name in ("in", "sink") else self.here]
+        where = self.hosts["there" if name in USERS["there"] else "here"]
         words = self.words(name)
         return [*where.enter, *(word.replace("127.0.0.1", where.gateway) for word in words)]
 
     def words(self, name: str) -> list[str]:
-        bridge = [sys.executable, "-m", "shmbus", "bridge"]
-        if name == "out":
-            return [*bridge, self.here, self.broker.url, "--out", "notes", "--name", "out"]
-        if name == "in":
-            return [*bridge, self.there, self.broker.url, "--in", "notes", "--name", "in"]
         own = [sys.executable, __file__, "--as"]
+        if name == "out":
+            line = ["bridge", self.here, self.broker.url, "--out", "notes", "--name", "out"]
+            return [sys.executable, "-m", "shmbus", *line]
+        if name == "in":
+            return [*own, "receive", self.there, self.broker.url]
         if name == "sink":
             return [*own, "sink", self.there, str(self.written)]
         first, files = str(self.told(name) + 1), [str(self.folder / name), str(self.allowed)]
@@ -222,8 +182,9 @@ class Campaign:
         lines = path.read_text().split() if path.exists() else []
         return int(lines[-1]) if lines else 0
 
-    def start(self, name: str) -> None:
-        self.children[name] = subprocess.Popen(self.command(name), stderr=subprocess.DEVNULL)
+    def start(self, *names: str) -> None:
+        for name in self.random.sample(names, len(names)):
+            self.children[name] = subprocess.Popen(self.command(name), stderr=subprocess.DEVNULL)
 
     def kill(self, name: str) -> None:
         child = self.children[name]
@@ -231,39 +192,30 @@ class Campaign:
         child.wait()
 
     def run(self) -> str:
-        writers = [f"p{which}" for which in range(PUBLISHERS)]
         self.broker.start()
-        sitting = [self.sit(self.here, "bridge:out"), self.sit(self.there, "sink")]
         try:
             self.allow(1)
-            for name in ("sink", "in", "out", *writers):
-                self.start(name)
+            self.start(*USERS["there"], *USERS["here"])
             wait(self.arrived, "the first event")
             began = time.monotonic()
             for done in range(self.kills):
-                self.round(done, writers)
+                self.round(done)
             self.allow(self.total)
-            wait(lambda: all(self.told(writer) == self.total for writer in writers), self.state, self.arrived)
+            wait(lambda: all(self.told(writer) == self.total for writer in WRITERS), self.state, self.arrived)
             wait(lambda: self.arrived() >= PUBLISHERS * self.total, self.state, self.arrived)
             self.took = time.monotonic() - began
+            self.look()
         finally:
             for name in self.children:
                 self.kill(name)
             self.broker.end() if isinstance(self.broker, Frozen) else self.broker.kill()
-            left = [child.communicate()[0].decode().strip() for child in sitting]
+            for host in self.hosts.values():
+                remove = [sys.executable, "-m", "shmbus", "rm", host.bus, "--force"]
+                subprocess.run([*host.enter, *remove], check=False, capture_output=True)  # or it has gone by itself
         for host in self.hosts.values():
-            wait(host.alone, "the end of what runs on the hosts")
+            wait(host.gone, f"the end of bus {host.bus}")
             host.close()
-        if any(left):
-            raise AssertionError(f"left in /dev/shm: {left}")
-        return self.verdict(writers)
-
-    def sit(self, bus: str, group: str) -> subprocess.Popen[bytes]:
-        words = [*self.hosts[bus].enter, sys.executable, __file__, "--as", "sit", bus, group]
-        child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert child.stdout is not None
-        child.stdout.readline()
-        return child
+        return self.verdict()
 
     def state(self) -> str:
         return f"{self.arrived()} of {PUBLISHERS * self.total} events have arrived"
@@ -274,14 +226,15 @@ class Campaign:
         new.write_text(str(count))
         new.replace(self.allowed)
 
-    def victim(self, writers: list[str]) -> str:
+    def victim(self) -> str:
         """Somebody at random, and nobody again before all the others."""
         if not self.next:
-            self.next = ["broker", "out", "in", "sink", *writers]
+            one = ["broker", *USERS["here"], *USERS["there"]]
+            self.next = one + [f"{what} {side}" for what in ("supervisor", "host", "users") for side in USERS]
             self.random.shuffle(self.next)
         return self.next.pop()
 
-    def round(self, done: int, writers: list[str]) -> None:
+    def round(self, done: int) -> None:
         """Kill somebody while a share of the events is on its way."""
         share = self.total / (self.kills + 1)
         self.allow(int(share * (done + 1)))
@@ -289,18 +242,56 @@ class Campaign:
         deadline = time.monotonic() + ROUND
         while self.arrived() < enough and time.monotonic() < deadline:
             time.sleep(0.005)  # not a wait: the interval of the poll
-        away = self.away if done == self.kills // 2 else 0.0
-        name = "broker" if away else self.victim(writers)
+        self.look()
+        if done == self.kills // 2:
+            self.allow(int(share * (done + 2)))
+            self.without_broker()
+        else:
+            self.strike(self.victim())
+
+    def without_broker(self) -> None:
+        """The broker is away, and meanwhile all that runs where the events come from is killed."""
+        self.killed["broker"] += 1
+        self.broker.kill()
+        time.sleep(self.away / 2)
+        self.stranded = sum(map(self.told, WRITERS)) - self.arrived()
+        self.strike("host here")
+        time.sleep(self.away / 2)
+        self.look()
+        self.broker.start()
+
+    def strike(self, name: str) -> None:
+        """Kill, and start again."""
         self.killed[name] += 1
+        what, _, side = name.partition(" ")
+        for child in USERS[side] if side else [name] if name != "broker" else []:
+            if (code := self.children[child].poll()) is not None:
+                raise AssertionError(f"{child} ended by itself: exit code {code}")
         if name == "broker":
             self.broker.kill()
-            time.sleep(away)
             self.broker.start()
-            return
-        if self.children[name].poll() is not None:
-            raise AssertionError(f"{name} ended by itself: exit code {self.children[name].returncode}")
-        self.kill(name)
-        self.start(name)
+        elif not side:
+            self.kill(name)
+            self.start(name)
+        elif what == "supervisor":
+            wait(self.hosts[side].supervisors, f"the supervisor {side}, which was killed before")
+            for process in self.hosts[side].supervisors():
+                process.kill()
+        else:
+            self.hosts[side].kill(self.random, supervisors=what == "host")
+            for child in USERS[side]:
+                self.kill(child)
+            self.outlived = side if what == "host" else ""
+            self.start(*USERS[side])
+
+    def look(self) -> None:
+        """See that a bus whose host was killed is the one that it was."""
+        for side, host in self.hosts.items():
+            life = host.life()
+            if side == self.outlived and life != self.lives[side]:
+                raise AssertionError(f"the bus {side} did not outlive its host's processes")
+            self.lives[side] = life
+        self.outlived = ""
 
     def arrived(self) -> int:
         with self.written.open("rb") as file:
@@ -311,34 +302,36 @@ class Campaign:
                     self.seen.add(b" ".join(line.split()[1:3]))
         return len(self.seen)
 
-    def verdict(self, writers: list[str]) -> str:
-        seen: dict[str, tuple[str, int]] = {}
+    def verdict(self) -> str:
+        seen: dict[str, tuple[str, int, str]] = {}
         last: dict[str, int] = {}
-        twice = again = unordered = 0
+        again: Counter[str] = Counter(dict.fromkeys(("once more", "sink", "bus"), 0))
+        unordered = 0
         for line in self.written.read_text().splitlines():
-            id, writer, count, attempt = line.split()
+            id, writer, count, attempt, own = line.split()
+            bus = own.partition("-")[0]
             if id in seen:
-                twice, again = (twice + 1, again) if attempt == "1" else (twice, again + 1)
+                again["sink" if attempt != "1" else "bus" if bus != seen[id][2] else "once more"] += 1
                 continue
-            seen[id] = (writer, int(count))
+            seen[id] = (writer, int(count), bus)
             origin = id.rpartition("-")[0]
             unordered += int(count) < last.get(origin, 0)
             last[origin] = max(int(count), last.get(origin, 0))
-        for writer in writers:
-            counts = {count for name, count in seen.values() if name == writer}
+        for writer in WRITERS:
+            counts = {count for name, count, _ in seen.values() if name == writer}
             if counts != set(range(1, self.total + 1)):
                 raise AssertionError(f"{writer}: {len(counts)} of {self.total} events arrived")
-        if self.kind in ONCE and twice:
-            raise AssertionError(f"{twice} events arrived again under their id, although {self.kind} drops those")
+        if self.kind in ONCE and again["once more"]:
+            raise AssertionError(f"{again} events arrived again under their id, although {self.kind} drops those")
         if self.kind in ORDERED and unordered:
             raise AssertionError(f"{unordered} events arrived behind later ones of their publisher")
         killed = ", ".join(f"{name} {count}" for name, count in sorted(self.killed.items()))
-        where = "two hosts" if self.hosts[self.here].holder is not None else "one host"
+        where = "two hosts" if self.hosts["here"].holder is not None else "one host"
         return (
-            f"{len(seen)} events, {where}, {self.kills} kills ({killed}), the broker away for {self.away:g} s,"
-            f" in {self.took:.0f} s: each arrived;"
-            f" {twice} of them again, and {again} more to a sink that had been killed; {unordered} out of order;"
-            " nothing is left"
+            f"{len(seen)} events, {where}, {self.killed.total()} kills ({killed}), the broker away for {self.away:g} s,"
+            f" {self.stranded} events then on a host that was killed, in {self.took:.0f} s: each arrived;"
+            f" {again['once more']} of them again, {again['sink']} more to a sink that had been killed,"
+            f" {again['bus']} more to a bus that was new; {unordered} out of order; nothing is left"
         )
 
 
@@ -358,7 +351,7 @@ def wait(
 
 def main() -> int:
     if sys.argv[1:2] == ["--as"]:
-        roles: dict[str, Callable[..., None]] = {"publish": publish, "sink": sink, "sit": sit, "mock": mock}
+        roles: dict[str, Callable[..., None]] = {"publish": publish, "sink": sink, "receive": receive, "mock": mock}
         roles[sys.argv[2]](*sys.argv[3:])
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
