@@ -16,12 +16,14 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 
 import msgspec
 
 from shmbus import _core
 from shmbus._closing import Closing
+from shmbus._handles.awaiting import interpreter_ends
 from shmbus._log import logger
 from shmbus._options import check_range
 from shmbus._shm.failpoint import reach
@@ -70,6 +72,13 @@ class Line(Publisher[Any]):
     def _patience(self) -> float | None:
         return 0.0 if time.monotonic() < self.hasty_until else PATIENCE
 
+    async def asend(self, answer: Answer[Any] | Failure, attempt: Callable[..., object]) -> None:
+        """`apublish`, whose every look for room is a call of `attempt`."""
+        if self.closed and _core.exiting():
+            await interpreter_ends()
+        record = payload, _ = self._encode(answer, None)
+        await self._in_room(lambda drop: attempt(self._put, record, drop, answer), lambda: len(payload))
+
     def heard(self) -> bool:
         """Whether the caller is there."""
         try:
@@ -91,8 +100,7 @@ class Replies:
 
     def send(self, token: str, answer: Answer[Any] | Failure) -> bool:
         """Send a reply: False if its caller is not there any more, or has no room for it."""
-        line = self._line(token)
-        if line is None:
+        if (line := self._line(token)) is None:
             return False
         try:
             if _in_event_loop():
@@ -106,13 +114,12 @@ class Replies:
             return False
         return True
 
-    async def asend(self, token: str, answer: Answer[Any] | Failure) -> bool:
-        """The same in an event loop, which goes on while a reply waits for room."""
-        line = self._line(token)
-        if line is None:
+    async def asend(self, token: str, answer: Answer[Any] | Failure, attempt: Callable[..., object]) -> bool:
+        """The same in an event loop, which goes on while a reply waits for room; `attempt` calls what looks for it."""
+        if (line := self._line(token)) is None:
             return False
         try:
-            await line.apublish(answer)
+            await line.asend(answer, attempt)
         except Full as full:
             return self._dropped(line, full)
         except (ClosedError, ReclaimedError):
@@ -273,9 +280,19 @@ class Call(Generic[Req, Rep]):
     async def _asettle(self, answer: Callable[[Origin], Answer[Rep] | Failure]) -> bool:
         if self._message.settled:
             return False
-        sent = self._origin is not None and await self._replies.asend(self._origin.token, answer(self._origin))
-        await self._message.aack()
+        attempt = partial(cast("Any", self._message._worker)._within, self._attempt)
+        attempt.func(bool)  # raises where the server was closed, before a way to the caller is opened
+        sent = self._origin is not None and await self._replies.asend(self._origin.token, answer(self._origin), attempt)
+        self._message.ack()  # where that has not been done: nobody hears of it, or another server has the call
         return sent
+
+    def _attempt(self, put: Callable[..., object], *arguments: object) -> object:
+        """Look for room once: as `_answer`, reply and ack in one call of the worker."""
+        found = put(*arguments)
+        if found is not _core.NOTHING:
+            reach("server.replied")
+            self._message.ack()
+        return found
 
     def __repr__(self) -> str:
         return f"Call({self.event!r}, attempt={self.attempt})"

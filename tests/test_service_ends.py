@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -13,7 +14,10 @@ import shmbus
 SQUARE = shmbus.Service("square", int, int)
 
 
-def test_the_server_closes_once_the_reply_is_there(bus_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_the_server_closes_once_the_reply_is_there(
+    bus_name: str, in_loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever has the reply may close the server: that waits until the call is acked, and nobody gets it again."""
     from shmbus import server as module
 
@@ -28,7 +32,14 @@ def test_the_server_closes_once_the_reply_is_there(bus_name: str, monkeypatch: p
 
         monkeypatch.setattr(module, "reach", reach)
 
+        async def aserve() -> None:
+            async for call in server:
+                answered.append(await call.areply(call.event**2))
+
         def serve() -> None:
+            if in_loop:
+                asyncio.run(aserve())
+                return
             for call in server:
                 answered.append(call.reply(call.event**2))
 
@@ -41,3 +52,19 @@ def test_the_server_closes_once_the_reply_is_there(bus_name: str, monkeypatch: p
         assert answered == [True]
         [group] = [c for c in bus.stats().consumers if c.kind == "group"]
         assert (group.delivered, group.depth) == (1, 0)
+
+
+def test_a_server_that_was_closed_replies_to_nobody(bus_name: str) -> None:
+    """A call that was open when its server closed is answered no more, in a loop as elsewhere; another one has it."""
+    with opened(bus_name) as bus, bus.client(SQUARE) as client:
+        future = client.submit(3)
+        with bus.server(SQUARE) as server:
+            call = next(iter(server))
+        with pytest.raises(shmbus.ClosedError):
+            call.reply(0)
+        with pytest.raises(shmbus.ClosedError):
+            asyncio.run(call.areply(0))
+        assert not [p for p in bus.stats().publishers if p.topic != SQUARE.requests.name]
+        with bus.server(SQUARE) as server:
+            assert next(iter(server)).reply(9)
+            assert future.result(PATIENT) == 9
