@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -50,6 +51,12 @@ class Host:
             return (self.shm / f"shmbus-{self.bus}:{os.geteuid()}").stat().st_ino
         except FileNotFoundError:
             return 0
+
+    def owed(self) -> int:
+        """Events that the groups of the bus have still to get."""
+        words = [*self.enter, sys.executable, "-m", "shmbus", "stat", self.bus, "--json"]
+        found = subprocess.run(words, check=True, capture_output=True).stdout
+        return sum(consumer["depth"] for consumer in json.loads(found)["consumers"])
 
     def gone(self) -> bool:
         """Nothing is left of the bus, neither a name in /dev/shm nor a process."""

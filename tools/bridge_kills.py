@@ -254,7 +254,7 @@ class Campaign:
         self.killed["broker"] += 1
         self.broker.kill()
         time.sleep(self.away / 2)
-        self.stranded = sum(map(self.told, WRITERS)) - self.arrived()
+        self.stranded = self.hosts["here"].owed()
         self.strike("host here")
         time.sleep(self.away / 2)
         self.look()
