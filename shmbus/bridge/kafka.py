@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shmbus.bridge.driver import Outgoing, Setup
 
 _TIMEOUT: Final = 10.0
+_SILENCE: Final = 60.0  # seconds after which we ask anew to join our group: a coordinator that froze may have forgotten
 _REFUSED: Final = {
     confluent_kafka.KafkaError._AUTHENTICATION,
     confluent_kafka.KafkaError.SASL_AUTHENTICATION_FAILED,
@@ -69,7 +70,8 @@ class KafkaDriver:
         """Join our group."""
         await self.open_out(topic)
         own = {"group.id": self._setup.name, "enable.auto.commit": False, "auto.offset.reset": "earliest"}
-        self._consumer = self._made(confluent_kafka.Consumer, {**own, "session.timeout.ms": 6000})
+        limits = {"session.timeout.ms": 6000, "max.poll.interval.ms": int(_SILENCE * 1000)}
+        self._consumer = self._made(confluent_kafka.Consumer, {**own, **limits})
         self._consumer.subscribe([self._topic])
 
     async def send(self, events: Sequence[Outgoing]) -> None:
