@@ -216,7 +216,6 @@ class Campaign:
                 subprocess.run([*host.enter, *remove], check=False, capture_output=True)  # or it has gone by itself
         for host in self.hosts.values():
             wait(host.gone, f"the end of bus {host.bus}")
-            host.close()
         return self.verdict()
 
     def state(self) -> str:
@@ -371,7 +370,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        verdict = Campaign(KINDS[arguments.kind], Path(folder), arguments).run()
+        campaign = Campaign(KINDS[arguments.kind], Path(folder), arguments)
+        try:
+            verdict = campaign.run()
+        finally:
+            for host in campaign.hosts.values():
+                host.close()
     sys.stdout.write(f"{arguments.kind}: {verdict}\nseed {arguments.seed}\n")
     return 0
 
