@@ -446,6 +446,8 @@ class Packing:
     """An event that is encoded, and whose buffers have yet to find room in the pool."""
 
     @property
+    def event(self) -> Any: ...
+    @property
     def wanted(self) -> int:
         """Bytes of the pool, in whole blocks, that they take beside the event's loans."""
     def place(self) -> bytes | Parcel | None:

@@ -51,7 +51,7 @@ class PooledPublisher(Publisher[T]):
         ring = next(r for r in session.membership(self._entry.index).rings if r.publisher == me.id and r.group == 0)
         self._pool = session.rings.pools.enter(me.pool, me.id, partial(session.wake_slot, me.slot))
         self._pool.serve(session.rings.broadcast(ring))
-        self._impatient: set[int] = set()
+        self._impatient: dict[int, list[Any]] = {}  # by thread: events whose buffers do not wait for room
         packer = Packer(self.topic, self._pool, _core.BroadcastRing.maximum(ring.capacity), self._place)
         self._lend, self._shapes = packer.lend, packer._shapes
         return packer.pack
@@ -101,11 +101,14 @@ class PooledPublisher(Publisher[T]):
     def _encode_now(self, event: T, headers: dict[str, Any] | None) -> tuple[Any, bytes | None] | None:
         """The event as `_put` takes it; None where its arrays find no room in the pool, which is not waited for."""
         me = threading.get_ident()
-        self._impatient.add(me)
+        mine = self._impatient.setdefault(me, [])
+        mine.append(event)
         try:
             record = self._encode(event, headers)
         finally:
-            self._impatient.discard(me)
+            mine.pop()
+            if not mine:
+                self._impatient.pop(me, None)
         return None if record is _core.NOTHING else cast("tuple[Any, bytes | None]", record)
 
     async def apublish_many(self, events: Iterable[T]) -> int:
@@ -120,13 +123,13 @@ class PooledPublisher(Publisher[T]):
         wanted = packing.wanted
         if wanted > self._pool.bytes:
             raise EventTooLargeError(self.topic.name, wanted, self._pool.bytes, "the publisher's pool")
-        return self._in_pool(packing.place, "drop")
+        mine = self._impatient.get(threading.get_ident(), ())
+        return self._in_pool(packing.place, "drop", any(event is packing.event for event in mine))
 
-    def _in_pool(self, place: Callable[[], object], dropping: str) -> object:
+    def _in_pool(self, place: Callable[[], object], dropping: str, impatient: bool) -> object:
         """What `place` returns once there is room in the pool; NOTHING if that is not waited for."""
         since = time.monotonic_ns()
         while (placed := place()) is None:
-            impatient = threading.get_ident() in self._impatient
             if self._leave_pool(PATIENCE_IN_LOOPS if impatient else PATIENCE) and (placed := place()) is not None:
                 break
             if impatient or self._on_full == dropping:
@@ -247,7 +250,8 @@ class PooledPublisher(Publisher[T]):
         if min(sides, default=0) < 0:
             raise ConfigError(f"an array has no negative side: shape={sides}")
         measured = numpy.ndarray, sides, kind, math.prod(sides) * kind.itemsize
-        if len(self._shapes) < _KNOWN and (isinstance(shape, int) or type(shape) is tuple):
+        plain = kind.fields is None and measured[3] <= self._pool.bytes  # fields may be renamed, in the dtype itself
+        if plain and len(self._shapes) < _KNOWN and (isinstance(shape, int) or type(shape) is tuple):
             with suppress(TypeError):  # a dtype as a list
                 self._shapes[shape, dtype] = measured
         return measured
@@ -260,11 +264,11 @@ class PooledPublisher(Publisher[T]):
     def _loan(self, size: int) -> _core.Lease:
         if self.closed:
             self._require_open()
+        if size > self._pool.bytes:
+            raise EventTooLargeError(self.topic.name, size, self._pool.bytes, "the publisher's pool")
         lease: object = self._pool.lease(size)
         if lease is None:
-            if size > self._pool.bytes:
-                raise EventTooLargeError(self.topic.name, size, self._pool.bytes, "the publisher's pool")
-            lease = self._in_pool(lambda: self._pool.lease(size), "")
+            lease = self._in_pool(lambda: self._pool.lease(size), "", threading.get_ident() in self._impatient)
         if lease is _core.NOTHING:  # in a task's thread that encodes: not here
             raise Full(self.topic.name, self._holders())
         return cast("_core.Lease", lease)

@@ -5,7 +5,10 @@
 #include <structmember.h>
 #include <sys/mman.h>
 
+#define NESTED 64 /* views of views; NumPy keeps that short */
+
 PyTypeObject *lease_type;
+static PyObject *base_name, *object_name;
 
 /* Maps the runs of an extent side by side: the same pages once more, by mremap of nothing (mremap(2), old_size 0). */
 static unsigned char *map_runs(const Pool *pool, uint64_t block, uint64_t length, uint64_t *mapped) {
@@ -176,6 +179,40 @@ static PyObject *lease_address(PyObject *object, void *unused) {
 
 /* ---- what publishing does with a loan ---- */
 
+/* What a view is a view of: 1, 0 where there is no such thing, -1 with an exception. */
+static int base_of(PyObject *view, PyObject **base) {
+    *base = NULL;
+    if (PyBytes_Check(view) || PyByteArray_Check(view))
+        return 0;
+    *base = PyObject_GetAttr(view, PyMemoryView_Check(view) ? object_name : base_name);
+    if (!*base) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+            return -1;
+        PyErr_Clear();
+    } else if (*base == Py_None) {
+        Py_CLEAR(*base);
+    }
+    return *base != NULL;
+}
+
+/* The loan of a pool, NULL for any, that a view lies in, a new reference; NULL for any other, and for what only tells where its bytes are,
+ * as NumPy's strided views do: nobody could make that writable again. */
+int lease_of(const Pool *pool, PyObject *view, Lease **loan) {
+    PyObject *base = Py_NewRef(view), *next;
+    int found = 1;
+    *loan = NULL;
+    for (int i = 0; i < NESTED && found > 0 && Py_TYPE(base) != lease_type && PyObject_CheckBuffer(base); i++) {
+        found = base_of(base, &next);
+        Py_DECREF(base);
+        base = next;
+    }
+    if (base && Py_TYPE(base) == lease_type && (!pool || ((Lease *)base)->pool == pool))
+        *loan = (Lease *)base;
+    else
+        Py_XDECREF(base);
+    return found < 0 ? -1 : 0;
+}
+
 /* Whether the bytes of a buffer lie in this loan, in C order and without gaps; and where. */
 bool lease_has(const Lease *self, const Py_buffer *view, uint64_t *offset) {
     uintptr_t from = (uintptr_t)self->memory, at = (uintptr_t)view->buf;
@@ -201,7 +238,7 @@ static int set_flags(PyObject *array, PyObject *writable) {
 }
 
 /* The same of one that there is, a memoryview or an array. */
-int lease_seal_view(PyObject *view, PyObject *sealed) {
+static int seal_view(PyObject *view, PyObject *sealed) {
     Py_buffer buffer;
 #ifndef Py_LIMITED_API
     if (PyMemoryView_Check(view)) {
@@ -220,23 +257,37 @@ int lease_seal_view(PyObject *view, PyObject *sealed) {
     return set_flags(view, Py_False) < 0 ? -1 : PyList_Append(sealed, view);
 }
 
-/* One of the loans among what was sealed. */
-void lease_unseal(PyObject *object) {
-    if (Py_TYPE(object) == lease_type)
-        ((Lease *)object)->writable = true;
+/* From a view to the loan that it lies in: all of them are read-only from now on. */
+int lease_seal_views(PyObject *view, bool writable, PyObject *sealed) {
+    PyObject *base;
+    int found = 1;
+    for (Py_INCREF(view); found > 0; view = base, writable = true) {
+        base = NULL;
+        if (Py_TYPE(view) == lease_type)
+            found = 0;
+        else if (writable)
+            found = seal_view(view, sealed) < 0 ? -1 : 1;
+        if (found > 0)
+            found = base_of(view, &base);
+        Py_DECREF(view);
+    }
+    return found;
 }
 
-/* One of the views. */
-int lease_unseal_view(PyObject *view) {
-    if (Py_TYPE(view) == lease_type)
-        return 0;
+/* Makes what was sealed writable again, an array if `arrays`, or a loan or memoryview, on which arrays hang: unless its bytes are
+ * published with another event. NumPy sees to that itself. */
+void lease_unseal(PyObject *view, bool arrays) {
+    bool loan = Py_TYPE(view) == lease_type, hangs = !loan && !PyMemoryView_Check(view);
+    Lease *found = loan ? (Lease *)Py_NewRef(view) : NULL;
+    if (hangs == arrays && (hangs ? set_flags(view, Py_True) : loan ? 0 : lease_of(NULL, view, &found)) < 0)
+        PyErr_Clear();
+    if (!arrays && loan)
+        found->writable = !found->shipped;
 #ifndef Py_LIMITED_API
-    if (PyMemoryView_Check(view)) {
+    else if (!arrays && !hangs && found && !found->shipped)
         PyMemoryView_GET_BUFFER(view)->readonly = 0;
-        return 0;
-    }
 #endif
-    return set_flags(view, Py_True);
+    Py_XDECREF((PyObject *)found);
 }
 
 static PyMemberDef lease_members[] = {{"writable", T_BOOL, offsetof(Lease, writable), READONLY, NULL},
@@ -260,6 +311,8 @@ static PyType_Spec lease_spec = {.name = "shmbus._core.Lease",
 
 int leases_add(PyObject *module) {
     setflags_name = PyUnicode_InternFromString("setflags");
-    lease_type = setflags_name ? type_add(module, &lease_spec, NULL) : NULL;
+    base_name = PyUnicode_InternFromString("base");
+    object_name = PyUnicode_InternFromString("obj");
+    lease_type = setflags_name && base_name && object_name ? type_add(module, &lease_spec, NULL) : NULL;
     return lease_type ? 0 : -1;
 }

@@ -16,7 +16,6 @@
 #define FEW 2
 #define SIDES 4
 #define KINDS 4
-#define NESTED 64 /* views of views; NumPy keeps that short */
 
 typedef struct seen { /* the kind of an array, and what stands for it in its event */
     unsigned number;
@@ -38,14 +37,14 @@ typedef struct Packer {
 typedef struct Packing {                 /* an event that is encoded, and its buffers, which have yet to find room */
     PyObject_HEAD struct Packing *outer; /* what its thread encoded when this began */
     Packer *packer;
-    PyObject *body;
+    PyObject *event, *body;
     unsigned count, room;
     piece *pieces, few[FEW];
 } Packing;
 
 static PyTypeObject *packing_type;
 static _Thread_local Packing *current __attribute__((tls_model("initial-exec"))); /* what this thread encodes */
-static PyObject *dtype_name, *shape_name, *base_name, *object_name;
+static PyObject *dtype_name, *shape_name, *names_name;
 
 /* ---- buffers ---- */
 
@@ -65,46 +64,13 @@ static int make_room(Packing *self) {
     return 0;
 }
 
-/* What a view is a view of: 1, 0 where there is no such thing, -1 with an exception. */
-static int base_of(PyObject *view, PyObject **base) {
-    *base = NULL;
-    if (PyBytes_Check(view) || PyByteArray_Check(view))
-        return 0;
-    *base = PyObject_GetAttr(view, PyMemoryView_Check(view) ? object_name : base_name);
-    if (!*base) {
-        if (!PyErr_ExceptionMatches(PyExc_AttributeError))
-            return -1;
-        PyErr_Clear();
-    } else if (*base == Py_None) {
-        Py_CLEAR(*base);
-    }
-    return *base != NULL;
-}
-
-/* The loan of our pool that a view lies in, a new reference; NULL for any other. */
-static int loan_of(const Packer *self, PyObject *view, Lease **loan) {
-    PyObject *base = Py_NewRef(view), *next;
-    int found = 1;
-    *loan = NULL;
-    for (int i = 0; i < NESTED && found > 0 && Py_TYPE(base) != lease_type; i++) {
-        found = base_of(base, &next);
-        Py_DECREF(base);
-        base = next;
-    }
-    if (base && Py_TYPE(base) == lease_type && ((Lease *)base)->pool == self->pool)
-        *loan = (Lease *)base;
-    else
-        Py_XDECREF(base);
-    return found < 0 ? -1 : 0;
-}
-
 /* A buffer of the event that is encoded: its number is the count before. `view` is what may lie in a loan; where the bytes of
  * the source are known, `bytes` is them, and taken over. */
 static int add_piece(Packing *packing, PyObject *source, PyObject *view, uint64_t length, Py_buffer *bytes) {
     piece one = {.length = length};
     int status = make_room(packing);
     if (status == 0 && length > packing->packer->small)
-        status = loan_of(packing->packer, view, &one.lease);
+        status = lease_of(packing->packer->pool, view, &one.lease);
     if (status == 0 && one.lease) {
         Py_buffer *seen = bytes ? bytes : &one.view;
         if (!bytes && PyObject_GetBuffer(source, &one.view, PyBUF_STRIDES) < 0)
@@ -117,7 +83,7 @@ static int add_piece(Packing *packing, PyObject *source, PyObject *view, uint64_
     if (status == 0) {
         if (bytes)
             one.view = *bytes;
-        one.source = Py_NewRef(source);
+        one.source = Py_NewRef(one.lease ? view : source); /* what becomes read-only is what was given */
         packing->pieces[packing->count++] = one;
         return 0;
     }
@@ -143,23 +109,28 @@ static bool is_like(const seen *last, unsigned number, const PyObject *dtype, co
     return same;
 }
 
-/* Looked up by dtype and shape, and remembered as the last one of its number: 1; 0: it was never seen. */
-static int look_up(Packer *self, Packing *packing, PyObject *value, PyObject *dtype, const Py_buffer *view) {
+/* Looked up by dtype and shape, and remembered as the last one of its number: a new reference; NULL: it was never seen.
+ * A dtype with fields is looked up each time, for they may be renamed. */
+static PyObject *look_up(Packer *self, Packing *packing, PyObject *value, PyObject *dtype, const Py_buffer *view) {
     PyObject *number = PyLong_FromUnsignedLong(packing->count), *shape = PyObject_GetAttr(value, shape_name);
     PyObject *key = number && shape ? PyTuple_Pack(3, number, dtype, shape) : NULL;
     PyObject *extension = key ? Py_XNewRef(PyDict_GetItemWithError(self->known, key)) : NULL;
     Py_XDECREF(number);
     Py_XDECREF(shape);
     Py_XDECREF(key);
-    if (!extension)
-        return PyErr_Occurred() ? -1 : 0;
+    PyObject *names = extension ? PyObject_GetAttr(dtype, names_name) : NULL;
+    Py_XDECREF(names);
+    if (!names)
+        Py_CLEAR(extension);
+    if (names != Py_None)
+        return extension;
     seen *last = &self->last[packing->count % KINDS], before = *last;
-    *last = (seen){packing->count, view->ndim, {0}, Py_NewRef(dtype), extension};
+    *last = (seen){packing->count, view->ndim, {0}, Py_NewRef(dtype), Py_NewRef(extension)};
     for (int i = 0; i < view->ndim && i < SIDES; i++)
         last->shape[i] = view->shape[i];
     Py_XDECREF(before.dtype);
     Py_XDECREF(before.extension);
-    return 1;
+    return extension;
 }
 
 /* The extension of an array of a kind that was seen under this number; NULL: it was not. */
@@ -171,11 +142,10 @@ static PyObject *known_extension(Packer *self, Packing *packing, PyObject *value
         return NULL;
     }
     const seen *last = &self->last[packing->count % KINDS];
-    int found = is_like(last, packing->count, dtype, &view) ? 1 : look_up(self, packing, value, dtype, &view);
+    extension = is_like(last, packing->count, dtype, &view) ? Py_NewRef(last->extension)
+                                                            : look_up(self, packing, value, dtype, &view);
     Py_DECREF(dtype);
-    if (found > 0)
-        extension = Py_NewRef(last->extension);
-    else
+    if (!extension)
         PyBuffer_Release(&view);
     if (extension && add_piece(packing, value, value, (uint64_t)view.len, &view) < 0)
         Py_CLEAR(extension);
@@ -214,8 +184,11 @@ static PyObject *packer_add(PyObject *object, PyObject *args) {
 static int look_at(Packer *packer, piece *one) {
     for (int again = 0;; again++) {
         if (!one->view.obj && PyObject_CheckBuffer(one->source) &&
-            PyObject_GetBuffer(one->source, &one->view, PyBUF_STRIDES) < 0)
-            return -1;
+            PyObject_GetBuffer(one->source, &one->view, PyBUF_STRIDES) < 0) {
+            if (!PyErr_ExceptionMatches(PyExc_BufferError))
+                return -1;
+            PyErr_Clear(); /* it has suboffsets */
+        }
         if (one->view.obj && PyBuffer_IsContiguous(&one->view, 'C') && (uint64_t)one->view.len == one->length)
             return 0;
         PyBuffer_Release(&one->view);
@@ -260,23 +233,6 @@ static int write_laid(Packing *self) {
     return 0;
 }
 
-/* From a view to the loan that it lies in: all of them are read-only from now on. */
-static int seal_views(PyObject *view, bool writable, PyObject *sealed) {
-    PyObject *base;
-    int found = 1;
-    for (Py_INCREF(view); found > 0; view = base, writable = true) {
-        base = NULL;
-        if (Py_TYPE(view) == lease_type)
-            found = 0;
-        else if (writable)
-            found = lease_seal_view(view, sealed) < 0 ? -1 : 1;
-        if (found > 0)
-            found = base_of(view, &base);
-        Py_DECREF(view);
-    }
-    return found;
-}
-
 /* What lies in loans is published: nobody here writes into it any more. */
 static int seal(const Packing *self, Parcel *parcel) {
     for (unsigned i = 0; i < self->count; i++) {
@@ -285,7 +241,7 @@ static int seal(const Packing *self, Parcel *parcel) {
             continue;
         if (!parcel->sealed && !(parcel->sealed = PyList_New(0)))
             return -1;
-        if (seal_views(one->source, !one->view.readonly, parcel->sealed) < 0 ||
+        if (lease_seal_views(one->source, !one->view.readonly, parcel->sealed) < 0 ||
             lease_seal(one->lease, parcel->sealed) < 0)
             return -1;
     }
@@ -317,6 +273,8 @@ static int make_parcel(Packing *self, unsigned count, PyObject *body, Parcel **o
 static PyObject *packing_place(PyObject *object, PyObject *unused) {
     (void)unused;
     Packing *self = (Packing *)object;
+    if (!self->body)
+        return PyErr_Format(PyExc_RuntimeError, "this event is placed, or was given up");
     bool spills = (uint64_t)PyBytes_Size(self->body) > self->packer->spill;
     unsigned count = self->count + spills;
     if (!count)
@@ -338,6 +296,18 @@ static PyObject *packing_place(PyObject *object, PyObject *unused) {
     return status == RING_FULL ? Py_NewRef(Py_None) : (PyObject *)parcel;
 }
 
+/* Lets go of the event and its buffers. Whoever waited for room in vain may have us still, in a traceback. */
+static void let_go(Packing *self) {
+    while (self->count) {
+        piece one = self->pieces[--self->count];
+        PyBuffer_Release(&one.view);
+        Py_DECREF(one.source);
+        Py_XDECREF((PyObject *)one.lease);
+    }
+    Py_CLEAR(self->event);
+    Py_CLEAR(self->body);
+}
+
 /* pack(event): its payload, which is what a Producer's encoder returns; NOTHING where `wait` says so. */
 static PyObject *packer_pack(PyObject *object, PyObject *event) {
     Packer *self = (Packer *)object;
@@ -347,6 +317,7 @@ static PyObject *packer_pack(PyObject *object, PyObject *event) {
     if (!packing)
         return NULL;
     packing->packer = (Packer *)Py_NewRef(object);
+    packing->event = Py_NewRef(event);
     packing->pieces = packing->few;
     packing->room = FEW;
     packing->outer = (Packing *)Py_XNewRef((PyObject *)current);
@@ -360,6 +331,7 @@ static PyObject *packer_pack(PyObject *object, PyObject *event) {
         payload = packing_place((PyObject *)packing, NULL);
     if (payload == Py_None)
         Py_XSETREF(payload, call_one(self->wait, (PyObject *)packing));
+    let_go(packing);
     Py_DECREF((PyObject *)packing);
     return payload;
 }
@@ -391,7 +363,7 @@ static PyObject *packer_lend(PyObject *object, PyObject *const *args, Py_ssize_t
 static PyObject *packing_wanted(PyObject *object, void *unused) {
     (void)unused;
     const Packing *self = (Packing *)object;
-    uint64_t length = (uint64_t)PyBytes_Size(self->body), blocks = 0;
+    uint64_t length = self->body ? (uint64_t)PyBytes_Size(self->body) : 0, blocks = 0;
     if (length > self->packer->spill)
         blocks += pool_blocks(length);
     for (unsigned i = 0; i < self->count; i++)
@@ -402,14 +374,9 @@ static PyObject *packing_wanted(PyObject *object, void *unused) {
 
 static void packing_dealloc(PyObject *object) {
     Packing *self = (Packing *)object;
-    for (unsigned i = 0; i < self->count; i++) {
-        PyBuffer_Release(&self->pieces[i].view);
-        Py_DECREF(self->pieces[i].source);
-        Py_XDECREF((PyObject *)self->pieces[i].lease);
-    }
+    let_go(self);
     if (self->pieces != self->few)
         PyMem_Free(self->pieces);
-    Py_XDECREF(self->body);
     Py_XDECREF((PyObject *)self->outer);
     Py_XDECREF((PyObject *)self->packer);
     object_free(object);
@@ -496,7 +463,11 @@ static PyMethodDef packing_methods[] = {{"place", packing_place, METH_NOARGS, NU
 
 static PyGetSetDef packing_getset[] = {{"wanted", packing_wanted, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};
 
+static PyMemberDef packing_members[] = {{"event", T_OBJECT, offsetof(Packing, event), READONLY, NULL},
+                                        {NULL, 0, 0, 0, NULL}};
+
 static PyType_Slot packing_slots[] = {{Py_tp_dealloc, packing_dealloc},
+                                      {Py_tp_members, packing_members},
                                       {Py_tp_methods, packing_methods},
                                       {Py_tp_getset, packing_getset},
                                       {Py_tp_doc, "An event that is encoded, and has yet to find room in the pool."},
@@ -510,9 +481,8 @@ static PyType_Spec packing_spec = {.name = "shmbus._core.Packing",
 int packers_add(PyObject *module) {
     dtype_name = PyUnicode_InternFromString("dtype");
     shape_name = PyUnicode_InternFromString("shape");
-    base_name = PyUnicode_InternFromString("base");
-    object_name = PyUnicode_InternFromString("obj");
-    if (!dtype_name || !shape_name || !base_name || !object_name)
+    names_name = PyUnicode_InternFromString("names");
+    if (!dtype_name || !shape_name || !names_name)
         return -1;
     packing_type = type_add(module, &packing_spec, NULL);
     return packing_type && type_add(module, &packer_spec, NULL) ? 0 : -1;

@@ -118,24 +118,22 @@ int parcel_make(Pool *pool, uint64_t small, const piece *pieces, unsigned count,
     return status;
 }
 
-/* Makes writable again what was sealed for an event that is not published after all: loans first, on which that hangs. */
-static int unseal(Parcel *self) {
+/* Makes writable again what was sealed for an event that is not published after all: loans first, on which arrays hang. */
+static void unseal(Parcel *self) {
     PyObject *sealed = self->sealed;
-    int status = 0;
+    Py_ssize_t count = sealed && !self->sent ? PyList_Size(sealed) : 0;
     self->sealed = NULL;
-    for (Py_ssize_t i = 0; sealed && !self->sent && i < PyList_Size(sealed); i++)
-        lease_unseal(PyList_GetItem(sealed, i));
-    for (Py_ssize_t i = sealed ? PyList_Size(sealed) : 0; status == 0 && !self->sent && i > 0; i--)
-        status = lease_unseal_view(PyList_GetItem(sealed, i - 1));
+    for (Py_ssize_t i = 0; i < count; i++)
+        lease_unseal(PyList_GetItem(sealed, i), false);
+    for (Py_ssize_t i = 0; i < count; i++)
+        lease_unseal(PyList_GetItem(sealed, i), true);
     Py_XDECREF(sealed);
-    return status;
 }
 
 /* unseal(): the event is not published. */
 static PyObject *parcel_unseal(PyObject *object, PyObject *unused) {
     (void)unused;
-    if (unseal((Parcel *)object) < 0)
-        return NULL;
+    unseal((Parcel *)object);
     Py_RETURN_NONE;
 }
 
@@ -143,8 +141,7 @@ static void parcel_dealloc(PyObject *object) {
     Parcel *self = (Parcel *)object;
     if (self->sealed) {
         PyObject *error = PyErr_Occurred() ? error_take() : NULL;
-        if (unseal(self) < 0)
-            PyErr_Clear();
+        unseal(self);
         if (error)
             error_restore(error);
     }

@@ -54,6 +54,7 @@ struct Lease { /* the bytes of one extent, for as long as anything refers to the
     bool owned;      /* a copy */
     bool loan;       /* of the publisher: it counts among `uses` */
     bool writable;
+    bool shipped; /* with an event that was published: nothing makes it writable again */
 };
 
 typedef struct Parcel { /* a payload whose buffers lie in the pool, until it is sent or given up */
@@ -91,9 +92,9 @@ int pool_take(Pool *self, uint64_t length, slip *out);
 int pool_lend(Pool *self, uint64_t length, Lease **out);
 bool lease_has(const Lease *self, const Py_buffer *view, uint64_t *offset);
 int lease_seal(Lease *self, PyObject *sealed);
-int lease_seal_view(PyObject *view, PyObject *sealed);
-void lease_unseal(PyObject *object);
-int lease_unseal_view(PyObject *view);
+int lease_seal_views(PyObject *view, bool writable, PyObject *sealed);
+void lease_unseal(PyObject *view, bool arrays);
+int lease_of(const Pool *pool, PyObject *view, Lease **loan);
 int parcel_make(Pool *pool, uint64_t small, const piece *pieces, unsigned count, PyObject *body, Parcel **out);
 RARE int parcel_part(PyObject *payload, part *out);
 RARE void parcel_ship(Producer *self, PyObject *payload);
