@@ -24,6 +24,8 @@ from shmbus.errors import BridgeError
 try:
     import redis.asyncio
     import redis.exceptions
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
 except ImportError as error:
     raise ImportError("redis:// needs redis: pip install 'shmbus[redis]'") from error
 
@@ -88,6 +90,7 @@ class RedisDriver:
             socket_connect_timeout=2,
             socket_timeout=_TIMEOUT,
             client_name=f"shmbus-{self._setup.name}",
+            retry=Retry(NoBackoff(), 0),  # whoever asks again for what is new is not told what the lost answer had
             **options,
         )
         self._script = self._client.register_script(_SEND)
