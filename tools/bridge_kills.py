@@ -13,7 +13,8 @@ publishers go on for its share of the events, kills somebody once some of them h
 
 Once the broker is away for longer, and then "host here" is killed with events in its memory that the broker has not.
 At the end: every event that a publish had returned for is in the sink's file; what came again is counted, apart from
-what a sink got again that had been killed itself, and from what a bridge got again whose bus was a new one; first
+what a sink got again that had been killed itself, from what a bridge got again whose bus was a new one, or whose
+forerunner was killed between publishing and acking, with nothing of that in the rings any more; first
 arrivals of each publisher are in order where the broker has such a thing; and nothing is left of a bus, neither in
 /dev/shm nor as a process.
 
@@ -311,22 +312,23 @@ class Campaign:
         return len(self.seen)
 
     def verdict(self) -> str:
-        seen: dict[str, tuple[str, int, str]] = {}
+        seen: dict[str, tuple[str, int, str, str]] = {}
         last: dict[str, int] = {}
-        again: Counter[str] = Counter(dict.fromkeys(("once more", "sink", "bus"), 0))
+        again: Counter[str] = Counter(dict.fromkeys(("once more", "bridge", "sink", "bus"), 0))
         unordered = 0
         for line in self.written.read_text().splitlines():
             id, writer, count, attempt, own = line.split()
-            bus = own.partition("-")[0]
+            bus, life, _ = own.split("-", 2)  # whose publisher that is: each receiving bridge has a new one
             if id in seen:
-                again["sink" if attempt != "1" else "bus" if bus != seen[id][2] else "once more"] += 1
+                how = "once more" if seen[id][2:] == (bus, life) else "bridge" if seen[id][2] == bus else "bus"
+                again["sink" if attempt != "1" else how] += 1
                 continue
-            seen[id] = (writer, int(count), bus)
+            seen[id] = (writer, int(count), bus, life)
             origin = id.rpartition("-")[0]
             unordered += int(count) < last.get(origin, 0)
             last[origin] = max(int(count), last.get(origin, 0))
         for writer in WRITERS:
-            counts = {count for name, count, _ in seen.values() if name == writer}
+            counts = {count for name, count, *_ in seen.values() if name == writer}
             if counts != set(range(1, self.total + 1)):
                 raise AssertionError(f"{writer}: {len(counts)} of {self.total} events arrived")
         if self.kind in ONCE and again["once more"]:
@@ -338,7 +340,8 @@ class Campaign:
         return (
             f"{len(seen)} events, {where}, {self.killed.total()} kills ({killed}), the broker away for {self.away:g} s,"
             f" {self.stranded} events then on a host that was killed, in {self.took:.0f} s: each arrived;"
-            f" {again['once more']} of them again, {again['sink']} more to a sink that had been killed,"
+            f" {again['once more']} of them again, {again['bridge']} more by a bridge that came after a killed one,"
+            f" {again['sink']} more to a sink that had been killed,"
             f" {again['bus']} more to a bus that was new; {unordered} out of order; nothing is left"
         )
 
