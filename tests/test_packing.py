@@ -240,3 +240,16 @@ def test_empty_as_numpy_has_it(bus_name: str, shape: Any, dtype: Any) -> None:
             assert (got.shape, got.dtype, got.tobytes()) == (same.shape, same.dtype, same.tobytes())
     with pytest.raises(shmbus.ClosedError, match="publisher"):
         pub.empty(shape, dtype)
+
+
+def test_fields_renamed_where_they_are_received(bus_name: str) -> None:
+    """Who renames the fields of an array that it has received renames those of no other."""
+    topic = shmbus.Topic("any", np.ndarray, pool=MIB)
+    sent = np.zeros(300, [("a", "<i4"), ("b", [("c", "<f8")])])
+    with shmbus.Bus(bus_name) as bus, bus.subscriber(topic) as sub, bus.publisher(topic) as pub:
+        for _ in range(3):
+            pub.publish(sent)
+            got = sub.receive(timeout=5)
+            assert got.dtype.names == ("a", "b")
+            assert got["b"].dtype.names == ("c",)
+            got.dtype.names = ("x", "y")

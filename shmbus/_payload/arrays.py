@@ -198,7 +198,7 @@ def _array(description: bytes, buffers: list[Buffer]) -> Any:
     if not length:
         return _empty(numpy, shape, dtype)
     array = numpy.ndarray(shape, dtype, holder, offset)
-    if len(alike) < _KNOWN and len(description) <= _SHORT:
+    if dtype.fields is None and len(alike) < _KNOWN and len(description) <= _SHORT:
         alike[description] = number, numpy.ndarray, shape, dtype, length
     return array
 
@@ -220,6 +220,8 @@ def _dtype(numpy: Any, described: Any) -> Any:
             raise ValueError("an array of objects cannot be received")
         if len(_dtypes) < _KNOWN:
             _dtypes[key] = found
+    if found.fields is not None:
+        return found.newbyteorder("|")  # a copy: fields may be renamed, in the dtype itself
     return found
 
 
