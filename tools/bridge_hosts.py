@@ -33,7 +33,7 @@ class Host:
         assert self.holder.stdout is not None
         if self.holder.stdout.readline() != b"ready\n":
             raise AssertionError("no namespaces")
-        self.shm = Path(f"/proc/{self.holder.pid}/root/dev/shm")
+        self.shm = Path("/proc", str(self.holder.pid), "root", "dev", "shm")
         self.enter = ["nsenter", "-t", str(self.holder.pid), *kinds, "--"]
         if netted:
             name, net = f"bk{os.getpid() % 100000}{number}", f"10.213.{os.getpid() % 250}.{4 * number}"

@@ -43,9 +43,7 @@ class Frames:
     def __init__(self, shmbus: Any, bus: Any, chance: random.Random) -> None:
         self.bus = bus
         self.Full = shmbus.Full
-        self.topic = shmbus.Topic(
-            "frames", Frame, pool=1 << 18, capacity=1 << 12, enc_hook=pause, dec_hook=resume, max_capacity=None
-        )
+        self.topic = shmbus.Topic("frames", Frame, pool=1 << 18, capacity=1 << 12, enc_hook=pause, dec_hook=resume)
         self.publishers = [self.publisher(on_full) for on_full in chance.choices(("block", "drop", "raise"), k=2)]
         self.receivers = [self.receiver(kind) for kind in ("reliable", "lossy", "worker")]
         self.kept: list[Frame] = []

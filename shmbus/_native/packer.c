@@ -68,8 +68,8 @@ static int make_room(Packing *self) {
  * the source are known, `bytes` is them, and taken over. */
 static int add_piece(Packing *packing, PyObject *source, PyObject *view, uint64_t length, Py_buffer *bytes) {
     piece one = {.length = length};
-    int status = make_room(packing);
-    if (status == 0 && length > packing->packer->small)
+    int status = 0;
+    if (length > packing->packer->small)
         status = lease_of(packing->packer->pool, view, &one.lease);
     if (status == 0 && one.lease) {
         Py_buffer *seen = bytes ? bytes : &one.view;
@@ -79,7 +79,7 @@ static int add_piece(Packing *packing, PyObject *source, PyObject *view, uint64_
             Py_CLEAR(one.lease);
     }
     if (status == 0)
-        status = make_room(packing); /* the code that ran may have encoded more of it */
+        status = make_room(packing); /* only now: the code that ran may have encoded more of it */
     if (status == 0) {
         if (bytes)
             one.view = *bytes;

@@ -37,8 +37,8 @@ class Packer(_core.Packer):
     def __init__(
         self, topic: Topic[Any], pool: _core.Pool, maximum: int, wait: Callable[[_core.Packing], object]
     ) -> None:
-        super().__init__(pool, min(SMALL, maximum // 8), maximum // 2)
         self._small: Final = min(SMALL, maximum // 8)
+        super().__init__(pool, self._small, maximum // 2)
         self._hook: Final = topic.enc_hook
         self._wait = wait
         encode = msgspec.msgpack.Encoder(enc_hook=self.extend).encode
