@@ -63,8 +63,8 @@ class Stopper(threading.Thread):
         """Let all of them go on. Raises what went wrong."""
         self._over.set()
         self.join()
-        for pid in self.stopped:
-            if state(pid) == "T":
+        for pid in self.stopped:  # also one that is yet to notice that it was stopped
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         if self.failed is not None:
             raise self.failed

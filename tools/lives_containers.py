@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import kill_audit
 import kill_campaign
 from lives_base import Child, in_namespaces, lives, require
 
@@ -25,7 +26,7 @@ CONTAINER = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 MOUNT = "mount -t tmpfs -o size=64m tmpfs /dev/shm"
 RUNS = ("publisher", "subscriber", "lossy", "worker")
 COUNT = 3
-A_LAP = 200 * kill_campaign.SEEN.size
+A_LAP = 200 * kill_audit.SEEN.size
 """Bytes of notes about more events than a ring has room for: nobody writes that many past a dead consumer."""
 
 

@@ -75,7 +75,7 @@ typedef struct lives_file {
     uint64_t pad0[7];
     word releases; /*  64  L  add after the lock is free, then wake; a sleep is bounded besides */
     uint64_t pad1[7];
-    word next; /* 128  L  the ticket after the last one that got the lock: who is to be woken */
+    word next; /* 128  L  behind the tickets that got the lock or were passed over: who is to be woken */
     unsigned char pad2[PAGE - 136];
 } lives_file;
 

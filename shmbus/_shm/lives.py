@@ -12,7 +12,7 @@ Must stay true:
   whatever opens it; descriptors are closed with the last user of that object, and by nobody else.
 - A life is a number that is never used twice on a bus, so a byte that is free stays free.
 - The lock is the kernel's: words of the file order those who wait, and a word that lies costs time, nothing else.
-- Whoever is stopped while it queues is passed over.
+- Whoever is stopped while it queues is passed over: by who queues behind it, who only tries a second time, then by all.
 - A thread that comes back for a lock that it holds (a signal handler, a finaliser, a callback) is told at once.
 """
 
@@ -69,6 +69,7 @@ class Lives:
         self._turn = threading.Lock()
         self._owner = 0  # the thread that has the turn
         self._deferred: deque[Callable[[], None]] = deque()
+        self._let_lie = (-1, 0.0)  # since when the lock was seen free, with whom next in line
         self.held_up = False
         """The last wait for the lock was in vain: who only wants to leave need not wait again."""
 
@@ -182,8 +183,7 @@ class Lives:
             return None
         if life == self._life:
             return os.getpid()
-        pid = self._find(_LIFE + life, 1)
-        return pid if pid is None else max(pid, 0)
+        return self._find(_LIFE + life, 1)
 
     def alive(self, life: int) -> bool:
         """Whether the process of that life still is what it was."""
@@ -247,8 +247,7 @@ class Lives:
 
     def lock_holder(self) -> int | None:
         """The pid, as `holder` gives it, of the process that has the bus lock; None if nobody else has."""
-        pid = self._find(_LOCK, 1)
-        return pid if pid is None else max(pid, 0)
+        return self._find(_LOCK, 1)
 
     def _acquire(self, deadline: float) -> bool:
         while not _core.take_turn(self):
@@ -265,8 +264,19 @@ class Lives:
             _core.await_change(self._words(), _core.LIVES_RELEASES, seen, seconds, bits)
 
     def _take(self) -> bool:
-        """Without queueing, if nobody queues."""
-        return self._find(_LINE, _TO_THE_END) is None and self._try(_LOCK)
+        """Without queueing: if nobody queues, or who is next has let the lock lie since an earlier try."""
+        next, now = self._next(), time.monotonic()
+        if self._find(_LINE + next, _TO_THE_END) is not None:
+            if self._find(_LOCK, 1) is None and self._let_lie[0] != next:
+                self._let_lie = next, now
+            if self._let_lie[0] != next or now - self._let_lie[1] <= _PASS_OVER:
+                return False
+        return self._try(_LOCK)
+
+    def _next(self) -> int:
+        """The ticket behind all that had the lock, or were passed over."""
+        next = _core.load(self._words(), _core.LIVES_NEXT)
+        return next if next <= _core.load(self._words(), _core.LIVES_TICKETS) < _TICKETS else 0  # a word that lies
 
     def _queue(self, deadline: float) -> bool:
         """Wait in line; False at the deadline."""
@@ -286,13 +296,14 @@ class Lives:
         free_since = 0.0
         while True:
             seen = _core.load(words, _core.LIVES_RELEASES)  # before the look: a release after it ends the sleep
-            first = ticket == 0 or self._find(_LINE, ticket) is None
+            next = self._next()
+            first = ticket <= next or self._find(_LINE + next, ticket - next) is None
             free = self._find(_LOCK, 1) is None
             now = time.monotonic()
             free_since = (free_since or now) if free else 0.0
             # Free for so long: the first in line does not come to take it (SIGSTOP, a debugger).
             if free and (first or now - free_since > _PASS_OVER) and self._try(_LOCK):
-                _core.store(words, _core.LIVES_NEXT, ticket + 1)
+                _core.store(words, _core.LIVES_NEXT, max(ticket + 1, self._next()))
                 return True
             left = deadline - now
             if left <= 0:
@@ -330,13 +341,13 @@ class Lives:
             raise _refused(error, self.name) from None
 
     def _find(self, first: int, length: int) -> int | None:
-        """The pid of another process with a lock in a range, None for none."""
+        """The pid of another process with a lock in a range, 0 if it cannot be seen from here, None for none."""
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, length, 0)
         try:
             kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(self._descriptor, fcntl.F_GETLK, asked))
         except OSError as error:
             raise _refused(error, self.name) from None
-        return None if kind == fcntl.F_UNLCK else pid
+        return None if kind == fcntl.F_UNLCK else max(pid, 0)
 
 
 def _bit(ticket: int) -> int:

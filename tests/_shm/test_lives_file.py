@@ -244,6 +244,45 @@ def test_a_stopped_waiter_is_passed_over(lives: Lives, name: str, processes: Pro
     assert line(first).endswith("first")
 
 
+def test_a_stopped_waiter_holds_up_nobody_who_only_tries(lives: Lives, name: str, processes: Processes) -> None:
+    """Who is stopped in line keeps the lock neither from who tries without waiting, nor for long from anybody twice."""
+    with lives.locked(PATIENT, nobody):
+        first = processes.spawn(queue, name, "first")
+        assert line(first) == "queueing"
+        eventually(lambda: tickets(lives) == 1, "it stands in line")
+        first.send_signal(signal.SIGSTOP)
+    with pytest.raises(LockTimeoutError), lives.locked(0, nobody):
+        pass  # it may be about to come
+
+    def tried() -> bool:
+        with suppress(LockTimeoutError), lives.locked(0, nobody):
+            return True
+        return False
+
+    eventually(tried, "whoever tries has the lock")
+    second = processes.spawn(queue, name, "second")
+    assert line(second) == "queueing"
+    assert line(second).endswith("second")
+    assert _core.load(lives._map, _core.LIVES_NEXT) == 2  # it queued, and has passed the first over for everybody
+    lives._let_lie = (-1, 0.0)
+    assert tried()
+    first.send_signal(signal.SIGCONT)
+    assert line(first).endswith("first")
+    assert _core.load(lives._map, _core.LIVES_NEXT) == 2
+
+
+def test_a_lying_next_costs_order_only(lives: Lives, name: str, processes: Processes) -> None:
+    """A word that says that everybody has been served, or nobody ever, keeps the lock from none."""
+    for lie in (1 << 61, 2**64 - 1, 5):
+        _core.store(lives._map, _core.LIVES_NEXT, lie)
+        before = tickets(lives)
+        with lives.locked(PATIENT, nobody):
+            child = processes.spawn(queue, name, lie)
+            assert line(child) == "queueing"
+            eventually(lambda before=before: tickets(lives) > before, "it stands in line")  # type: ignore[misc]
+        assert line(child).endswith(str(lie))
+
+
 def test_lock_excludes_threads(lives: Lives) -> None:
     """Threads of one process exclude each other, and none waits for ever."""
     value = 0
