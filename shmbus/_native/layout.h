@@ -134,6 +134,7 @@ typedef struct bus_segment {
 #define RECORD_EVENT 1u
 #define RECORD_PAD 2u    /* fills the ring up to its end; carries the sequence of the record that follows */
 #define RECORD_POOLED 1u /* a flag: the payload begins with slips, see pool.h */
+#define RECORD_RUN 2u /* another: `headers` is how many like it follow in one piece, a nanosecond apart; it has none */
 #define MAX_HEADERS 0xffffu
 #define RECORD_LIMIT                                                                                                   \
     0xfffffff8ull /* what `length` can say, so that it can still be rounded up to a multiple of eight */

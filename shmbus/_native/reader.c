@@ -194,6 +194,17 @@ void ring_advance(ring_reader *r, const record *record) {
         store_cursor(r);
 }
 
+/* The record of that sequence, whose second word but for RECORD_RUN is `meta`; it says how many follow. */
+static bool row_at(word *at, uint64_t sequence, uint64_t meta, uint64_t *follow) {
+    uint64_t found = LOAD_RELAXED(&at[1]);
+    *follow = 0;
+    if (found & RECORD_META(0, 0, RECORD_RUN, 0)) {
+        *follow = found >> 48;
+        found &= ~RECORD_META(0, 0, RECORD_RUN, MAX_HEADERS);
+    }
+    return LOAD_RELAXED(&at[0]) == sequence && found == meta;
+}
+
 /* The records from a peeked one on that have the same length and the same bytes of headers, up to `most`: a run ends with
  * the lap, with padding, and where the next record is another one. For reliable readers, whose records stay where they
  * are; it is consumed by ring_advance_run. */
@@ -208,10 +219,17 @@ int ring_run(ring_reader *r, const record *first, uint64_t most, row_run *out) {
     if (most > room / out->stride)
         most = room / out->stride;
     word *next = word_at(&r->view, r->position);
-    uint64_t meta = RECORD_META(first->length, RECORD_EVENT, first->flags, first->headers);
-    while (out->count < most) {
-        next += words;
-        if (LOAD_RELAXED(&next[0]) != out->sequence + out->count || LOAD_RELAXED(&next[1]) != meta)
+    uint64_t meta = RECORD_META(first->length, RECORD_EVENT, first->flags & ~RECORD_RUN, first->headers);
+    for (uint64_t follow = first->follow, left;;) {
+        uint64_t more = follow < most - out->count ? follow : most - out->count;
+        /* What follows is as it says if the last of it is: those in between stay out of this core's way. */
+        if (more && row_at(next + more * words, out->sequence + out->count - 1 + more, meta, &left) &&
+            left >= follow - more) {
+            out->even += out->count == 1 ? more : 0;
+            out->count += more;
+            next += more * words;
+        }
+        if (out->count == most || !row_at(next += words, out->sequence + out->count, meta, &follow))
             break; /* whatever it is, ring_peek says so */
         out->count++;
     }

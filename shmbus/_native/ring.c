@@ -94,7 +94,7 @@ void record_write(unsigned char *at, uint64_t sequence, unsigned kind, const par
     uint64_t length = padded + part->payload_length;
     word *words = (word *)at;
     STORE_RELEASE(&words[0], sequence);
-    STORE_RELEASE(&words[1], RECORD_META(length, kind, part->flags, part->headers_length));
+    STORE_RELEASE(&words[1], RECORD_META(length, kind, part->flags, part->headers_length | part->follow));
     STORE_RELEASE(&words[2], part->time_ns);
     if (padded)
         put(words + 3, part->headers, part->headers_length);
@@ -108,7 +108,7 @@ void record_write_row(unsigned char *at, uint64_t sequence, const part *part) {
 #if defined(__x86_64__) && !defined(SHMBUS_HOOKS) && !defined(__SANITIZE_THREAD__)
     word *words = (word *)at;
     STORE_RELEASE(&words[0], sequence);
-    STORE_RELEASE(&words[1], RECORD_META(part->payload_length, RECORD_EVENT, 0, 0));
+    STORE_RELEASE(&words[1], RECORD_META(part->payload_length, RECORD_EVENT, part->flags, part->follow));
     STORE_RELEASE(&words[2], part->time_ns);
     memcpy(at + RECORD_HEADER, part->payload, part->payload_length);
     __asm__ volatile("" ::: "memory");
@@ -134,10 +134,12 @@ int record_header(const ring_view *view, uint64_t position, uint64_t end, record
     out->time_ns = LOAD_ACQUIRE(&words[2]);
     out->length = (uint32_t)meta;
     out->headers = (uint32_t)(meta >> 48);
+    out->flags = (uint32_t)(meta >> 40) & 0xff;
+    out->follow = out->flags & RECORD_RUN ? out->headers : 0;
+    out->headers -= out->follow;
     out->body = (const unsigned char *)(words + 3);
     out->end = position + record_span(out->length);
     *kind = (unsigned)(meta >> 32) & 0xff;
-    out->flags = (uint32_t)(meta >> 40) & 0xff;
     if (record_span(out->length) > room || out->end > end || ((out->headers + 7u) & ~7u) > out->length)
         return RING_CORRUPT;
     if (*kind == RECORD_PAD) /* reaches to the end of the ring, and never begins a lap: so never two in a row */
@@ -304,24 +306,34 @@ uint64_t ring_rows(const ring_writer *w, uint64_t length) {
     uint64_t span = record_span(length), room = w->view.capacity - (w->head & (w->view.capacity - 1));
     uint64_t ahead = w->limit - RECORD_ALIGN - w->head;
     uint64_t count = (ahead < room ? ahead : room) / span;
+    if (count > MAX_HEADERS)
+        count = MAX_HEADERS;  /* what a record can say that follows */
     return count ? count : 1; /* behind padding */
 }
 
 /* Writes so many records, no more than ring_rows says, whose payloads lie one behind the other, each stamped a nanosecond
- * after the one before. */
+ * after the one before. Each tells how many follow, so that who takes them all need not look at each of them. */
 void ring_write_rows(ring_writer *w, const part *first, uint64_t count) {
-    part part = *first;
-    uint64_t span = record_span(part.payload_length);
     if (count == 1) {
         ring_write(w, first);
         return;
     }
-    for (uint64_t i = 0; i < count; i++) {
-        record_write_row(w->view.data + (w->head & (w->view.capacity - 1)), w->sequence++, &part);
-        advance(w, w->head + span);
+    part part = *first;
+    uint64_t span = record_span(part.payload_length), head = w->head, sequence = w->sequence;
+    unsigned char *at = w->view.data + (head & (w->view.capacity - 1));
+    part.flags = RECORD_RUN;
+    for (uint64_t left = count; left > 0; left--) {
+        part.follow = (uint32_t)left - 1;
+        record_write_row(at, sequence++, &part);
+        at += span;
         part.payload = (const unsigned char *)part.payload + part.payload_length;
         part.time_ns++;
     }
+    w->sequence = sequence;
+    w->newest = head + (count - 1) * span;
+    while ((int64_t)(w->newest + span - w->marked) >= 0)
+        advance(w, head + (w->marked - head + span - 1) / span * span);
+    advance(w, w->newest + span);
 }
 
 /* The hint goes before the tail, whose store takes the line of both away from the readers. */

@@ -42,7 +42,8 @@ typedef struct record { /* one record, already checked against its ring */
     uint64_t time_ns;
     uint32_t length;  /* headers and payload */
     uint32_t headers; /* bytes of headers at the start of body */
-    uint32_t flags;   /* RECORD_POOLED */
+    uint32_t flags;   /* RECORD_POOLED, RECORD_RUN */
+    uint32_t follow;  /* so many records behind it are like it, says its publisher */
     uint64_t end;     /* position behind it */
 } record;
 
@@ -53,14 +54,17 @@ typedef struct row_run {          /* records of one stride, one behind the other
     uint64_t count;
     uint64_t stride;  /* bytes from one to the next */
     uint64_t end;     /* position behind the last */
+    uint64_t time_ns; /* of the first */
+    uint64_t even;    /* so many, from the first, are stamped a nanosecond apart */
     uint32_t headers; /* bytes in front of each payload, rounded up */
 } row_run;
 
 typedef struct part { /* what a publisher hands in for one event */
     const void *headers;
     uint32_t headers_length;
-    uint32_t flags; /* of the record */
-    unsigned lane;  /* of its key, in the work ring of a group that has one */
+    uint32_t flags;  /* of the record */
+    uint32_t follow; /* for RECORD_RUN, with no headers */
+    unsigned lane;   /* of its key, in the work ring of a group that has one */
     const void *payload;
     uint64_t payload_length;
     uint64_t time_ns;
@@ -159,6 +163,8 @@ static inline row_run run_of(const record *first, uint64_t start) {
                      .count = 1,
                      .stride = record_span(first->length),
                      .end = first->end,
+                     .time_ns = first->time_ns,
+                     .even = 1,
                      .headers = headers};
 }
 
@@ -170,6 +176,8 @@ static inline bool run_takes(const row_run *run, const record *first, const reco
 
 /* When the record of a run that is `i` behind its first was published. It was looked at, and may be anything since. */
 static inline uint64_t run_time(const row_run *run, uint64_t i) {
+    if (i < run->even)
+        return run->time_ns + i;
     return LOAD_RELAXED((word *)(run->payload + i * run->stride - run->headers - 8));
 }
 

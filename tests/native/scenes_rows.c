@@ -26,6 +26,12 @@ static void build_padding(void) {
     the.target = FIRST_SEQUENCE + 5;
 }
 
+/* Short rows, four of which one announcement covers: a run is found by its first and its last, and cut by who takes three. */
+static void build_run(void) {
+    build(FAR, 40, 2, false);
+    the.target = FIRST_SEQUENCE + 10;
+}
+
 static void build_lossy(void) {
     build(FAR, 232, 12, true); /* 256 bytes each, as many as one announcement goes further */
     the.target = FIRST_SEQUENCE + 18;
@@ -45,6 +51,11 @@ static void publish_four(unsigned self) {
 static void publish_six(unsigned self) {
     (void)self;
     publish_rows(0, 6);
+}
+
+static void publish_eight(unsigned self) {
+    (void)self;
+    publish_rows(0, 8);
 }
 
 static void offer_four(unsigned self) {
@@ -94,6 +105,13 @@ const scene row_scenes[] = {
      build_full,
      verify_broadcast,
      {PUBLISHER(publish_four), READER(take_runs)},
+     {2, 1},
+     {3, 2}},
+    {"rows-run",
+     "a run is as long as its first row says, and taken in parts",
+     build_run,
+     verify_broadcast,
+     {PUBLISHER(publish_eight), READER(take_runs)},
      {2, 1},
      {3, 2}},
     {"rows-lap",

@@ -277,7 +277,7 @@ bool take_run(unsigned index, unsigned most) {
              (unsigned long long)run.sequence);
     for (uint64_t i = 0; i < 2 * run.count; i++) {
         uint64_t row = i % run.count;
-        if (r.length != w->source->length ||
+        if (r.length != w->source->length || run_time(&run, row) != run.sequence + row ||
             !body_is_whole(run.payload + row * run.stride, r.length, run.sequence + row, true))
             fail("B1: event %llu is not whole in its run", (unsigned long long)(run.sequence + row));
     }
