@@ -11,6 +11,7 @@ from support import Processes, eventually, line
 
 import shmbus
 from shmbus import Bus, _core
+from shmbus._shm import processes as told
 
 
 def queue_for_the_lock(name: str) -> None:
@@ -60,6 +61,7 @@ def test_who_is_stopped_in_line_keeps_nobody_from_reclaiming(bus_name: str, proc
                 queued.stdin.flush()  # type: ignore[union-attr]
                 eventually(lambda: _core.load(words, _core.LIVES_TICKETS) > before, "it stands in line")
                 queued.send_signal(signal.SIGSTOP)
+            eventually(lambda: told.stopped(queued.pid), "it stands still")
             victim.kill()
             victim.wait()
             eventually(published, "it has room again")

@@ -14,6 +14,7 @@ from support import Processes, eventually, line
 
 from shmbus import _core
 from shmbus._shm import place, segment
+from shmbus._shm import processes as told
 from shmbus._shm.lives import Lives, LockHeldError
 from shmbus.errors import AccessError, LockTimeoutError
 
@@ -236,6 +237,7 @@ def test_a_stopped_waiter_is_passed_over(lives: Lives, name: str, processes: Pro
         assert line(first) == "queueing"
         eventually(lambda: tickets(lives) == 1, "it stands in line")
         first.send_signal(signal.SIGSTOP)
+        eventually(lambda: told.stopped(first.pid), "it stands still")
         second = processes.spawn(queue, name, "second")
         assert line(second) == "queueing"
         eventually(lambda: tickets(lives) == 2, "it stands in line")
@@ -251,6 +253,7 @@ def test_a_stopped_waiter_holds_up_nobody_who_only_tries(lives: Lives, name: str
         assert line(first) == "queueing"
         eventually(lambda: tickets(lives) == 1, "it stands in line")
         first.send_signal(signal.SIGSTOP)
+        eventually(lambda: told.stopped(first.pid), "it stands still")
     with pytest.raises(LockTimeoutError), lives.locked(0, nobody):
         pass  # it may be about to come
 
@@ -263,6 +266,7 @@ def test_a_stopped_waiter_holds_up_nobody_who_only_tries(lives: Lives, name: str
     second = processes.spawn(queue, name, "second")
     assert line(second) == "queueing"
     assert line(second).endswith("second")
+    assert second.wait(PATIENT) == 0
     assert _core.load(lives._map, _core.LIVES_NEXT) == 2  # it queued, and has passed the first over for everybody
     lives._let_lie = (-1, 0.0)
     assert tried()

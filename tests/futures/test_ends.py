@@ -180,9 +180,8 @@ def test_fails_to_begin(executor: Make, caplog: pytest.LogCaptureFixture) -> Non
     """An initializer that raises breaks the pool, and so do workers that die before they are ready, again and again."""
     for initializer, message in ((tasks.fail_to_begin, "no licence"), (tasks.die_at_start, "killed by SIGKILL")):
         pool = executor(2, initializer=initializer)
-        future = pool.submit(tasks.square, 2)
         with pytest.raises(BrokenProcessPool, match=message):
-            future.result(PATIENT)
+            pool.submit(tasks.square, 2).result(PATIENT)  # the workers may have failed before there was a task
         with pytest.raises(BrokenProcessPool, match=message):
             pool.submit(tasks.square, 2)
         pool.shutdown()
