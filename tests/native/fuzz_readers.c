@@ -23,6 +23,7 @@
 #define CAPACITY MIN_CAPACITY
 #define EVENTS 300 /* more than any ring of this capacity holds: a reader that gets more is in a loop */
 #define LATE 4     /* words that change under the readers */
+#define ROWS 6     /* at most, that are written together: a segment is as long as the longest of them */
 
 typedef struct input {
     const uint8_t *script;
@@ -58,6 +59,23 @@ static void touch(const unsigned char *bytes, uint64_t length) {
         sink ^= bytes[i];
 }
 
+/* Takes rows as arrays do, as many as the first of them, or whoever asks, says. */
+static int read_rows(ring_reader *r, const record *first) {
+    row_run run;
+    uint64_t most = 1 + first->time_ns % 5 * EVENTS;
+    int status = ring_run(r, first, most, &run);
+    if (status != RING_OK)
+        return status;
+    if (!run.count || run.count > most || run.even > run.count || run.end != run.start + run.count * run.stride)
+        fail("a run that cannot be");
+    for (uint64_t i = 0; i < run.count; i++) {
+        touch(run.payload + i * run.stride, first->length - run.headers);
+        run_time(&run, i);
+    }
+    ring_advance_run(r, &run);
+    return RING_OK;
+}
+
 static int read_one(ring_reader *r, bool copies) {
     record record;
     int status = ring_peek(r, &record);
@@ -67,6 +85,8 @@ static int read_one(ring_reader *r, bool copies) {
         return status;
     if (record.headers > record.length)
         fail("headers longer than their record");
+    if (!copies && record.sequence % 3)
+        return read_rows(r, &record);
     if (!copies) {
         touch(record.body, record.length);
     } else {
@@ -91,12 +111,21 @@ static void drain(ring_reader *r, bool copies) {
         ring_settle(r);
 }
 
+/* Rows whose bytes are what lies at and behind those of the part. */
+static void write_rows(ring_writer *w, const part *part, uint64_t most) {
+    uint64_t count = ring_rows(w, part->payload_length);
+    ring_write_rows(w, part, count < most ? count : most);
+}
+
 static void publish(const ring_view *view, const part *part) {
     ring_writer w;
     if (ring_writer_open(&w, view) != RING_OK)
         return;
     for (int i = 0; i < 20 && ring_reserve(&w, part->payload_length) == RING_OK; i++) {
-        ring_write(&w, part);
+        if (i % 4)
+            ring_write(&w, part);
+        else
+            write_rows(&w, part, ROWS);
         if (i % 3)
             ring_commit(&w);
     }
@@ -297,7 +326,7 @@ static uint64_t chance(void) { /* splitmix64 */
     return z ^ z >> 31;
 }
 
-/* An image with everything in it: laps, padding, headers, a reader that is behind, one that is lapped, losses. */
+/* An image with everything in it: laps, padding, headers, rows, a reader that is behind, one that is lapped, losses. */
 static void healthy_broadcast(unsigned char *image, uint64_t start) {
     ring_view view;
     ring_writer w;
@@ -321,6 +350,9 @@ static void healthy_broadcast(unsigned char *image, uint64_t start) {
         if (ring_reserve(&w, 8 + part.payload_length) != RING_OK)
             break;
         ring_write(&w, &part);
+        part.headers_length = 0;
+        if (i % 7 == 0 && ring_reserve(&w, part.payload_length) == RING_OK)
+            write_rows(&w, &part, ROWS);
         ring_commit(&w);
         if (i > 10 && ring_peek(&r, &record) == RING_OK)
             ring_advance(&r, &record);
@@ -350,7 +382,7 @@ static void healthy_work(unsigned char *image, uint64_t first) {
 
 static uint64_t absurd(uint64_t old, uint64_t other) {
     static const uint64_t values[] = {0, 1, 8, 24, CAPACITY, CAPACITY - 8, 1ull << 32, 1ull << 48, 1ull << 63, ~0ull};
-    switch (chance() % 8) {
+    switch (chance() % 9) {
     case 0:
         return values[chance() % (sizeof(values) / sizeof(values[0]))];
     case 1:
@@ -363,6 +395,9 @@ static uint64_t absurd(uint64_t old, uint64_t other) {
         return other;
     case 5:
         return (chance() % 1200) | (chance() % 4) << 32 | (chance() & 1 ? 8ull << 48 : 0); /* a record's second word */
+    case 7: /* the same of a row, which says that others follow */
+        return (old & 0xffffffffffull) | (uint64_t)RECORD_RUN << 40 |
+               (chance() & 1 ? chance() % 2 * ROWS : chance()) << 48;
     case 6:
         return (old & ~(7ull << 36)) | (chance() % 5) << 36; /* a claim in another state */
     default:
