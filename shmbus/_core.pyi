@@ -440,7 +440,7 @@ class Parcel:
 
     def __len__(self) -> int: ...
     def unseal(self) -> None:
-        """The event is not published: its loans are writable again."""
+        """The event is not published: its loans are writable again, unless another event has them."""
 
 class Packing:
     """An event that is encoded, and whose buffers have yet to find room in the pool."""

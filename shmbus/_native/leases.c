@@ -221,14 +221,6 @@ bool lease_has(const Lease *self, const Py_buffer *view, uint64_t *offset) {
            (uint64_t)view->len <= self->slip.length - (at - from);
 }
 
-/* Nothing is written through new buffers of it from now on; into `sealed`, if that is new. */
-int lease_seal(Lease *self, PyObject *sealed) {
-    if (!self->writable)
-        return 0;
-    self->writable = false;
-    return PyList_Append(sealed, (PyObject *)self);
-}
-
 static PyObject *setflags_name; /* a seventh of what `flags.writeable = False` takes */
 
 static int set_flags(PyObject *array, PyObject *writable) {
@@ -257,16 +249,21 @@ static int seal_view(PyObject *view, PyObject *sealed) {
     return set_flags(view, Py_False) < 0 ? -1 : PyList_Append(sealed, view);
 }
 
-/* From a view to the loan that it lies in: all of them are read-only from now on. */
-int lease_seal_views(PyObject *view, bool writable, PyObject *sealed) {
+/* An event that is on its way has it: nothing is written from now on through new buffers of it, nor through those from this
+ * view to the loan. To be undone by lease_unseal, also where this fails. */
+int lease_seal(Lease *self, PyObject *view, bool writable) {
     PyObject *base;
     int found = 1;
+    self->seals++;
+    self->writable = false;
+    if (!self->sealed && !(self->sealed = PyList_New(0)))
+        return -1;
     for (Py_INCREF(view); found > 0; view = base, writable = true) {
         base = NULL;
         if (Py_TYPE(view) == lease_type)
             found = 0;
         else if (writable)
-            found = seal_view(view, sealed) < 0 ? -1 : 1;
+            found = seal_view(view, self->sealed) < 0 ? -1 : 1;
         if (found > 0)
             found = base_of(view, &base);
         Py_DECREF(view);
@@ -274,20 +271,30 @@ int lease_seal_views(PyObject *view, bool writable, PyObject *sealed) {
     return found;
 }
 
-/* Makes what was sealed writable again, an array if `arrays`, or a loan or memoryview, on which arrays hang: unless its bytes are
- * published with another event. NumPy sees to that itself. */
-void lease_unseal(PyObject *view, bool arrays) {
-    bool loan = Py_TYPE(view) == lease_type, hangs = !loan && !PyMemoryView_Check(view);
-    Lease *found = loan ? (Lease *)Py_NewRef(view) : NULL;
-    if (hangs == arrays && (hangs ? set_flags(view, Py_True) : loan ? 0 : lease_of(NULL, view, &found)) < 0)
+/* Makes writable again what was sealed, a memoryview, or an array if `arrays`: NumPy asks on what an array hangs. */
+static void unseal_view(PyObject *view, bool arrays) {
+    if (PyMemoryView_Check(view) == arrays)
+        return;
+    if (arrays && set_flags(view, Py_True) < 0)
         PyErr_Clear();
-    if (!arrays && loan)
-        found->writable = !found->shipped;
 #ifndef Py_LIMITED_API
-    else if (!arrays && !hangs && found && !found->shipped)
+    if (!arrays)
         PyMemoryView_GET_BUFFER(view)->readonly = 0;
 #endif
-    Py_XDECREF((PyObject *)found);
+}
+
+/* One of those events is published, or given up. After the last of them all is as it was, if none was published. */
+void lease_unseal(Lease *self) {
+    if (--self->seals)
+        return;
+    PyObject *sealed = self->sealed;
+    Py_ssize_t count = sealed && !self->shipped ? PyList_Size(sealed) : 0;
+    self->sealed = NULL;
+    self->writable = !self->shipped;
+    for (int arrays = 0; arrays < 2; arrays++)
+        for (Py_ssize_t i = 0; i < count; i++)
+            unseal_view(PyList_GetItem(sealed, i), arrays);
+    Py_XDECREF(sealed);
 }
 
 static PyMemberDef lease_members[] = {{"writable", T_BOOL, offsetof(Lease, writable), READONLY, NULL},

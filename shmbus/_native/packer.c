@@ -239,10 +239,12 @@ static int seal(const Packing *self, Parcel *parcel) {
         const piece *one = &self->pieces[i];
         if (!one->lease || one->laid)
             continue;
-        if (!parcel->sealed && !(parcel->sealed = PyList_New(0)))
+        if (!parcel->loan && !(parcel->loan = PyMem_Malloc(self->count * sizeof(Lease *)))) {
+            PyErr_NoMemory();
             return -1;
-        if (lease_seal_views(one->source, !one->view.readonly, parcel->sealed) < 0 ||
-            lease_seal(one->lease, parcel->sealed) < 0)
+        }
+        parcel->loan[parcel->loans++] = (Lease *)Py_NewRef((PyObject *)one->lease);
+        if (lease_seal(one->lease, one->source, !one->view.readonly) < 0)
             return -1;
     }
     return 0;

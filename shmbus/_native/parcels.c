@@ -118,16 +118,13 @@ int parcel_make(Pool *pool, uint64_t small, const piece *pieces, unsigned count,
     return status;
 }
 
-/* Makes writable again what was sealed for an event that is not published after all: loans first, on which arrays hang. */
+/* The event is out, or given up: its loans are writable again unless it, or another, has them. */
 static void unseal(Parcel *self) {
-    PyObject *sealed = self->sealed;
-    Py_ssize_t count = sealed && !self->sent ? PyList_Size(sealed) : 0;
-    self->sealed = NULL;
-    for (Py_ssize_t i = 0; i < count; i++)
-        lease_unseal(PyList_GetItem(sealed, i), false);
-    for (Py_ssize_t i = 0; i < count; i++)
-        lease_unseal(PyList_GetItem(sealed, i), true);
-    Py_XDECREF(sealed);
+    while (self->loans) {
+        Lease *one = self->loan[--self->loans];
+        lease_unseal(one);
+        Py_DECREF((PyObject *)one);
+    }
 }
 
 /* unseal(): the event is not published. */
@@ -139,7 +136,7 @@ static PyObject *parcel_unseal(PyObject *object, PyObject *unused) {
 
 static void parcel_dealloc(PyObject *object) {
     Parcel *self = (Parcel *)object;
-    if (self->sealed) {
+    if (self->loans) {
         PyObject *error = PyErr_Occurred() ? error_take() : NULL;
         unseal(self);
         if (error)
@@ -149,6 +146,7 @@ static void parcel_dealloc(PyObject *object) {
         if (self->pool->fork_generation == fork_generation)
             pool_unuse(self->pool, self->block[i]);
     PyMem_Free(self->block);
+    PyMem_Free(self->loan);
     Py_XDECREF((PyObject *)self->pool);
     Py_XDECREF(self->bytes);
     object_free(object);

@@ -54,16 +54,17 @@ struct Lease { /* the bytes of one extent, for as long as anything refers to the
     bool owned;      /* a copy */
     bool loan;       /* of the publisher: it counts among `uses` */
     bool writable;
-    bool shipped; /* with an event that was published: nothing makes it writable again */
+    bool shipped;     /* with an event that was published: nothing makes it writable again */
+    unsigned seals;   /* by events that are on their way: read-only until the last of them is given up */
+    PyObject *sealed; /* list of the views of it that they made read-only; NULL while there are no seals */
 };
 
 typedef struct Parcel { /* a payload whose buffers lie in the pool, until it is sent or given up */
     PyObject_HEAD Pool *pool;
     PyObject *bytes;
-    PyObject *sealed; /* list of loans, and views of them, that became read-only for it; NULL: none did */
+    Lease **loan; /* what it has sealed */
     uint64_t small;
-    bool sent;
-    unsigned blocks;
+    unsigned loans, blocks;
     uint64_t *block; /* NULL once they are a shipment's */
 } Parcel;
 
@@ -91,9 +92,8 @@ bool pool_publishes(const Pool *self);
 int pool_take(Pool *self, uint64_t length, slip *out);
 int pool_lend(Pool *self, uint64_t length, Lease **out);
 bool lease_has(const Lease *self, const Py_buffer *view, uint64_t *offset);
-int lease_seal(Lease *self, PyObject *sealed);
-int lease_seal_views(PyObject *view, bool writable, PyObject *sealed);
-void lease_unseal(PyObject *view, bool arrays);
+int lease_seal(Lease *self, PyObject *view, bool writable);
+void lease_unseal(Lease *self);
 int lease_of(const Pool *pool, PyObject *view, Lease **loan);
 int parcel_make(Pool *pool, uint64_t small, const piece *pieces, unsigned count, PyObject *body, Parcel **out);
 RARE int parcel_part(PyObject *payload, part *out);

@@ -237,10 +237,8 @@ void parcel_ship(Producer *self, PyObject *payload) {
     Parcel *parcel = (Parcel *)payload;
     Pool *pool = parcel->pool;
     shipment *one = NULL;
-    parcel->sent = true;
-    for (unsigned i = 0; parcel->block && i < parcel->blocks; i++)
-        if (pool->live[parcel->block[i]])
-            pool->live[parcel->block[i]]->shipped = true;
+    for (unsigned i = 0; i < parcel->loans; i++)
+        parcel->loan[i]->shipped = true;
     if (!parcel->blocks || !parcel->block || !pool->ring)
         return;
     size_t room = sizeof(shipment) + self->group_count * sizeof(owed_group);
