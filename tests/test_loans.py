@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
-from frames import MIB
+from frames import MIB, used
 
 import shmbus
 
@@ -168,3 +168,46 @@ def test_a_publish_within_publish_now(bus_name: str, inner: str) -> None:
                 pub.publish_now(Wrapped(1, Held(), np.zeros(50000, np.uint8)))
             assert isinstance(results[1], int)
         assert held.flags.writeable
+
+
+@pytest.mark.parametrize(("count", "items"), [(300, 250), (3000, 9), (40, 250)], ids=["long", "many", "few"])
+def test_small_arrays_that_a_record_has_no_room_for(bus_name: str, count: int, items: int) -> None:
+    """However many small arrays an event has, it is bounded by the pool: whoever copies or looks gets each, aligned."""
+    topic = shmbus.Topic("small", list[npt.NDArray[np.float64]], pool=MIB, capacity=1 << 18 if count == 40 else 1 << 20)
+    sent = [np.full(items if number % 7 else 0, number, np.float32).astype(np.float64)[:125] for number in range(count)]
+    with (
+        shmbus.Bus(bus_name) as bus,
+        bus.subscriber(topic) as looks,
+        bus.subscriber(topic, mode="lossy") as copies,
+        bus.worker(topic, group="g") as worker,
+        bus.publisher(topic, on_full="raise") as pub,
+    ):
+        for _ in range(2):  # seen, and known
+            pub.publish(sent)
+            for receiver in (looks, copies):
+                got = receiver.receive(timeout=5)
+                assert all(np.array_equal(a, b) and a.flags.aligned for a, b in zip(got, sent, strict=True))
+            message = next(worker.messages())
+            assert all(np.array_equal(a, b) for a, b in zip(message.event, sent, strict=True))
+            message.ack()
+        del got, message
+        for receiver in (looks, copies):
+            with pytest.raises(shmbus.Empty):
+                receiver.receive(timeout=0)  # what it had is behind it
+        assert used(bus) == 0
+
+
+def test_small_arrays_wait_for_the_pool(bus_name: str) -> None:
+    """Small arrays that go to the pool wait for room there, or are too large for it, as long ones do."""
+    topic = shmbus.Topic("small", list[npt.NDArray[np.uint8]], pool=128 * 1024, capacity=1 << 16)
+    sent = [np.full(1000, number, np.uint8) for number in range(80)]
+    with shmbus.Bus(bus_name) as bus, bus.subscriber(topic) as sub, bus.publisher(topic, on_full="raise") as pub:
+        loan: Any = pub.empty(100_000)
+        for _ in range(2):
+            with pytest.raises(shmbus.Full):
+                pub.publish(sent)
+        with pytest.raises(shmbus.EventTooLargeError, match="pool"):
+            pub.publish(sent * 2)
+        del loan
+        pub.publish(sent)
+        assert all(np.array_equal(a, b) for a, b in zip(sub.receive(timeout=5), sent, strict=True))

@@ -27,11 +27,12 @@ typedef struct seen { /* the kind of an array, and what stands for it in its eve
 typedef struct Packer {
     PyObject_HEAD Pool *pool;
     PyObject *encode, *wait;
-    PyObject *ndarray;     /* NumPy's class, once an array was seen */
-    PyObject *known;       /* {(number, dtype, shape): extension} of such arrays */
-    PyObject *shapes;      /* {(shape, dtype): (class, sides, dtype, bytes)} of what `lend` was asked for */
-    seen last[KINDS];      /* of them, by their number */
-    uint64_t small, spill; /* bytes up to which a buffer goes into the ring, and past which the event itself does not */
+    PyObject *ndarray; /* NumPy's class, once an array was seen */
+    PyObject *known;   /* {(number, dtype, shape): extension} of such arrays */
+    PyObject *shapes;  /* {(shape, dtype): (class, sides, dtype, bytes)} of what `lend` was asked for */
+    seen last[KINDS];  /* of them, by their number */
+    record_room room;
+    uint64_t spill; /* bytes past which the encoded event goes into the pool */
 } Packer;
 
 typedef struct Packing {                 /* an event that is encoded, and its buffers, which have yet to find room */
@@ -69,7 +70,7 @@ static int make_room(Packing *self) {
 static int add_piece(Packing *packing, PyObject *source, PyObject *view, uint64_t length, Py_buffer *bytes) {
     piece one = {.length = length};
     int status = 0;
-    if (length > packing->packer->small)
+    if (length > packing->packer->room.small)
         status = lease_of(packing->packer->pool, view, &one.lease);
     if (status == 0 && one.lease) {
         Py_buffer *seen = bytes ? bytes : &one.view;
@@ -192,7 +193,7 @@ static int look_at(Packer *packer, piece *one) {
         if (one->view.obj && PyBuffer_IsContiguous(&one->view, 'C') && (uint64_t)one->view.len == one->length)
             return 0;
         PyBuffer_Release(&one->view);
-        if (one->length > packer->small)
+        if (one->length > packer->room.small)
             return 0;
         PyObject *flat = again ? NULL : PyObject_CallMethod((PyObject *)packer, "_flat", "(O)", one->source);
         if (again)
@@ -257,7 +258,7 @@ static int make_parcel(Packing *self, unsigned count, PyObject *body, Parcel **o
         if (!self->pieces[i].lease && !self->pieces[i].view.obj)
             status = lay(self, &self->pieces[i]);
     if (status == RING_OK)
-        status = parcel_make(self->packer->pool, self->packer->small, self->pieces, count, body, out);
+        status = parcel_make(self->packer->pool, &self->packer->room, self->pieces, count, body, out);
     if (status == RING_OK && (write_laid(self) < 0 || seal(self, *out) < 0))
         status = POOL_ERROR;
     if (status != RING_OK) {
@@ -365,12 +366,16 @@ static PyObject *packer_lend(PyObject *object, PyObject *const *args, Py_ssize_t
 static PyObject *packing_wanted(PyObject *object, void *unused) {
     (void)unused;
     const Packing *self = (Packing *)object;
-    uint64_t length = self->body ? (uint64_t)PyBytes_Size(self->body) : 0, blocks = 0;
-    if (length > self->packer->spill)
+    uint64_t length = self->body ? (uint64_t)PyBytes_Size(self->body) : 0, blocks = 0, inner;
+    bool spills = length > self->packer->spill;
+    if (spills)
         blocks += pool_blocks(length);
     for (unsigned i = 0; i < self->count; i++)
-        if (!self->pieces[i].lease && self->pieces[i].length > self->packer->small)
+        if (!self->pieces[i].lease && self->pieces[i].length > self->packer->room.small)
             blocks += pool_blocks(self->pieces[i].length);
+    uint64_t shared = parcel_shared(&self->packer->room, self->pieces, self->count, self->count + spills,
+                                    spills ? 0 : length, &inner);
+    blocks += shared ? pool_blocks(shared) : 0;
     return PyLong_FromUnsignedLongLong(blocks * POOL_BLOCK);
 }
 
@@ -398,7 +403,7 @@ static int packer_init(PyObject *object, PyObject *args, PyObject *kwargs) {
     self->pool = (Pool *)Py_NewRef(pool);
     self->known = PyDict_New();
     self->shapes = PyDict_New();
-    self->small = small;
+    self->room = (record_room){small, spill * 2 - spill / 4}; /* an eighth is left for headers */
     self->spill = spill;
     return self->known && self->shapes ? 0 : -1;
 }

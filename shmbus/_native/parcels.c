@@ -5,7 +5,8 @@
  *   | count | slips, 32 bytes each| small buffers   | encoded event|    SLIP_BODY in the count: the event itself is
  *   +-------+---------------------+-----------------+--------------+    the last slip, and nothing follows
  *
- * A Parcel is made by a publisher (packer.c), and gives its extents back unless it is sent. */
+ * Small buffers that would make a record too long share an extent. A Parcel is made by a publisher (packer.c), and gives its
+ * extents back unless it is sent. */
 #include "pools.h"
 
 PyTypeObject *parcel_type;
@@ -13,8 +14,6 @@ PyTypeObject *parcel_type;
 /* ---- out ---- */
 
 static bool is_inner(const piece *piece, uint64_t small) { return !piece->lease && piece->length <= small; }
-
-static bool is_copied(const piece *piece, uint64_t small) { return !piece->lease && piece->length > small; }
 
 static void remember(Parcel *self, const slip *one) {
     self->block[self->blocks++] = one->block;
@@ -35,23 +34,50 @@ static int place(Parcel *self, const piece *piece, slip *out) {
     return status;
 }
 
-/* Writes the record, and finds room for what is to be copied: RING_OK, RING_FULL, POOL_ERROR. */
-static int fill(Parcel *self, const piece *pieces, unsigned count, PyObject *body) {
-    uint64_t small = self->small, inner = 0, head = count | (body ? 0 : SLIP_BODY);
+static uint64_t aligned(uint64_t bytes) { return (bytes + 15) & ~(uint64_t)15; } /* for any dtype */
+
+/* Bytes of the extent that the small buffers share; 0: they fit into the record, which takes so many of them. */
+uint64_t parcel_shared(const record_room *room, const piece *pieces, unsigned count, uint64_t slips, uint64_t tail,
+                       uint64_t *inner) {
+    uint64_t shared = 0;
+    *inner = 0;
     for (unsigned i = 0; i < count; i++)
-        inner += is_inner(&pieces[i], small) ? pieces[i].length : 0;
+        if (is_inner(&pieces[i], room->small)) {
+            *inner += pieces[i].length;
+            shared += aligned(pieces[i].length);
+        }
+    if (8 + slips * sizeof(slip) + *inner + tail <= room->most)
+        return 0;
+    *inner = 0;
+    return shared;
+}
+
+/* Writes the record, and finds room for what is to be copied: RING_OK, RING_FULL, POOL_ERROR. */
+static int fill(Parcel *self, const record_room *room, const piece *pieces, unsigned count, PyObject *body) {
+    uint64_t inner, head = count | (body ? 0 : SLIP_BODY);
     uint64_t slips = 8 + count * sizeof(slip), tail = body ? (uint64_t)PyBytes_Size(body) : 0;
+    uint64_t shared = parcel_shared(room, pieces, count, count, tail, &inner);
+    slip side = {0};
     self->bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(slips + inner + tail));
     self->block = PyMem_Calloc(count, sizeof(uint64_t));
     if (!self->bytes || !self->block) {
         PyErr_NoMemory();
         return POOL_ERROR;
     }
+    if (shared) {
+        int status = pool_take(self->pool, shared, &side);
+        if (status != RING_OK)
+            return status;
+        remember(self, &side);
+    }
     unsigned char *start = (unsigned char *)PyBytes_AsString(self->bytes), *at = start + slips;
     memcpy(start, &head, 8);
     for (unsigned i = 0; i < count; i++) {
         slip one = {SLIP_INLINE, 0, (uint64_t)(at - start), pieces[i].length};
-        if (is_inner(&pieces[i], small)) {
+        if (is_inner(&pieces[i], room->small) && shared && one.length) {
+            one = (slip){side.block, side.generation, side.offset, one.length};
+            side.offset += aligned(one.length);
+        } else if (is_inner(&pieces[i], room->small)) {
             memcpy(at, pieces[i].view.buf, one.length);
             at += one.length;
         } else {
@@ -68,29 +94,34 @@ static int fill(Parcel *self, const piece *pieces, unsigned count, PyObject *bod
 
 #define LONG_COPY (64u << 10) /* bytes past which other threads run meanwhile; a switch costs as much as 1 KiB */
 
-/* Copies a buffer into the runs of its extent: false if somebody writes into our table. */
+/* Copies a buffer to where it is in the runs of an extent: false if somebody writes into our table. */
 static bool copy_in(const pool_view *view, const unsigned char *from, const slip *to) {
-    uint64_t block = to->block, left = to->length;
+    uint64_t block = to->block, before = to->offset, left = to->length;
     for (run run; left && pool_next_run(view, &block, &run);) {
-        uint64_t some = run.blocks * POOL_BLOCK < left ? run.blocks * POOL_BLOCK : left;
-        memcpy(view->data + run.block * POOL_BLOCK, from, some);
-        from += some, left -= some;
+        uint64_t bytes = run.blocks * POOL_BLOCK, skipped = before < bytes ? before : bytes;
+        uint64_t some = bytes - skipped < left ? bytes - skipped : left;
+        memcpy(view->data + run.block * POOL_BLOCK + skipped, from, some);
+        before -= skipped, from += some, left -= some;
     }
     return !left;
 }
 
+static slip slip_of(const Parcel *self, unsigned i) {
+    slip one;
+    memcpy(&one, PyBytes_AsString(self->bytes) + 8 + i * sizeof(slip), sizeof(one));
+    return one;
+}
+
 /* Copies what is neither in the record nor in a lease. */
 static int write_copies(Parcel *self, const piece *pieces, unsigned count) {
-    const unsigned char *slips = (unsigned char *)PyBytes_AsString(self->bytes) + 8;
     uint64_t total = 0;
     bool done = true;
     for (unsigned i = 0; i < count; i++)
-        total += is_copied(&pieces[i], self->small) ? pieces[i].length : 0;
+        total += pieces[i].lease || slip_of(self, i).block == SLIP_INLINE ? 0 : pieces[i].length;
     PyThreadState *others = total > LONG_COPY ? PyEval_SaveThread() : NULL;
     for (unsigned i = 0; total && i < count; i++) {
-        slip one;
-        memcpy(&one, slips + i * sizeof(slip), sizeof(one));
-        if (is_copied(&pieces[i], self->small))
+        slip one = slip_of(self, i);
+        if (!pieces[i].lease && one.block != SLIP_INLINE)
             done = done && copy_in(&self->pool->view, pieces[i].view.buf, &one);
     }
     if (others)
@@ -101,14 +132,14 @@ static int write_copies(Parcel *self, const piece *pieces, unsigned count) {
 }
 
 /* A payload with `count` buffers, whose bytes are in a lease, or in C order in their view: RING_OK; RING_FULL, and nothing has
- * changed; POOL_ERROR. Up to `small` bytes go into the record. Without a body that is the last of the buffers. */
-int parcel_make(Pool *pool, uint64_t small, const piece *pieces, unsigned count, PyObject *body, Parcel **out) {
+ * changed; POOL_ERROR. Small ones go into the record while it has room. Without a body that is the last of the buffers. */
+int parcel_make(Pool *pool, const record_room *room, const piece *pieces, unsigned count, PyObject *body,
+                Parcel **out) {
     Parcel *self = (Parcel *)PyType_GenericAlloc(parcel_type, 0);
     if (!self)
         return POOL_ERROR;
     self->pool = (Pool *)Py_NewRef((PyObject *)pool);
-    self->small = small;
-    int status = fill(self, pieces, count, body);
+    int status = fill(self, room, pieces, count, body);
     if (status == RING_OK)
         status = write_copies(self, pieces, count);
     if (status == RING_OK)

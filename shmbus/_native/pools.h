@@ -63,7 +63,6 @@ typedef struct Parcel { /* a payload whose buffers lie in the pool, until it is 
     PyObject_HEAD Pool *pool;
     PyObject *bytes;
     Lease **loan; /* what it has sealed */
-    uint64_t small;
     unsigned loans, blocks;
     uint64_t *block; /* NULL once they are a shipment's */
 } Parcel;
@@ -75,6 +74,11 @@ typedef struct piece { /* one buffer of an event on its way out */
     uint64_t length, offset;
     bool laid; /* the lease is ours, to be written */
 } piece;
+
+typedef struct record_room { /* of an event with buffers */
+    uint64_t small;          /* bytes up to which a buffer goes into its record */
+    uint64_t most;           /* of slips, such buffers and encoded event together */
+} record_room;
 
 #define POOL_WANTED 5 /* a status: the record has extents, and we have no pool */
 #define POOL_ERROR (-3)
@@ -95,7 +99,9 @@ bool lease_has(const Lease *self, const Py_buffer *view, uint64_t *offset);
 int lease_seal(Lease *self, PyObject *view, bool writable);
 void lease_unseal(Lease *self);
 int lease_of(const Pool *pool, PyObject *view, Lease **loan);
-int parcel_make(Pool *pool, uint64_t small, const piece *pieces, unsigned count, PyObject *body, Parcel **out);
+int parcel_make(Pool *pool, const record_room *room, const piece *pieces, unsigned count, PyObject *body, Parcel **out);
+uint64_t parcel_shared(const record_room *room, const piece *pieces, unsigned count, uint64_t slips, uint64_t tail,
+                       uint64_t *inner);
 RARE int parcel_part(PyObject *payload, part *out);
 RARE void parcel_ship(Producer *self, PyObject *payload);
 void shipping_clear(Pool *pool);
