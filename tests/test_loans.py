@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import suppress
 from typing import Any
 
@@ -211,3 +212,25 @@ def test_small_arrays_wait_for_the_pool(bus_name: str) -> None:
         del loan
         pub.publish(sent)
         assert all(np.array_equal(a, b) for a, b in zip(sub.receive(timeout=5), sent, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["subscriber", "worker"])
+def test_messages_that_are_let_go(bus_name: str, kind: str) -> None:
+    """An iterator over messages keeps no views of the one that it gave last, nor does one that nobody has any more."""
+    topic = shmbus.Topic("frames", np.ndarray, pool=MIB)
+    with shmbus.Bus(bus_name) as bus, bus.publisher(topic) as pub:
+        receiver: Any = bus.subscriber(topic) if kind == "subscriber" else bus.worker(topic, group="g")
+        with receiver:
+            lasting = receiver.messages()
+            gc.disable()
+            try:
+                for messages in (lasting, lasting, receiver.messages()):
+                    pub.publish(np.zeros(5000))
+                    message = next(messages)
+                    assert message.event.nbytes == 40000
+                    if kind == "worker":
+                        message.ack()
+                    del message, messages
+                    assert not bus.stats().publishers[0].viewers
+            finally:
+                gc.enable()

@@ -50,6 +50,7 @@ class Messages(Iterator[M], AsyncIterator[M]):
 
     def _run(self) -> Iterator[M]:
         core, make = self._receiver._as_core(), self._make
+        views = core.topic.pool > 0
         while not core.closed:
             try:
                 found = core._next_message()
@@ -59,4 +60,7 @@ class Messages(Iterator[M], AsyncIterator[M]):
                 raise
             if found is _core.NOTHING:
                 return
-            yield make(found)
+            if views:
+                yield (make(found), found := None)[0]  # a frame that waits for the next keeps none of the last
+            else:
+                yield make(found)
