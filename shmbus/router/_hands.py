@@ -103,7 +103,10 @@ class ThreadHands:
             self._stuck(delivery, seconds)
             raise TimeoutError(f"{delivery.handler} takes more than {seconds:g} s") from None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it leads to this frame, and that to the event
         return value
 
     def publish(self, topic: Topic[Any], event: Any, headers: dict[str, Any] | None) -> int | None:

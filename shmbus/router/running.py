@@ -139,6 +139,7 @@ class Running:
                 with _told(route):
                     for message in handle.messages():
                         self._handle(route, message, run)
+                        del message  # who waits for the next keeps no views of this one
             self._news.put(None)
         except BaseException as error:
             self._news.put(_unless_ended(handle, error))
@@ -158,6 +159,7 @@ class Running:
                 settle(delivery, judge(delivery, error))
         finally:
             self._ended(delivery, token, error)
+            del error  # it leads to this frame, and that to the event
 
     def _begin_tasks(self, route: Route, handle: Opened) -> None:
         hands = self._loop_hands.emitter(route.to) if isinstance(route, WorkerRoute) else self._loop_hands
@@ -180,6 +182,7 @@ class Running:
                 with _told(route):
                     async for message in handle.messages():
                         await self._ahandle(route, message, run)
+                        del message
             self._news.put(None)
         except BaseException as error:
             self._news.put(_unless_ended(handle, error))
@@ -199,6 +202,7 @@ class Running:
                 await asettle(delivery, judge(delivery, error))
         finally:
             self._ended(delivery, token, error)
+            del error  # it leads to this frame, and that to the event
 
     def _began(self, route: Route, message: Any) -> tuple[Delivery[Any], Token[Delivery[Any] | None]]:
         delivery = route.delivery(message)
