@@ -113,13 +113,20 @@ class Poison:
         try:
             return (yield)
         except Exception as error:
-            cause = error.__cause__ if isinstance(error, Reject) and isinstance(error.__cause__, Exception) else error
-            if not isinstance(cause, self.on):
+            told = self._told(delivery, error)
+            if told is None:
                 raise
-            trace = "".join(traceback.format_exception(cause))[-MAX_TRACEBACK:]
-            _log.warning("%s, event %s: poisoned: %s", delivery.handler, delivery.id, described(cause))
-        yield self._letter(delivery, described(cause), trace)
+        yield self._letter(delivery, *told)
         return None
+
+    def _told(self, delivery: Delivery[Any], error: Exception) -> tuple[str, str] | None:
+        """Reason and traceback; None for an error of another kind. Not where it was caught: it leads to that frame."""
+        cause = error.__cause__ if isinstance(error, Reject) and isinstance(error.__cause__, Exception) else error
+        if not isinstance(cause, self.on):
+            return None
+        reason = described(cause)
+        _log.warning("%s, event %s: poisoned: %s", delivery.handler, delivery.id, reason)
+        return reason, "".join(traceback.format_exception(cause))[-MAX_TRACEBACK:]
 
     def _letter(self, delivery: Delivery[Any], reason: str, trace: str) -> Publish:
         if self.topic.type is Poisoned:

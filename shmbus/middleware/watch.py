@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_origin
 
 import msgspec
 
@@ -15,6 +15,8 @@ from shmbus.errors import ConfigError
 from shmbus.middleware.protocol import Redeliver, Reject, described
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shmbus.middleware.protocol import Delivery, Steps
 
 CORRELATION: Final = "correlation-id"
@@ -93,24 +95,45 @@ class Validate:
     """
 
     def __init__(self, type: Any = None) -> None:
+        self._decoders: dict[int, Callable[[bytes], Any]] = {}
+        self._type: Final = type
         try:
-            self._strict = None if type is None else msgspec.msgpack.Decoder(type).decode
+            if type is not None:
+                self._decoder(type)
         except TypeError as error:
             raise ConfigError(f"msgspec cannot validate this: type={type!r}: {error}") from error
-        self._decoders: dict[Any, Any] = {}
 
     def __call__(self, delivery: Delivery[Any]) -> Steps:
         """See Middleware."""
         try:
-            self._decoder(delivery.type)(msgspec.msgpack.encode(delivery.event))
+            self._check(delivery.type if self._type is None else self._type, delivery.event)
         except (msgspec.MsgspecError, TypeError, UnicodeEncodeError) as error:
             raise Reject(f"invalid: {error}") from error
         return (yield)
 
-    def _decoder(self, type: Any) -> Any:
-        if self._strict is not None:
-            return self._strict
+    def _check(self, expected: Any, event: Any) -> None:
+        apart: list[Any] = []  # what msgspec does not know, arrays say: looked at by its class
+
+        def aside(value: Any) -> msgspec.msgpack.Ext:
+            apart.append(value)
+            return msgspec.msgpack.Ext(0, str(len(apart) - 1).encode())
+
+        encoded = msgspec.msgpack.encode(event, enc_hook=aside)
+        if not apart:
+            self._decoder(expected)(encoded)
+        else:
+            msgspec.msgpack.decode(
+                encoded, type=expected, dec_hook=_known, ext_hook=lambda _, number: apart[int(bytes(number))]
+            )
+
+    def _decoder(self, type: Any) -> Callable[[bytes], Any]:
         found = self._decoders.get(id(type))
         if found is None:
             found = self._decoders[id(type)] = msgspec.msgpack.Decoder(type).decode
         return found
+
+
+def _known(expected: Any, value: Any) -> Any:
+    if not isinstance(value, get_origin(expected) or expected):
+        raise TypeError(f"expected {expected}, got {type(value).__name__}")
+    return value

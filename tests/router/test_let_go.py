@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from frames import MIB, used
-from routes import Failure, running
+from frames import MIB, Frame, used
+from routes import Failure, depth, running
 from support import eventually
 
 import shmbus
@@ -29,11 +29,15 @@ def no_collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.parametrize("kind", ["thread", "timed", "task"])
+@pytest.mark.parametrize("kind", ["thread", "timed", "poison", "task"])
 @pytest.mark.parametrize("fails", [False, True], ids=["handled", "failed"])
 def test_views_of_what_was_handled(bus_name: str, no_collector: None, kind: str, fails: bool) -> None:
     """A router that waits for the next event keeps no views of those that it handled, nor of those that failed."""
-    router = shmbus.Router(middleware=[middleware.Timeout(60)] if kind == "timed" else [])
+    around: dict[str, list[Any]] = {
+        "timed": [middleware.Timeout(60)],
+        "poison": [middleware.Poison(shmbus.Topic("poison", middleware.Poisoned)), middleware.Validate()],
+    }
+    router = shmbus.Router(middleware=around.get(kind, []))
     seen: list[int] = []
 
     def handle(frame: Any) -> None:
@@ -59,3 +63,25 @@ def test_views_of_what_was_handled(bus_name: str, no_collector: None, kind: str,
             pub.publish(np.full(400_000, number, np.uint8))
         eventually(lambda: used(bus) == 0, lambda: f"nobody looks at any of them: {bus.stats().publishers}")
         assert seen == list(range(5))
+
+
+def test_validate_knows_arrays(bus_name: str) -> None:
+    """`Validate` looks at an event around its arrays, and at these by their class."""
+    topic = shmbus.Topic("any", Any, codec="pickle", pool=MIB)
+    handled: list[int] = []
+    router = shmbus.Router()
+
+    @router.worker(topic, group="viewers", max_deliver=1, middleware=[middleware.Validate(Frame)])
+    def view(event: Any) -> None:
+        handled.append(event.number)
+
+    images: list[Any] = [np.zeros(5000, np.uint8), np.zeros(5, np.uint8), "no array", 0, None]
+    with shmbus.Bus(bus_name) as bus, bus.publisher(topic) as pub, running(router, bus):
+        eventually(lambda: bus.stats().consumers, "the router has opened its worker")
+        for number, image in enumerate(images):
+            pub.publish(Frame(number, image))
+        pub.publish(Frame("no number", images[0]))  # type: ignore[arg-type]
+        eventually(lambda: depth(bus, "viewers") == 0, "all are settled")
+        assert handled == [0, 1]
+        rejected = next(c.rejected for c in bus.stats().consumers if c.name == "viewers")
+        assert rejected == 4
