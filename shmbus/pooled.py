@@ -161,8 +161,7 @@ class PooledPublisher(Publisher[T]):
 
     def _wait_for_pool(self, since: int) -> None:
         """Sleep until something in the pool may be free; raises Full at the timeout."""
-        if self._on_full != "block":
-            self._session.care()
+        self._session.care()  # who never waits must not be held up by the dead either
         self._block(False)
         try:
             self._full(0)  # raises the flag that consumers look at
@@ -182,6 +181,7 @@ class PooledPublisher(Publisher[T]):
 
     async def _await_room(self, since: int, again: bool) -> None:
         """The same in an event loop."""
+        self._session.care()
         self._block(True)
         try:
             left = BOUND if self._timeout is None else min(BOUND, since / 1e9 + self._timeout - time.monotonic())

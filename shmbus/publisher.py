@@ -169,6 +169,7 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
             found = put(True)
         if found is not _core.NOTHING:
             return found
+        self._session.care()  # who never waits must not be held up by the dead either
         since = time.monotonic_ns()
         timeout = self._patience()
         deadline = None if timeout is None else since / 1e9 + timeout
@@ -206,6 +207,7 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
                 break
             found = self._put(record, False, event)
         if found is _core.NOTHING:
+            self._session.care()
             _, slots, lines = self._full(len(payload))
             self._unblock(False)
             raise Full(self.topic.name, self._blocking(slots, lines))
@@ -326,8 +328,7 @@ class Publisher(Handle, Flushing, Growing, Lending, _core.Producer[T], Generic[T
         """
         if self._grow(length):
             return True
-        if self._on_full != "block":
-            self._session.care()  # who never waits must not be held up by the dead either
+        self._session.care()  # who never waits must not be held up by the dead either
         if self._on_full == "drop":
             return False
         self._block(False)

@@ -85,7 +85,6 @@ class Flushing:
                 again = True
                 if self.closed and _core.exiting():
                     await interpreter_ends()
-                self._session.care()
         finally:
             self._flushing(-1)
             self._unblock(True)
@@ -101,13 +100,13 @@ class Flushing:
         try:
             while missing := self._missing(owed, self._flushing(0)):
                 self._sleeper.sleep(self._nap(since, timeout, missing))
-                self._session.care()
         finally:
             self._flushing(-1)
             self._unblock(False)
 
     def _nap(self, since: int, timeout: float | None, missing: list[str]) -> float:
         """Seconds to sleep; raises FlushTimeoutError once there are none."""
+        self._session.care()  # whoever only looks must not be held up by the dead either
         left = NAP if timeout is None else min(NAP, since / 1e9 + timeout - time.monotonic())
         if left <= 0:
             raise FlushTimeoutError(self._entry.name, missing)

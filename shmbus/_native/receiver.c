@@ -181,8 +181,11 @@ PyObject *receiver_obtain(Receiver *self, call *c, receiver_take take, uint64_t 
     if (deadline && self->guard.cancelled)
         take = cancelled;
     PyObject *found = take_checked(self, take);
-    if (found == Nothing && !deadline)
+    if (found == Nothing && !deadline) {
         self->waited = true;
+        if (take != cancelled && wait_care(self) < 0)
+            Py_CLEAR(found);
+    }
     if (found != Nothing || !deadline)
         return leave(self, found);
     Py_DECREF(found);

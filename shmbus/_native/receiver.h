@@ -113,6 +113,7 @@ bool asker_ended(const asker *by);
 void asker_drop(asker *by);
 
 PyObject *wait_for(Receiver *self, receiver_take take, uint64_t deadline);
+int wait_care(Receiver *self);
 int wait_deadline(PyObject *timeout, uint64_t *deadline);
 PyObject *wait_bind(PyObject *object, PyObject *args);
 void wait_unbind(Receiver *self);

@@ -112,6 +112,9 @@ static int care(Receiver *self, uint64_t now) {
     return 0;
 }
 
+/* The same for a look that does not wait: who only ever polls looks after the bus too. */
+int wait_care(Receiver *self) { return self->waiting.parked ? care(self, monotonic_ns()) : 0; }
+
 /* Lets signal handlers run, which may use the handle, close it, or fork; no other thread may meanwhile. */
 static int attend(Receiver *self) {
     self->attending = PyThread_get_thread_ident();
@@ -125,11 +128,11 @@ static int attend(Receiver *self) {
 /* Waits once, at most until `deadline`: 1 to look again, 0 when that or the handle's end has come; -1. */
 static int wait_once(Receiver *self, uint64_t deadline) {
     uint64_t now = monotonic_ns();
-    if (ended(self) || now >= deadline || !self->waiting.parked)
+    if (ended(self) || !self->waiting.parked)
         return 0;
     if (care(self, now) < 0)
         return -1;
-    if (ended(self))
+    if (ended(self) || now >= deadline)
         return 0;
     uint64_t until = deadline - now > BOUND_NS ? now + BOUND_NS : deadline, budget = spin_for(&self->waiting);
     Py_BEGIN_ALLOW_THREADS;
