@@ -130,18 +130,23 @@ def _hand_over(said: _Said) -> None:
             logging.lastResort.handle(record)
     except Exception as error:
         if not sys.is_finalizing():
-            sys.unraisablehook(cast("Any", _Unraisable(error, said.logger)))
+            note = f"what listens to the logger {said.logger!r} failed"
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+            _Unraisable(error)
 
 
 class _Unraisable:
-    """What `sys.unraisablehook` is given."""
+    """Its end raises: `sys.unraisablehook` takes what only the interpreter can make."""
 
-    def __init__(self, error: Exception, logger: str) -> None:
-        self.exc_type = type(error)
-        self.exc_value = error
-        self.exc_traceback = error.__traceback__
-        self.err_msg = f"what listens to the logger {logger!r} failed"
-        self.object = None
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __del__(self) -> None:
+        try:
+            raise self._error
+        finally:
+            del self  # to which the traceback would refer
 
 
 class _Late:
