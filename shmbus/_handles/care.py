@@ -19,7 +19,14 @@ from shmbus._ledger import departures, overdue, policies, pools, reclaim, retire
 from shmbus._ledger.registry import mark_removed
 from shmbus._log import logger
 from shmbus._shm import cores, spawn
-from shmbus.errors import ClosedError, CorruptSegmentError, LockTimeoutError, ReclaimedError, ShmbusError
+from shmbus.errors import (
+    ClosedError,
+    CorruptSegmentError,
+    LockTimeoutError,
+    ReclaimedError,
+    ResourceLimitError,
+    ShmbusError,
+)
 
 if TYPE_CHECKING:
     from shmbus._handles.session import Session
@@ -41,6 +48,7 @@ class Care:
         self._next_spawn = 0.0
         self._processes = -1
         self._crowded = False
+        self._told = False
         self._seen: overdue.Seen = {}
         self._stalls: Final = policies.Stalls()
 
@@ -110,6 +118,10 @@ class Care:
                 self._see_to_the_stalled(document)
         except (LockTimeoutError, FileNotFoundError):
             pass  # at the next look
+        except ResourceLimitError as error:  # whoever waits has what it needs
+            if not self._told:
+                _log.warning("bus %s: this process cannot look after it: %s", self._session.bus, error)
+            self._told = True
 
     def _see_to_the_stalled(self, document: Document) -> None:
         """What the policy says of them, since this process looked first."""

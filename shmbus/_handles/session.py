@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from shmbus import _core
 from shmbus._handles.care import Care
+from shmbus._handles.late import NOT_NOW, Late
 from shmbus._ledger import members, pools, reclaim, room
 from shmbus._ledger.registry import LOCK_TIMEOUT, Registry
 from shmbus._log import logger
@@ -26,7 +26,7 @@ from shmbus._shm.failpoint import reach
 from shmbus._shm.lives import LockHeldError
 from shmbus._shm.rings import Rings
 from shmbus._shm.waker import Posts
-from shmbus.errors import ClosedError, ForkedError, LockTimeoutError, ReclaimedError, ShmbusError
+from shmbus.errors import ClosedError, ForkedError, LockTimeoutError, ReclaimedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,8 +59,7 @@ class Session:
         self.pid: Final = os.getpid()
         self.closed = False
         self._care: Final = Care(self)
-        self._late: Final[deque[Callable[[Change], None]]] = deque()
-        self._leaving_late = False
+        self._late: Final = Late(self)
         self._ending: Final = threading.Lock()
 
     @classmethod
@@ -284,6 +283,7 @@ class Session:
         Raises ClosedError when it is gone, and ReclaimedError when this process has lost its life.
         """
         self.check()
+        self._late.go_on()
         self._care.look()
 
     def supervised(self) -> bool:
@@ -301,7 +301,7 @@ class Session:
     # -- leaving
 
     def depart(self, leave: Callable[[Change], None]) -> None:
-        """Take something of ours off the document: now, or as soon as the lock is to be had.
+        """Take something of ours off the document: now, or as soon as the lock is to be had, and descriptors.
 
         A thread that holds the lock itself (a signal handler or finaliser came in between) does it when it lets go.
         Otherwise it is waited for a second, once however many leave, and then done by a thread of its own.
@@ -311,10 +311,8 @@ class Session:
                 leave(change)
         except LockHeldError:
             self.registry.lives.defer(lambda: self.depart(leave))
-        except LockTimeoutError:
-            self._late.append(leave)
-            if not self._leaving_late:
-                self._leaving_late = _start(self._depart_late)
+        except NOT_NOW:
+            self._late.add(leave)
         except (ClosedError, ForkedError, ReclaimedError):
             pass  # the bus, or our part in it, is gone, and with it what there was to leave
         except SystemExit:
@@ -324,24 +322,11 @@ class Session:
     def _patience(self) -> float:
         return 0.0 if self.registry.lives.held_up else LEAVE_TIMEOUT
 
-    def _depart_late(self) -> None:
-        while self._late and not self.closed:
-            try:
-                with self.locked() as change:
-                    while self._late:
-                        self._late[0](change)
-                        self._late.popleft()
-            except LockTimeoutError as error:
-                _log.warning("bus %s: handles cannot leave yet: %s", self.bus, error)
-            except (ClosedError, ForkedError, ReclaimedError):
-                break
-        self._leaving_late = False
-
     def close(self) -> None:
         """Leave the bus, with all that is still open; the last one to leave removes it, unless a group is owed events.
 
         Waits a second at most, and not at all where somebody of this process has just waited for that long: what was
-        not done then is reclaimed, as of the dead.
+        not done then is reclaimed, as of the dead, or done later, where this process takes part by another Bus too.
         """
         if self.closed or self.inherited or not self._ending.acquire(blocking=False):  # one thread of many does it
             self.closed = True
@@ -351,20 +336,21 @@ class Session:
         self.tell_supervisor()  # now too: once the bus is removed, its channel has no name to be opened by
         try:
             with self.registry.locked(self._patience()) as change:
-                self._leave(change)
+                self.leave(change)
         except LockHeldError:
-            self.registry.lives.defer(self._leave_late)
+            self.registry.lives.defer(self._late.close_now)
             later = True
-        except LockTimeoutError:  # where our byte is another Bus's too, it will not tell that we are gone
-            later = self.registry.lives.shared and _start(self._leave_late)
+        except NOT_NOW:
+            later = self._late.close()
         except ClosedError:  # removed under us: nothing is left to leave
             with suppress(ClosedError, LockTimeoutError):
                 reclaim.clear_away(self.registry)
         finally:
             if not later:
-                self._let_go()
+                self.let_go()
 
-    def _leave(self, change: Change) -> None:
+    def leave(self, change: Change) -> None:
+        """Take all of ours off the document, and remove the bus if that was all of it."""
         if not self.registry.removed:
             self._repair(change)
             mine = [c for c in change.document.consumers if c.participant == self.participant]
@@ -376,24 +362,9 @@ class Session:
                     self.wake_publishers(topic)
                 reclaim.remove_if_unused(change, self.rings)
 
-    def _leave_late(self) -> None:
-        try:
-            with self.registry.locked() as change:
-                self._leave(change)
-        except (ShmbusError, OSError) as error:
-            _log.warning("bus %s: left without taking leave: %s", self.bus, error)
-        self._let_go()
-
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Close what is this session's own; the last one of a process gives up its life."""
         self.tell_supervisor()
         spawn.reap(self.bus if self.registry.removed else "")
         self.posts.close()  # the bus segment stays mapped until the last handle, maybe in a wait, has let go
         self.registry.lives.close()
-
-
-def _start(work: Callable[[], None]) -> bool:
-    try:
-        threading.Thread(target=work, name="shmbus-departure", daemon=True).start()
-    except RuntimeError:  # the interpreter ends: our byte will tell that we are gone
-        return False
-    return True

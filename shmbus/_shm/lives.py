@@ -45,6 +45,7 @@ _TO_THE_END: Final = 0  # a length
 _HEAD_SLEEP: Final = 0.02  # seconds; the first in line looks again after it: a holder that died wakes nobody
 _PASS_OVER: Final = 0.3  # seconds that a loaded machine may take to run who is first in line
 _LINE_SLEEP: Final = 0.1  # the others, whose turn comes when the one before them has woken them
+_IN_VAIN: Final = 1.0  # a wait that tells of those to come: who was shorter may just have met somebody busy
 
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock, of every 64-bit Linux
 _REFUSED: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
@@ -71,7 +72,7 @@ class Lives:
         self._deferred: deque[Callable[[], None]] = deque()
         self._let_lie = (-1, 0.0)  # since when the lock was seen free, with whom next in line
         self.held_up = False
-        """The last wait for the lock was in vain: who only wants to leave need not wait again."""
+        """The last long wait for the lock was in vain: who only wants to leave need not wait again."""
 
     @classmethod
     def open(cls, name: str, *, create: bool = False, writable: bool = True, owner: int | None = None) -> Lives:
@@ -228,8 +229,9 @@ class Lives:
         try:
             with signals.held_off():
                 try:
-                    self.held_up = not self._acquire(time.monotonic() + timeout)
-                    if self.held_up:
+                    taken = self._acquire(time.monotonic() + timeout)
+                    self.held_up = not taken and (self.held_up or timeout >= _IN_VAIN)
+                    if not taken:
                         raise LockTimeoutError(f"lock of {self.name} not free within {timeout:g} s, held by {holder()}")
                     yield
                 finally:
@@ -283,9 +285,8 @@ class Lives:
         words = self._words()
         if time.monotonic() >= deadline:
             return False
-        ticket = _core.fetch_add(words, _core.LIVES_TICKETS, 1) % _TICKETS
-        while not self._try(_LINE + ticket):  # a word that lies: another one has that number
-            ticket = _core.fetch_add(words, _core.LIVES_TICKETS, 1) % _TICKETS
+        while not self._try(_LINE + (ticket := _core.fetch_add(words, _core.LIVES_TICKETS, 1) % _TICKETS)):
+            pass  # a word that lies: another one has that number
         try:  # its byte is freed with the lock, by `leave_turn`
             return self._stand(ticket, deadline)
         finally:  # whoever stands behind us, if we give up, is woken by us, since nobody else would
@@ -373,9 +374,8 @@ def describe_holder(lives: Lives) -> str:
 
 def _refused(error: OSError, name: str) -> OSError:
     if error.errno in _REFUSED:
-        return AccessError(
-            error.errno, f"the file system of {place.SHM_DIR} refuses record locks: {error.strerror}", name
-        )
+        said = f"the file system of {place.SHM_DIR} refuses record locks: {error.strerror}"
+        return AccessError(error.errno, said, name)
     return error
 
 
