@@ -48,6 +48,7 @@ LOOK: Final = 1.0
 SWEEP: Final = 0.25
 """Seconds between two looks at retired rings, while there are any."""
 
+_AGAIN: Final = 60.0  # seconds until what every look meets is logged again
 _log = logger("shmbus.supervisor")
 _loss_log = logger("shmbus.loss")
 
@@ -156,6 +157,7 @@ class _Supervisor:
         self.audited = audit.Losses()
         self.logged: tuple[int, list[int]] | None = None
         self.seen: overdue.Seen = {}
+        self.told: dict[str, float] = {}
         self.next_look = 0.0
         self.next_sweep = 0.0
 
@@ -284,27 +286,42 @@ class _Supervisor:
         return max(0.0, due - time.monotonic())
 
     def look(self) -> None:
-        """Read the books: who makes no progress, and what was lost since the last time."""
+        """Whatever keeps one part from being done, the file of a ring that is no ring say, keeps back no other."""
+        for part in (self.look_at_books, self.look_at_claims, self.look_at_pools):
+            try:
+                part()
+            except FileNotFoundError:
+                pass  # a ring that was removed meanwhile
+            except ShmbusError as error:
+                self.tell(error)
+
+    def look_at_books(self) -> None:
+        """Who makes no progress, and what was lost since the last time."""
         version = _core.load(self.registry.map, _core.BUS_VERSION)
-        try:
-            consumers = books.progress(self.registry, self.rings)
-            self.note_progress(self.registry.read(), consumers)
-            on_the_books = (version, [consumer.dropped for consumer in consumers])
-            if on_the_books != self.logged:
-                losses = books.losses(self.registry, self.rings)
-                self.log_losses(losses)
-                if audit.heard():
-                    self.audited.tell(books.stats(self.registry, self.rings), losses)
-                self.logged = on_the_books
-            if overdue.look(self.registry.read(), self.rings, self.seen):
-                self.take_back()
-            document = self.registry.read()
-            if self.rings.pools.has_dead(pools.ids(document), self.registry.lives):
-                self.bury([])
-        except FileNotFoundError:
-            pass  # a ring that was removed meanwhile
-        except ShmbusError as error:
-            _log.error("bus %s: %s", self.registry.bus, error)
+        consumers = books.progress(self.registry, self.rings)
+        self.note_progress(self.registry.read(), consumers)
+        on_the_books = (version, [consumer.dropped for consumer in consumers])
+        if on_the_books != self.logged:
+            losses = books.losses(self.registry, self.rings)
+            self.log_losses(losses)
+            if audit.heard():
+                self.audited.tell(books.stats(self.registry, self.rings), losses)
+            self.logged = on_the_books
+
+    def look_at_claims(self) -> None:
+        if overdue.look(self.registry.read(), self.rings, self.seen):
+            self.take_back()
+
+    def look_at_pools(self) -> None:
+        if self.rings.pools.has_dead(pools.ids(self.registry.read()), self.registry.lives):
+            self.bury([])
+
+    def tell(self, error: ShmbusError) -> None:
+        """Log what a look met; what every look meets, once a minute."""
+        text, now = str(error), time.monotonic()
+        if now >= self.told.get(text, 0.0):
+            self.told = {**(self.told if len(self.told) < 100 else {}), text: now + _AGAIN}
+            _log.error("bus %s: %s", self.registry.bus, text)
 
     def take_back(self) -> None:
         """What takes too long goes to others."""

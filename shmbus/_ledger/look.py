@@ -10,7 +10,8 @@ Must stay true:
   (`still_there`) must be told of from a later document.
 - Nothing refers back to a look: it lets go of its rings as soon as nobody needs it, and no collector has to come.
 - A ring leaves the document before its file goes, and comes into it after. So a file that is not there, while the
-  document that names it is the valid one, was removed by somebody else, and its books are lost.
+  document that names it is the valid one, was removed by somebody else, and its books are lost; so are those of a file
+  that is no ring.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final, cast
 
 from shmbus._log import logger
-from shmbus.errors import ClosedError, CorruptSegmentError
+from shmbus.errors import ClosedError, CorruptSegmentError, LayoutMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,9 +44,10 @@ class Look:
         self.registry: Final = registry
         self.broadcast: Final[dict[int, _core.BroadcastRing]] = {}
         self.work: Final[dict[int, _core.WorkRing]] = {}
+        self._spoilt: Final[dict[int, str]] = {}
         self.document: Final = self._hold(rings)
         self.lost: Final = [r for r in self.document.rings if r.id not in self.broadcast and r.id not in self.work]
-        """Rings that are named and not there."""
+        """Rings that are named and not there, or not what they should be."""
         self._rings: defaultdict[tuple[int, int], list[RingEntry]] = defaultdict(list)
         for entry in self.document.rings:
             if entry.id in self.broadcast or entry.id in self.work:
@@ -59,6 +61,7 @@ class Look:
             rings.keep_only({r.id for r in document.rings})
             self.broadcast.clear()
             self.work.clear()
+            self._spoilt.clear()
             missing = False
             for entry in document.rings:
                 try:
@@ -68,6 +71,8 @@ class Look:
                         self.broadcast[entry.id] = rings.broadcast(entry)
                 except FileNotFoundError:
                     missing = True
+                except (CorruptSegmentError, LayoutMismatchError) as error:  # one that is spoilt says nothing of others
+                    self._spoilt[entry.id] = str(error)
             if not missing:
                 return document
             if self.registry.removed or not self.registry.linked():
@@ -82,7 +87,8 @@ class Look:
         for entry in self.lost:
             if entry.id not in self.registry.lost_rings:
                 self.registry.lost_rings.add(entry.id)
-                _log.error("bus %s: the books of ring %d are lost: its file is gone", self.registry.bus, entry.id)
+                why = self._spoilt.get(entry.id, "its file is gone")
+                _log.error("bus %s: the books of ring %d are lost: %s", self.registry.bus, entry.id, why)
 
     def sources(self, consumer: ConsumerEntry) -> list[RingEntry]:
         """The rings that have books of a consumer."""
