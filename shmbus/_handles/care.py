@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 BOUND: Final = 1.0
 """Seconds of the longest sleep: what a wake-up that got lost with its sender costs."""
 _SPAWN_AGAIN: Final = 30.0  # seconds until a supervisor that could not be started is tried again
+_STARTS: Final = 2  # in vain, in a row: one may have been killed, or be slow
 
 _log = logger("shmbus.bus")
 
@@ -49,6 +50,7 @@ class Care:
         self._processes = -1
         self._crowded = False
         self._told = False
+        self._missed = self._missing = 0  # of those that were started: when the last one was, how many did not come
         self._seen: overdue.Seen = {}
         self._stalls: Final = policies.Stalls()
 
@@ -145,6 +147,8 @@ class Care:
         """
         if not self._session.supervise or self._on_its_way() or time.monotonic() < self._next_spawn:
             return
+        if self._in_vain():
+            return
         with self._session.locked(timeout):
             if self._on_its_way():
                 return
@@ -158,6 +162,22 @@ class Care:
             if self._next_spawn == 0.0:
                 _log.warning("bus %s has no supervisor, its participants stand in: %s", self._session.bus, error)
             self._next_spawn = time.monotonic() + _SPAWN_AGAIN
+
+    def _in_vain(self) -> bool:
+        """The last two that were started have not come into office: another one is not started for a while."""
+        started = _core.load(self._session.map, _core.BUS_SUPERVISOR_SPAWNED)
+        if _core.load(self._session.map, _core.BUS_SUPERVISOR_BEAT) >= started:
+            self._missing = 0
+        elif started != self._missed:
+            self._missed, self._missing = started, self._missing + 1
+            if self._missing == _STARTS:
+                _log.warning(
+                    "bus %s has no supervisor, its participants stand in: what was started ended before it was"
+                    " in office (`shmbus supervise %s` shows why), or one is stopped on its way there",
+                    self._session.bus,
+                    self._session.bus,
+                )
+        return self._missing >= _STARTS and 0 <= time.time_ns() - started < _SPAWN_AGAIN * 1e9
 
     def _on_its_way(self) -> bool:
         """A supervisor is there, or was started a moment ago."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from shmbus import _core
-from shmbus._handles.session import LEAVE_TIMEOUT
+from shmbus._handles.session import LEAVE_TIMEOUT, leaving_within
 from shmbus.errors import ClosedError, CorruptSegmentError
 
 
@@ -30,9 +30,10 @@ open_buses: Final[weakref.WeakSet[Leaves]] = weakref.WeakSet()
 def close_all() -> None:
     """A second for all buses."""
     _core.exit_begins(LEAVE_TIMEOUT)
-    for bus in list(open_buses):
-        with suppress(ClosedError, CorruptSegmentError):  # there is nobody left to tell
-            bus.close()
+    with leaving_within(LEAVE_TIMEOUT):
+        for bus in list(open_buses):
+            with suppress(ClosedError, CorruptSegmentError):  # there is nobody left to tell
+                bus.close()
 
 
 @functools.lru_cache(maxsize=1)

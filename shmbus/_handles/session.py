@@ -41,7 +41,18 @@ LEAVE_TIMEOUT: Final = 1.0
 _ALL: Final = 2**64 - 1
 _OPEN_TIMEOUT: Final = 30.0  # seconds for a removal that is under way; it takes milliseconds
 
+_deadlines: Final[list[float]] = []
 _log = logger("shmbus.bus")
+
+
+@contextmanager
+def leaving_within(seconds: float) -> Iterator[None]:
+    """However many sessions leave in a `with` block, they wait for no longer than this, in all."""
+    _deadlines.append(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _deadlines.pop()
 
 
 class Session:
@@ -320,7 +331,9 @@ class Session:
                 raise
 
     def _patience(self) -> float:
-        return 0.0 if self.registry.lives.held_up else LEAVE_TIMEOUT
+        if self.registry.lives.held_up:
+            return 0.0
+        return min([LEAVE_TIMEOUT, *(max(0.0, end - time.monotonic()) for end in _deadlines)])
 
     def close(self) -> None:
         """Leave the bus, with all that is still open; the last one to leave removes it, unless a group is owed events.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from events import SMALL, Order
@@ -12,7 +13,7 @@ from support import Processes, eventually, line
 
 import shmbus
 from shmbus import Bus
-from shmbus._handles import late
+from shmbus._handles import late, session
 
 
 @pytest.fixture
@@ -99,6 +100,19 @@ def test_somebody_busy_puts_off_no_departure(bus: Bus) -> None:
         subscriber.close()
         assert not names(bus)
         thread.join()
+
+
+def test_all_buses_of_a_process_leave_in_one_time(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the exit the next bus waits for its lock for as long as the ones before it have left of the second."""
+    now = 100.0
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now))
+    with session.leaving_within(1.0):
+        assert bus._session._patience() == 1.0
+        now += 0.75
+        assert bus._session._patience() == 0.25
+        now += 5.0
+        assert bus._session._patience() == 0.0
+    assert bus._session._patience() == session.LEAVE_TIMEOUT
 
 
 def be_without_descriptors(name: str) -> None:
