@@ -84,19 +84,19 @@ class Late:
         return True
 
     def close_now(self) -> None:
-        """The session leaves, in this thread, once it has let go of the lock."""
-        if self._close_once() or not _start(self._close):
+        """The session leaves, in this thread, which has let go of the lock: it waits as long as any that leaves."""
+        if self._close_once(self._session.patience()) or not _start(self._close):
             self._session.let_go()
 
     def _close(self) -> None:
-        while not self._close_once():
+        while not self._close_once(_PATIENCE):
             time.sleep(_RESPITE)
         self._session.let_go()
 
-    def _close_once(self) -> bool:
+    def _close_once(self, patience: float) -> bool:
         """False: not yet."""
         try:
-            with self._session.registry.locked(_PATIENCE) as change:
+            with self._session.registry.locked(patience) as change:
                 self._session.leave(change)
         except (ShmbusError, OSError) as error:
             later = isinstance(error, NOT_NOW) and self._session.registry.lives.shared

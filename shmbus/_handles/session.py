@@ -318,7 +318,7 @@ class Session:
         Otherwise it is waited for a second, once however many leave, and then done by a thread of its own.
         """
         try:
-            with self.locked(self._patience()) as change:
+            with self.locked(self.patience()) as change:
                 leave(change)
         except LockHeldError:
             self.registry.lives.defer(lambda: self.depart(leave))
@@ -330,7 +330,8 @@ class Session:
             if not _core.exiting():  # by a signal handler, while we waited for the lock
                 raise
 
-    def _patience(self) -> float:
+    def patience(self) -> float:
+        """Seconds that whoever leaves now waits for the bus lock."""
         if self.registry.lives.held_up:
             return 0.0
         return min([LEAVE_TIMEOUT, *(max(0.0, end - time.monotonic()) for end in _deadlines)])
@@ -348,7 +349,7 @@ class Session:
         later = False
         self.tell_supervisor()  # now too: once the bus is removed, its channel has no name to be opened by
         try:
-            with self.registry.locked(self._patience()) as change:
+            with self.registry.locked(self.patience()) as change:
                 self.leave(change)
         except LockHeldError:
             self.registry.lives.defer(self._late.close_now)

@@ -57,6 +57,37 @@ def test_a_bus_whose_leave_is_put_off_leaves_in_the_end(
         publisher.publish_many([Order(n) for n in range(1000)])
 
 
+class Stop(BaseException):
+    pass
+
+
+def test_a_handler_that_closes_ends_a_wait_for_the_lock(
+    bus: Bus, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler closes a bus and raises, while its thread waits for the lock: that bus leaves as any other does."""
+    monkeypatch.setattr(late, "_PATIENCE", 3600.0)
+    other = Bus(bus.name, supervise=False)
+    subscriber = other.subscriber(SMALL, name="ghost")
+
+    def stop(number: int, frame: object) -> None:
+        other.close()
+        raise Stop
+
+    stopped = processes.spawn(stop_under_the_lock, bus.name)
+    assert line(stopped) == "holding"
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(Stop), bus._session.locked(3600.0):
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert subscriber.closed
+    stopped.send_signal(signal.SIGCONT)
+    assert stopped.wait(30.0) == 0
+    eventually(lambda: not names(bus), "nothing is left of it")
+
+
 def test_where_no_thread_is_to_be_had(bus: Bus, processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot leave at once, nor by a thread (a limit of processes), leaves with the next look after the bus."""
     other = Bus(bus.name, supervise=False)
@@ -107,12 +138,12 @@ def test_all_buses_of_a_process_leave_in_one_time(bus: Bus, monkeypatch: pytest.
     now = 100.0
     monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now))
     with session.leaving_within(1.0):
-        assert bus._session._patience() == 1.0
+        assert bus._session.patience() == 1.0
         now += 0.75
-        assert bus._session._patience() == 0.25
+        assert bus._session.patience() == 0.25
         now += 5.0
-        assert bus._session._patience() == 0.0
-    assert bus._session._patience() == session.LEAVE_TIMEOUT
+        assert bus._session.patience() == 0.0
+    assert bus._session.patience() == session.LEAVE_TIMEOUT
 
 
 def be_without_descriptors(name: str) -> None:
