@@ -135,17 +135,22 @@ class Session:
     def locked(self, timeout: float = LOCK_TIMEOUT) -> Iterator[Change]:
         """The bus lock, in a process that is still entered. Raises ReclaimedError, ClosedError, LockTimeoutError."""
         self.check()
-        with self.registry.locked(timeout) as change:
-            if self.closed:  # by another thread, while we waited
+        try:
+            with self.registry.locked(timeout, lambda: self.closed) as change:
+                if self.closed:  # by another thread, while we waited
+                    self.raise_closed()
+                if self.registry.removed:
+                    raise ClosedError(f"bus {self.bus!r} was removed")
+                self._repair(change)
+                me = change.document.participant(self.participant)
+                if me is None or me.state == "reclaiming":
+                    raise ReclaimedError(self.why_reclaimed(f"process {self.pid}"))
+                with self.rings.pinned():
+                    yield change
+        except LockTimeoutError:
+            if self.closed:  # by a signal handler, or by another thread
                 self.raise_closed()
-            if self.registry.removed:
-                raise ClosedError(f"bus {self.bus!r} was removed")
-            self._repair(change)
-            me = change.document.participant(self.participant)
-            if me is None or me.state == "reclaiming":
-                raise ReclaimedError(self.why_reclaimed(f"process {self.pid}"))
-            with self.rings.pinned():
-                yield change
+            raise
 
     def why_reclaimed(self, who: str) -> str:
         """The message of a ReclaimedError of this process."""

@@ -38,7 +38,7 @@ from shmbus.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from shmbus._ledger.document import Membership, Section
 
@@ -212,7 +212,7 @@ class Registry:
     # -- changing
 
     @contextmanager
-    def locked(self, timeout: float = LOCK_TIMEOUT) -> Iterator[Change]:
+    def locked(self, timeout: float = LOCK_TIMEOUT, ended: Callable[[], bool] = bool) -> Iterator[Change]:
         """Hold the bus lock and change the document; nothing is changed without `Change.commit`.
 
         Raises ClosedError when the bus was removed, LockTimeoutError when its holder does not let go, and
@@ -220,7 +220,7 @@ class Registry:
         """
         whole, change = True, None
         try:
-            with self.lives.locked(timeout, lambda: describe_holder(self.lives)):
+            with self.lives.locked(timeout, lambda: describe_holder(self.lives), ended):
                 if not self.linked():
                     raise FileNotFoundError(self.segment.name)
                 died_inside = _core.load(self.map, _core.BUS_HOLDER) != 0

@@ -214,11 +214,11 @@ class Lives:
     # -- the bus lock
 
     @contextmanager
-    def locked(self, timeout: float, holder: Callable[[], str]) -> Iterator[None]:
+    def locked(self, timeout: float, holder: Callable[[], str], ended: Callable[[], bool] = bool) -> Iterator[None]:
         """Hold the bus lock, with signals held off; they are let in while it is waited for.
 
         Whoever came first is first. Raises LockTimeoutError, whose message ends in what `holder` returns, after
-        `timeout` seconds, and LockHeldError, which is one, at once in a thread that has it.
+        `timeout` seconds or once `ended` is true, and LockHeldError, which is one, at once in a thread that has it.
         """
         if self._owner == threading.get_ident():
             raise LockHeldError(f"lock of {self.name}: this very thread holds it, and was interrupted under it")
@@ -229,8 +229,8 @@ class Lives:
         try:
             with signals.held_off():
                 try:
-                    taken = self._acquire(time.monotonic() + timeout)
-                    self.held_up = not taken and (self.held_up or timeout >= _IN_VAIN)
+                    taken = self._acquire(time.monotonic() + timeout, ended)
+                    self.held_up = not taken and (self.held_up or (timeout >= _IN_VAIN and not ended()))
                     if not taken:
                         raise LockTimeoutError(f"lock of {self.name} not free within {timeout:g} s, held by {holder()}")
                     yield
@@ -251,15 +251,15 @@ class Lives:
         """The pid, as `holder` gives it, of the process that has the bus lock; None if nobody else has."""
         return self._find(_LOCK, 1)
 
-    def _acquire(self, deadline: float) -> bool:
+    def _acquire(self, deadline: float, ended: Callable[[], bool]) -> bool:
         while not _core.take_turn(self):
             seen = _core.load(self._words(), _core.LIVES_RELEASES)
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= 0 or ended():
                 return False
             if self._turn.locked():
                 self._sleep(seen, min(left, _LINE_SLEEP), 1 << _core.LINE_THREADS)
-        return self._take() or self._queue(deadline)
+        return self._take() or self._queue(deadline, ended)
 
     def _sleep(self, seen: int, seconds: float, bits: int) -> None:
         with signals.let_in():
@@ -280,7 +280,7 @@ class Lives:
         next = _core.load(self._words(), _core.LIVES_NEXT)
         return next if next <= _core.load(self._words(), _core.LIVES_TICKETS) < _TICKETS else 0  # a word that lies
 
-    def _queue(self, deadline: float) -> bool:
+    def _queue(self, deadline: float, ended: Callable[[], bool]) -> bool:
         """Wait in line; False at the deadline."""
         words = self._words()
         if time.monotonic() >= deadline:
@@ -288,11 +288,11 @@ class Lives:
         while not self._try(_LINE + (ticket := _core.fetch_add(words, _core.LIVES_TICKETS, 1) % _TICKETS)):
             pass  # a word that lies: another one has that number
         try:  # its byte is freed with the lock, by `leave_turn`
-            return self._stand(ticket, deadline)
+            return self._stand(ticket, deadline, ended)
         finally:  # whoever stands behind us, if we give up, is woken by us, since nobody else would
             _core.wake(words, _core.LIVES_RELEASES, _bit(ticket + 1))
 
-    def _stand(self, ticket: int, deadline: float) -> bool:
+    def _stand(self, ticket: int, deadline: float, ended: Callable[[], bool]) -> bool:
         words = self._words()
         free_since = 0.0
         while True:
@@ -307,7 +307,7 @@ class Lives:
                 _core.store(words, _core.LIVES_NEXT, max(ticket + 1, self._next()))
                 return True
             left = deadline - now
-            if left <= 0:
+            if left <= 0 or ended():
                 return False
             self._sleep(seen, min(left, _HEAD_SLEEP if first or free else _LINE_SLEEP), _bit(ticket))
 

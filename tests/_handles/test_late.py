@@ -88,6 +88,28 @@ def test_a_handler_that_closes_ends_a_wait_for_the_lock(
     eventually(lambda: not names(bus), "nothing is left of it")
 
 
+@pytest.mark.parametrize("thread", [False, True])
+def test_closing_ends_a_wait_for_the_lock(bus: Bus, processes: Processes, thread: bool) -> None:
+    """Who waits for the lock of a bus that is closed, by a signal handler or another thread, need not wait on."""
+    other = Bus(bus.name, supervise=False)
+    stopped = processes.spawn(stop_under_the_lock, bus.name)
+    assert line(stopped) == "holding"
+    closing = threading.Timer(0.3, other.close)
+    before = signal.signal(signal.SIGALRM, lambda number, frame: other.close())
+    try:
+        if thread:
+            closing.start()
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(shmbus.ClosedError, match="is closed"), other._session.locked(3600.0):
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    stopped.send_signal(signal.SIGCONT)
+    assert stopped.wait(30.0) == 0
+    eventually(lambda: len(bus._session.registry.read().participants) == 1, "nothing is left of it")
+
+
 def test_where_no_thread_is_to_be_had(bus: Bus, processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot leave at once, nor by a thread (a limit of processes), leaves with the next look after the bus."""
     other = Bus(bus.name, supervise=False)
@@ -158,7 +180,13 @@ def be_without_descriptors(name: str) -> None:
     import shmbus
     from shmbus import Bus
 
-    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    told: list[str] = []
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    logging.getLogger("shmbus").addHandler(Heard())
     bus, other = Bus(name, supervise=False), Bus(name, supervise=False)
     subscriber, publisher = bus.subscriber(SMALL, name="here"), other.publisher(SMALL)
     publisher.publish(Order(0))
@@ -179,7 +207,7 @@ def be_without_descriptors(name: str) -> None:
     publisher.publish(Order(2))
     subscriber.close()
     bus.close()
-    print("closed", flush=True)
+    print("closed, told:", any("cannot look after it" in text for text in told), flush=True)
     sys.stdin.readline()
     for descriptor in taken:
         os.close(descriptor)
@@ -213,18 +241,14 @@ def test_without_descriptors_it_is_waited_and_left(bus: Bus, processes: Processe
     worker.kill()
     worker.wait()
 
-    said: list[str] = []
-
-    def goes_on(until: str) -> None:
+    def goes_on() -> str:
         child.stdin.write("\n")  # type: ignore[union-attr]
         child.stdin.flush()  # type: ignore[union-attr]
-        while not said or said[-1] != until:
-            said.append(line(child))
+        return line(child)
 
-    goes_on("closed")
-    assert "received 1" in said
-    assert any("this process cannot look after it" in text for text in said)
-    goes_on("free")
+    assert goes_on() == "received 1"
+    assert line(child) == "closed, told: True"
+    assert goes_on() == "free"
     eventually(lambda: names(bus) == {"pool"}, "nothing is left of its subscriber")
     child.communicate("\n", timeout=30.0)
     assert child.returncode == 0
