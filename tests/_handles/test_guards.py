@@ -319,14 +319,17 @@ def test_no_references_leak() -> None:
     tracemalloc.start()
     cycle()
     gc.collect()
-    base = tracemalloc.get_traced_memory()[0]
-    for _ in range(4):
-        cycle()
-    gc.collect()
-    grown = tracemalloc.get_traced_memory()[0] - base
+    grown = []
+    for _ in range(3):
+        base = tracemalloc.get_traced_memory()[0]
+        for _ in range(4):
+            cycle()
+        gc.collect()
+        grown.append(tracemalloc.get_traced_memory()[0] - base)
     tracemalloc.stop()
     assert [sys.getrefcount(thing) for thing in shared] == before
-    assert grown < 16_000, f"{grown} bytes after 1,000 rounds: the smallest object takes 16"
+    # A leak is in each of them; what is made once, a table that grows, say, is not.
+    assert min(grown) < 16_000, f"{grown} bytes after 1,000 rounds each: the smallest object takes 16"
 
 
 def test_handles_let_go() -> None:
