@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -230,14 +231,20 @@ def test_first_come_first_served(lives: Lives, name: str, processes: Processes) 
     assert [who for _, who in served] == ["0", "1", "3", "4", "5"]
 
 
+def stopped_in_line(lives: Lives, name: str, processes: Processes) -> subprocess.Popen[str]:
+    """Somebody who stands in line as the first ever, and is stopped."""
+    child = processes.spawn(queue, name, "first")
+    assert line(child) == "queueing"
+    eventually(lambda: tickets(lives) == 1, "it stands in line")
+    child.send_signal(signal.SIGSTOP)
+    eventually(lambda: told.stopped(child.pid), "it stands still")
+    return child
+
+
 def test_a_stopped_waiter_is_passed_over(lives: Lives, name: str, processes: Processes) -> None:
     """Who is stopped in line holds up nobody behind it, and gets the lock when it wakes."""
     with lives.locked(PATIENT, nobody):
-        first = processes.spawn(queue, name, "first")
-        assert line(first) == "queueing"
-        eventually(lambda: tickets(lives) == 1, "it stands in line")
-        first.send_signal(signal.SIGSTOP)
-        eventually(lambda: told.stopped(first.pid), "it stands still")
+        first = stopped_in_line(lives, name, processes)
         second = processes.spawn(queue, name, "second")
         assert line(second) == "queueing"
         eventually(lambda: tickets(lives) == 2, "it stands in line")
@@ -249,11 +256,7 @@ def test_a_stopped_waiter_is_passed_over(lives: Lives, name: str, processes: Pro
 def test_a_stopped_waiter_holds_up_nobody_who_only_tries(lives: Lives, name: str, processes: Processes) -> None:
     """Who is stopped in line keeps the lock neither from who tries without waiting, nor for long from anybody twice."""
     with lives.locked(PATIENT, nobody):
-        first = processes.spawn(queue, name, "first")
-        assert line(first) == "queueing"
-        eventually(lambda: tickets(lives) == 1, "it stands in line")
-        first.send_signal(signal.SIGSTOP)
-        eventually(lambda: told.stopped(first.pid), "it stands still")
+        first = stopped_in_line(lives, name, processes)
     with pytest.raises(LockTimeoutError), lives.locked(0, nobody):
         pass  # it may be about to come
 
